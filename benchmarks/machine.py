@@ -1,0 +1,42 @@
+"""One sentence on the machine and the versions a result was made with: no host name, no path."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "ray", "torchft", "quantarion")
+
+
+def describe() -> str:
+    """Cores, processor, memory, kernel, Python, packages and the date, for the foot of a results page."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    packages = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
+    parts = [
+        f"{len(os.sched_getaffinity(0))} cores of {_processor()}",
+        f"{memory:.0f} GiB",
+        f"{platform.system()} {platform.release().split('-')[0]}",
+        f"Python {platform.python_version()}",
+        *packages,
+    ]
+    return f"{', '.join(parts)}; {datetime.now(UTC):%Y-%m-%d}."
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,99 @@
+"""What the membership machine decides: small frozen records, carried out by the coordinator's shell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from workers.identity import Generation, StateId
+
+
+@dataclass(frozen=True)
+class SendPrepare:
+    """PREPARE to one worker; its agent kills it if it has not answered after `timeout` seconds."""
+
+    worker: str
+    generation: Generation
+    at_step: int
+    timeout: float
+    busy_timeout: float = 0.0
+
+
+@dataclass(frozen=True)
+class MemberPlan:
+    """One line of a CONFIGURE."""
+
+    worker: str
+    rank: int
+    host: str
+    peer_address: str
+    state: StateId
+    donor: bool
+    on_line: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A generation: what CONFIGURE says to every member."""
+
+    generation: Generation
+    members: tuple[MemberPlan, ...]
+    authority: StateId
+    attempt: int
+    first: bool
+    stop: bool
+
+
+@dataclass(frozen=True)
+class SendConfigure:
+    worker: str
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class SendJoin:
+    worker: str
+    donors: tuple[MemberPlan, ...]
+
+
+@dataclass(frozen=True)
+class SendExit:
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class KillWorker:
+    """Ask the agent to kill a process of its host."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SpawnWorker:
+    host: str
+    delay: float = 0.0
+
+
+@dataclass(frozen=True)
+class DropHost:
+    """Its placement group and agent are to be removed."""
+
+    host: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """An event for events.jsonl and the log."""
+
+    kind: str
+    fields: dict[str, object]
+
+
+@dataclass(frozen=True)
+class EndJob:
+    exit_code: int
+    message: str
+
+
+Action = SendPrepare | SendConfigure | SendJoin | SendExit | KillWorker | SpawnWorker | DropHost | Record | EndJob

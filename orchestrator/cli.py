@@ -1,0 +1,116 @@
+"""The command line. Each command imports what it calls when it is called: `status` never waits for torch or Ray."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.errors import UserError
+
+app = typer.Typer(
+    name="quantarion",
+    help="Trains one model on many unreliable hosts; exit codes stand in docs/architecture.md.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Storage = Annotated[Path, typer.Option(help="Folder that holds a folder per job.")]
+DEFAULT_STORAGE = Path("runs")
+
+
+@app.command()
+def train(
+    job: Annotated[
+        Path, typer.Argument(metavar="JOB", help="A JobSpec (.yaml), or a script (.py) to run with the defaults.")
+    ],
+    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; without it Ray starts in here.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the job.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="With --resume: from the newest exact checkpoint, bit for bit.")
+    ] = False,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a key: --set hosts.max=3. Repeatable."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report to this file too.")] = None,
+) -> None:
+    """Train a job to its end."""
+    from orchestrator import jobspec
+
+    if exact and not resume:
+        raise UserError("--exact chooses the checkpoint to go on from; write --resume --exact")
+    spec = jobspec.load(job, sets or [])
+    from orchestrator import launch  # after the checks: a wrong JobSpec is refused at once
+
+    raise typer.Exit(launch.train(spec, address=address, resume=resume, exact=exact, report=report))
+
+
+@app.command()
+def status(
+    job: Annotated[
+        str | None, typer.Argument(metavar="JOB", help="Name of the job; without it all jobs are listed.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Show how far a job is, and its ranks."""
+    from orchestrator import status
+
+    raise typer.Exit(status.show(job, storage, as_json))
+
+
+@app.command()
+def stop(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.")],
+    now: Annotated[bool, typer.Option("--now", help="Without a checkpoint.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Finish the step, save a checkpoint, end the job."""
+    from orchestrator import stop
+
+    raise typer.Exit(stop.stop(job, storage, now))
+
+
+@app.command()
+def doctor(
+    storage: Storage = DEFAULT_STORAGE,
+    sweep: Annotated[bool, typer.Option(help="Remove what dead jobs left.")] = True,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to sweep too.")] = None,
+) -> None:
+    """Say what will and what will not work here, and sweep what dead jobs left."""
+    from orchestrator import doctor
+
+    raise typer.Exit(doctor.run(storage, sweep, address))
+
+
+@app.command()
+def audit(folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Folder of a run: runs/my-job.")]) -> None:
+    """Check that each sample of each epoch is in exactly one committed step."""
+    from orchestrator import audit
+
+    raise typer.Exit(audit.main(folder))
+
+
+@app.command()
+def schema(markdown: Annotated[bool, typer.Option("--markdown", help="As docs/jobspec.md.")] = False) -> None:
+    """Print the JSON schema of the JobSpec."""
+    from orchestrator import jobspec
+    from orchestrator.schema import markdown as as_markdown
+
+    tree = jobspec.json_schema()
+    sys.stdout.write(as_markdown(tree) if markdown else json.dumps(tree, indent=2) + "\n")
+
+
+def main() -> int:
+    """The console script: runs a command and leaves with its exit code; a UserError is one line on stderr."""
+    try:
+        app(prog_name="quantarion")
+    except UserError as error:
+        sys.stderr.write(f"quantarion: {error}\n")
+        return error.exit_code
+    return 0

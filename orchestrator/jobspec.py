@@ -1,0 +1,120 @@
+"""The JobSpec: one YAML file, validated, assembled from the configuration models of its owners."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from orchestrator import jobfile
+from orchestrator.errors import UserError
+from orchestrator.refusals import refusal
+from orchestrator.schema import fields
+from workers.config import Config, Count, TrainingConfig, unit
+
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class HostsConfig(Config):
+    """On how many hosts the job runs, and how long it waits for them."""
+
+    min: Count = Field(1, description="With fewer than these nothing is trained.", json_schema_extra=unit("hosts"))
+    max: Count = Field(1, description="More than these are never taken.", json_schema_extra=unit("hosts"))
+    wait: Seconds = Field(
+        300.0, description="Wait for `min` hosts at the start; then exit code 7.", json_schema_extra=unit("seconds")
+    )
+    replace_wait: Seconds = Field(
+        300.0,
+        description="Wait for others when fewer than `min` hosts are left of a running job; then exit code 9.",
+        json_schema_extra=unit("seconds"),
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(
+                f"hosts.min is {self.min}, more than hosts.max, which is {self.max}; "
+                f"write hosts.min: {self.max} or less, or hosts.max: {self.min} or more"
+            )
+        return self
+
+
+class LimitsConfig(Config):
+    """When the coordinator gives up a host."""
+
+    agent_grace: Seconds = Field(
+        20.0,
+        description="For a lost agent to come back while the collectives of its host still progress.",
+        json_schema_extra=unit("seconds"),
+    )
+    exits_allowed: int = Field(
+        5,
+        ge=0,
+        description="Exits of ranks of one host within `exits_window`; one more is evidence against the host.",
+        json_schema_extra=unit("exits"),
+    )
+    exits_window: Seconds = Field(600.0, description="How far back exits are counted.", json_schema_extra=unit("seconds"))
+
+
+class JobSpec(TrainingConfig):
+    """A job: what is trained, on how many hosts, and when a host is given up."""
+
+    hosts: HostsConfig = Field(default_factory=HostsConfig, description="On how many hosts the job runs.")
+    ranks_per_host: Count = Field(2, description="Training processes of a host.", json_schema_extra=unit("ranks"))
+    spares_per_host: int = Field(
+        1,
+        ge=0,
+        description="Idle processes of a host that have loaded everything and replace a dead rank within seconds.",
+        json_schema_extra=unit("processes"),
+    )
+    limits: LimitsConfig = Field(default_factory=LimitsConfig, description="When the coordinator gives up a host.")
+
+    @model_validator(mode="after")
+    def _check_ranks(self) -> Self:
+        ranks = self.hosts.max * self.ranks_per_host
+        if self.global_batch < ranks:
+            raise ValueError(
+                f"global_batch is {self.global_batch}, less than a sample for each of the {ranks} ranks "
+                f"(hosts.max {self.hosts.max} times ranks_per_host {self.ranks_per_host}); "
+                f"write global_batch: {ranks} or more"
+            )
+        return self
+
+
+def load(path: Path, sets: list[str]) -> JobSpec:
+    """The JobSpec in a YAML file, or the default one for a Python script, with `--set` changes on top, in order.
+
+    Raises UserError (exit code 2) with one sentence: the key, the value, and what to write instead.
+    """
+    values = _for_script(path) if path.suffix == ".py" else jobfile.read(path)
+    set_keys = {jobfile.assign(values, setting): setting for setting in sets}
+    try:
+        spec = JobSpec.model_validate(values)
+    except ValidationError as error:
+        key, reason = refusal(error, fields(json_schema()))
+        setting = next((set_keys[each] for each in set_keys if _related(key, each)), None)
+        raise UserError(f"{f'--set {setting}' if setting else path}: {reason}") from None
+    script = spec.task.script
+    if script is not None and not script.is_file():
+        raise UserError(
+            f"{path}: task.script is '{script}', which is no file; write the path of a script, from this folder"
+        )
+    return spec
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a JobSpec file."""
+    return JobSpec.model_json_schema()
+
+
+def _related(key: str, other: str) -> bool:
+    """Is one of the keys the other, or a group that holds it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def _for_script(path: Path) -> jobfile.Values:
+    """The keys for a script without a JobSpec: named after its file."""
+    name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:63]
+    return {"name": name or "job", "task": {"script": str(path)}}

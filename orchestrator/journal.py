@@ -1,0 +1,120 @@
+"""The coordinator's memory in the job's storage: incarnation, journal, fence, address (EP-12).
+
+The incarnation is taken by creating a file exclusively, so of two coordinators one gets the higher number and the other's
+directives are stale. Everything is small and replaced atomically or appended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workers.identity import NO_GENERATION, Generation
+
+
+@dataclass
+class Remembered:
+    """What a restarted coordinator knows from its predecessor."""
+
+    generation: Generation = NO_GENERATION
+    formed: bool = False
+    launch: float = 0.0
+    stopping: bool = False  # somebody asked for the end
+    hosts: dict[str, dict[str, Any]] = field(default_factory=dict)  # host -> address, node_id, placement group
+    members: dict[str, int] = field(default_factory=dict)  # of the last generation: worker -> rank
+
+
+class Journal:
+    """One incarnation's journal in `<job>/control/`.
+
+    `launch` (Unix seconds) tells the starts of a job apart: only a coordinator of the same start takes over hosts.
+    """
+
+    def __init__(self, job_folder: Path, launch: float) -> None:
+        self.launch = launch
+        self.folder = job_folder / "control"
+        self._job_folder = job_folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.incarnation = self._take_incarnation()
+        self.remembered = self._read()
+        self._fd = os.open(self.folder / "journal.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def _take_incarnation(self) -> int:
+        taken = [int(p.name.removeprefix("incarnation-")) for p in self.folder.glob("incarnation-*")]
+        number = max(taken, default=0)
+        while True:
+            number += 1
+            try:
+                os.close(os.open(self.folder / f"incarnation-{number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            except FileExistsError:
+                continue
+            return number
+
+    @property
+    def deposed(self) -> bool:
+        """True where a later incarnation exists: this one must not act any more."""
+        return (self.folder / f"incarnation-{self.incarnation + 1}").exists()
+
+    def _read(self) -> Remembered:
+        remembered = Remembered()
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.folder / "journal.jsonl").read_bytes().splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue  # torn by a crash: what it announced was not done
+                _replay(remembered, entry)
+        if remembered.launch != self.launch:
+            return Remembered(launch=self.launch, generation=remembered.generation)
+        return remembered
+
+    def begin(self) -> bool:
+        """Put this incarnation on record; True where it goes on from a predecessor of the same start."""
+        took_over = bool(self.remembered.hosts)
+        self.write({"entry": "started", "incarnation": self.incarnation, "launch": self.launch})
+        return took_over
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Append one entry before it is acted on."""
+        os.write(self._fd, (json.dumps(entry) + "\n").encode())
+
+    def fence(self, generation: Generation) -> None:
+        """From now on nothing of an older generation may publish (GM-6)."""
+        replace_json(self.folder / "fence.json", {"incarnation": generation.incarnation, "counter": generation.counter})
+
+    def announce(self, address: str, started: float) -> None:
+        """Tell agents and commands where this incarnation listens."""
+        content = {"incarnation": self.incarnation, "address": address, "pid": os.getpid(), "started": started}
+        replace_json(self._job_folder / "coordinator.json", content)
+
+
+def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
+    match entry.get("entry"):
+        case "started":
+            if entry["launch"] != remembered.launch:
+                remembered.launch = float(entry["launch"])
+                remembered.hosts.clear()
+                remembered.members.clear()
+                remembered.stopping = False
+                remembered.formed = False
+        case "generation":
+            remembered.generation = Generation(*entry["generation"])
+            remembered.members = {str(m["worker"]): int(m["rank"]) for m in entry["members"]}
+            remembered.formed = True
+        case "stopping":
+            remembered.stopping = True
+        case "host":
+            remembered.hosts[entry["host"]] = {k: v for k, v in entry.items() if k != "entry"}
+        case "host_dropped":
+            remembered.hosts.pop(entry["host"], None)
+
+
+def replace_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a small file so that readers see the old or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)

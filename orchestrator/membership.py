@@ -1,0 +1,729 @@
+"""Who is a member: the coordinator's side of the elastic step, as a pure state machine (EP-8 to EP-15).
+
+Events are method calls that carry the time; what is to be done about them comes back as a list of actions. No clock, no
+socket, no Ray: the shell (`coordinator.py`) and the model-checking test drive the same object.
+"""
+
+from __future__ import annotations
+
+from orchestrator.actions import (
+    Action,
+    DropHost,
+    EndJob,
+    KillWorker,
+    MemberPlan,
+    Plan,
+    Record,
+    SendConfigure,
+    SendExit,
+    SendJoin,
+    SendPrepare,
+    SpawnWorker,
+)
+from orchestrator.roster import HostView, Incident, JobPhase, Role, Rules, WorkerView
+from workers.identity import NO_GENERATION, NOWHERE, Generation, StateId
+from workers.protocol import Answer, RankState
+
+__all__ = [
+    "Action",
+    "DropHost",
+    "EndJob",
+    "HostView",
+    "Incident",
+    "JobPhase",
+    "KillWorker",
+    "MemberPlan",
+    "Membership",
+    "Plan",
+    "Record",
+    "Role",
+    "Rules",
+    "SendConfigure",
+    "SendExit",
+    "SendJoin",
+    "SendPrepare",
+    "SpawnWorker",
+    "WorkerView",
+]
+
+MEASURE_SECONDS = 0.4
+"""Shortest time over which steps are counted: the beats of two hosts may come right after one another."""
+
+
+class Membership:
+    """The machine. `generation` is the last one that was configured, `round_generation` the one being formed."""
+
+    def __init__(self, rules: Rules, incarnation: int) -> None:
+        self.rules = rules
+        self.incarnation = incarnation
+        self.counter = 0
+        self.phase = JobPhase.WAITING
+        self.hosts: dict[str, HostView] = {}
+        self.workers: dict[str, WorkerView] = {}
+        self.generation = NO_GENERATION
+        self.round_generation = NO_GENERATION
+        self.waiting: set[str] = set()
+        self.plan: Plan | None = None
+        self.reason = ""
+        self.at_step = 0
+        self.round_started = 0.0
+        self.stopping = False
+        self.formed = False
+        self.discarded = 0
+        self.expected_hosts: set[str] = set()
+        self.attempt_step = 0
+        self.attempt = 0
+        self.step = 0
+        self.step_at = 0.0
+        self.step_seconds = 0.0  # mean, recent
+        self.mark: tuple[int, float] | None = None  # step and time from which the next mean is taken
+        self.longest_step = 0.0
+        self.progress_at = 0.0
+        self.exchange_error_at: float | None = None
+        self.below_min_since: float | None = None
+        self.incidents: list[Incident] = []
+        self.recovering_until: float | None = None  # a restarted coordinator waits for its hosts
+        self.apply_failures = 0
+        self.recovered_members: dict[str, int] = {}
+
+    # ------------------------------------------------------------------ events: hosts
+
+    def expect_host(self, host: str, address: str, now: float) -> list[Action]:
+        """Placement has started an agent there; the first generation waits for it."""
+        self.expected_hosts.add(host)
+        if host not in self.hosts:
+            self.hosts[host] = HostView(host, address, attached=False, detached_at=now, met=False)
+        return self._spawn(self.hosts[host], self.rules.ranks_per_host + self.rules.spares_per_host, now)
+
+    def recover(
+        self,
+        hosts: dict[str, str],
+        generation: Generation,
+        formed: bool,
+        members: dict[str, int],
+        now: float,
+        settle: float,
+    ) -> None:
+        """A restarted coordinator: hosts known from the journal have `settle` seconds to attach before it decides.
+
+        `members` are the ranks of the last generation's workers: some may not have received its CONFIGURE yet.
+        """
+        self.recovered_members = members
+        for host, address in hosts.items():
+            self.hosts[host] = HostView(host, address, attached=False, detached_at=now)
+        self.generation = generation
+        self.formed = formed
+        self.recovering_until = now + settle
+
+    def attach(
+        self, host: str, address: str, workers: list[tuple[WorkerView, RankState, Answer]], now: float
+    ) -> list[Action]:
+        """An agent's stream is up; `workers` are the processes alive there, as they describe themselves."""
+        view = self.hosts.get(host)
+        actions: list[Action] = []
+        if view is None:
+            view = self.hosts[host] = HostView(host, address)
+        self.expected_hosts.add(host)
+        view.address = address
+        view.attached = view.met = True
+        alive = {worker.worker for worker, _, _ in workers}
+        for known in [w for w in self.workers.values() if w.host == host and w.worker not in alive]:
+            actions += self.worker_exit(known.worker, -9, now)
+        for worker, state, answer in workers:
+            actions += self._meet(worker, state, answer, now)
+        actions += self._decide(now)
+        return actions
+
+    def detach(self, host: str, now: float) -> list[Action]:
+        """The agent's stream was reset. Its ranks may go on training: nobody is evicted for it (EP-14)."""
+        view = self.hosts.get(host)
+        if view is None or not view.attached or self.phase is JobPhase.ENDED:
+            return []
+        view.attached = False
+        view.detached_at = now
+        actions: list[Action] = [Record("agent_lost", {"host": host})]
+        return actions + self._decide(now)
+
+    def host_lost(self, host: str, reason: str, now: float) -> list[Action]:
+        """The host is gone for good: its members leave, its placement is released."""
+        if host not in self.hosts:
+            return []
+        del self.hosts[host]
+        self.expected_hosts.discard(host)
+        actions: list[Action] = [Record("host_lost", {"host": host, "reason": reason}), DropHost(host)]
+        gone = [w for w in self.workers.values() if w.host == host]
+        for worker in gone:
+            del self.workers[worker.worker]
+            self.waiting.discard(worker.worker)
+            if worker.role is Role.MEMBER:
+                self.incidents.append(Incident(now, "host_lost", host, worker.rank, self._planned()))
+        if any(worker.role is Role.MEMBER for worker in gone):
+            actions += self._member_left(f"host {host} lost", now)
+        return actions + self._decide(now)
+
+    # ------------------------------------------------------------------ events: workers
+
+    def worker_up(self, worker: WorkerView, state: RankState, answer: Answer, now: float) -> list[Action]:
+        """A worker process has said hello to its agent."""
+        host = self.hosts.get(worker.host)
+        if host is None:
+            return [KillWorker(worker.worker, "its host is not part of the job")]
+        if host.spawning:
+            host.spawning.popleft()
+        return self._meet(worker, state, answer, now) + self._decide(now)
+
+    def worker_exit(self, worker: str, status: int, now: float) -> list[Action]:
+        """Its agent saw the process exit (pidfd)."""
+        view = self.workers.pop(worker, None)
+        if view is None:
+            return []
+        self.waiting.discard(worker)
+        host = self.hosts.get(view.host)
+        actions: list[Action] = [
+            Record(
+                "worker_exit",
+                {
+                    "host": view.host,
+                    "rank": view.rank,
+                    "pid": view.pid,
+                    "worker": worker,
+                    "signal": -status if status < 0 else None,
+                    "status": status,
+                    "role": view.role.value,
+                },
+            )
+        ]
+        if host is not None:
+            host.exits.append(now)
+            while host.exits and host.exits[0] < now - self.rules.exits_window:
+                host.exits.popleft()
+            if len(host.exits) == self.rules.exits_allowed + 1:
+                fields: dict[str, object] = {"host": view.host, "code": "PROC_EXIT", "exits": len(host.exits)}
+                actions.append(Record("evidence", fields))
+            host.crashes = 0 if view.useful else host.crashes + 1
+            if host.crashes >= self.rules.crash_limit and not any(w.useful for w in self.workers.values()):
+                message = (
+                    f"{host.crashes} workers in a row died on {view.host} before they could train "
+                    f"(last exit status {status})"
+                )
+                return actions + self._end(9, message)
+        if view.role is Role.MEMBER and self.phase is not JobPhase.ENDED:
+            self.incidents.append(Incident(now, "worker_killed", view.host, view.rank, self._planned()))
+            actions += self._member_left(f"rank {view.rank} on {view.host} exited", now)
+        return actions + self._decide(now)
+
+    def prepared(self, worker: str, answer: Answer, now: float) -> list[Action]:
+        """A rank promised."""
+        view = self.workers.get(worker)
+        if view is None:
+            return []
+        view.answer = answer
+        view.state = answer.state
+        view.running = False
+        if answer.generation == self.round_generation:
+            self.waiting.discard(worker)
+            if self.phase is JobPhase.FORMING and view.role is Role.MEMBER and answer.state.step < self.at_step:
+                # It has finished and trains no more: nobody will reach that step, so close at once.
+                return self._begin(self.reason, now)
+        if self.phase is JobPhase.TRAINING and view.role is Role.MEMBER and answer.generation > self.generation:
+            return self._begin("a rank closed for an earlier coordinator", now)
+        return self._decide(now)
+
+    def ready(self, worker: str, state: StateId, now: float) -> list[Action]:
+        """A joiner is at most one step behind."""
+        view = self.workers.get(worker)
+        if view is None or view.role is not Role.JOINING:
+            return []
+        view.role = Role.READY
+        view.state = state
+        return self._decide(now)
+
+    def join_failed(self, worker: str, now: float) -> list[Action]:
+        """No donor could help; the worker is idle again."""
+        view = self.workers.get(worker)
+        if view is not None and view.role in (Role.JOINING, Role.READY):
+            view.role = Role.IDLE
+        return self._decide(now)
+
+    def running(self, worker: str, generation: Generation, how: str, seconds: float, now: float) -> list[Action]:
+        """A member stands at the authority's state with its groups up."""
+        view = self.workers.get(worker)
+        if view is None or generation != self.generation or self.phase is not JobPhase.SYNCING:
+            return []
+        view.running = view.useful = True
+        self.progress_at = now
+        actions: list[Action] = [
+            Record("running", {"generation": list(generation), "rank": view.rank, "how": how, "seconds": seconds})
+        ]
+        return actions + self._decide(now)
+
+    def exchange_failed(self, worker: str, generation: Generation, error: str, now: float) -> list[Action]:
+        """A neighbour's socket error. Usually the news of the death is on its way already."""
+        if generation != self.generation or self.phase in (JobPhase.WAITING, JobPhase.ENDED):
+            return []
+        if self.phase is JobPhase.FORMING:
+            # The step that the others are to close at will not be committed.
+            return self._begin(self.reason, now) if self.at_step else []
+        view = self.workers.get(worker)
+        rank = view.rank if view else None
+        actions: list[Action] = []
+        if self.exchange_error_at is None:
+            self.exchange_error_at = now
+            actions.append(Record("exchange_failed", {"rank": rank, "generation": list(generation), "error": error}))
+        return actions + self._decide(now)
+
+    def apply_failed(self, worker: str, error: str, now: float) -> list[Action]:
+        """An exception inside apply: that rank is unhealed and is healed by the next generation (EP-11)."""
+        view = self.workers.get(worker)
+        self.apply_failures += 1
+        actions: list[Action] = [Record("apply_failed", {"rank": view.rank if view else None, "error": error})]
+        if self.apply_failures > 3:
+            return actions + self._end(1, f"apply failed {self.apply_failures} times, last: {error}")
+        return actions + self._begin("apply failed", now)
+
+    def finished(self, worker: str, now: float) -> list[Action]:
+        """The task has returned on that rank."""
+        view = self.workers.get(worker)
+        if view is None:
+            return []
+        view.finished = True
+        return self._decide(now)
+
+    def failed(self, worker: str, exit_code: int, message: str, now: float) -> list[Action]:
+        """The task raised: bad input or a bug, the same on every rank."""
+        del worker, now
+        return self._end(exit_code, message)
+
+    # ------------------------------------------------------------------ events: job
+
+    def progress(self, step: int, longest_step: float, now: float) -> None:
+        """From the beats: the highest step seen in shared memory. It never decides an authority (EP-9)."""
+        self.longest_step = max(self.longest_step, longest_step)
+        if step <= self.step:
+            return
+        self.step, self.step_at, self.progress_at = step, now, now
+        if self.mark is None:
+            self.mark = (step, now)
+        elif now - self.mark[1] >= MEASURE_SECONDS:
+            recent = (now - self.mark[1]) / (step - self.mark[0])
+            self.step_seconds = recent if not self.step_seconds else 0.7 * self.step_seconds + 0.3 * recent
+            self.mark = (step, now)
+
+    def activity(self, worker: str, now: float) -> None:
+        """A worker made progress other than a step (a micro-batch, a collect round, a copy)."""
+        view = self.workers.get(worker)
+        if view is not None:
+            view.moved_at = now
+            if view.role is Role.MEMBER:
+                self.progress_at = now
+
+    def busy(self, worker: str, busy: bool) -> None:
+        """From the beats: the worker is in code of the task whose length nobody knows."""
+        view = self.workers.get(worker)
+        if view is not None:
+            view.busy = busy
+
+    def stop(self, reason: str, now: float) -> list[Action]:
+        """Finish the step, checkpoint, end."""
+        if self.stopping or self.phase is JobPhase.ENDED:
+            return []
+        self.stopping = True
+        actions: list[Action] = [Record("stopping", {"reason": reason})]
+        if not any(w.role is Role.MEMBER for w in self.workers.values()):
+            return actions + self._end(130, "stopped before the first step")
+        return actions + self._begin(reason, now, self._soon(now) if self.phase is JobPhase.TRAINING else 0)
+
+    def tick(self, now: float) -> list[Action]:
+        """Time passes: limits run out."""
+        if self.phase is JobPhase.ENDED:
+            return []
+        actions: list[Action] = []
+        for host in [h for h in self.hosts.values() if not h.attached]:
+            grace = self.rules.agent_grace if host.met else self.rules.spawn_timeout
+            if now - host.detached_at > grace:
+                actions += self.host_lost(host.host, f"no agent for {grace:g} s", now)
+        if self.phase is JobPhase.FORMING and self.at_step and now - self.round_started > self._patience():
+            actions += self._begin(f"{self.reason}: the ranks did not reach step {self.at_step}", now)
+        forming_for = now - self.round_started
+        if self.phase is JobPhase.FORMING and self._due() and forming_for > self._prepare_timeout() + 5.0:
+            for worker in sorted(self.waiting):
+                view = self.workers.get(worker)
+                if (
+                    view is not None
+                    and self.hosts[view.host].attached
+                    and (not view.busy or forming_for > self.rules.busy + 5.0)
+                ):
+                    actions += self.host_lost(view.host, f"rank {view.rank} neither answers nor can be killed", now)
+        for view in self.workers.values():
+            if view.role is Role.JOINING and self.hosts[view.host].attached and now - view.moved_at > self._patience():
+                actions.append(KillWorker(view.worker, "it stands still while it should copy the state"))
+                view.moved_at = now
+        if self.phase is JobPhase.TRAINING and now - self.progress_at > self._patience():
+            actions += self._begin("no progress", now)
+        if self.phase is JobPhase.SYNCING and now - self.progress_at > max(30.0, self._patience()):
+            actions += self._begin("a member did not get running", now)
+        return actions + self._decide(now)
+
+    # ------------------------------------------------------------------ inside
+
+    def _meet(self, worker: WorkerView, state: RankState, answer: Answer, now: float) -> list[Action]:
+        """Learn of a process, or learn again after a reconnection; repeat what it may have missed."""
+        known = self.workers.get(worker.worker)
+        if known is None:
+            known = self.workers[worker.worker] = worker
+            known.up_at = known.moved_at = now
+            actions: list[Action] = [Record("worker_up", {"host": worker.host, "pid": worker.pid, "worker": worker.worker})]
+            if worker.worker in self.recovered_members:
+                known.rank = self.recovered_members[worker.worker]
+            if self.formed and (answer.configured != NO_GENERATION or worker.worker in self.recovered_members):
+                # Adopted by a restarted coordinator.
+                known.role = Role.MEMBER if known.rank is not None else Role.IDLE
+                known.useful = True
+                if answer.configured < self.generation:
+                    known.off_line_since = self.generation
+                elif answer.configured > self.generation:  # the journal was lost
+                    for other in self.workers.values():
+                        if other is not known and other.role is Role.MEMBER:
+                            other.off_line_since = answer.configured
+                    self.generation = answer.configured
+        else:
+            actions = []
+            known.peer_address = worker.peer_address
+            known.moved_at = now
+        known.answer = answer
+        known.state = answer.state
+        known.finished = state is RankState.FINISHED
+        known.running = state in (RankState.TRAINING, RankState.FINISHED) and answer.configured == self.generation
+        return actions + self._repeat(known)
+
+    def _repeat(self, view: WorkerView) -> list[Action]:
+        """What is due to a worker right now; receivers ignore what they have already done."""
+        if self.phase is JobPhase.ENDED:
+            return [SendExit(view.worker, "the job has ended")]
+        if self.phase is JobPhase.FORMING and view.worker in self.waiting:
+            if view.answer is not None and view.answer.generation == self.round_generation:
+                self.waiting.discard(view.worker)
+                return []
+            return [self._prepare(view.worker)]
+        if self.phase is JobPhase.SYNCING and self.plan is not None and not view.running:
+            if any(m.worker == view.worker for m in self.plan.members):
+                return [SendConfigure(view.worker, self.plan)]
+        if view.role is Role.JOINING and (donors := self._donors()):
+            return [SendJoin(view.worker, donors)]
+        return []
+
+    def _decide(self, now: float) -> list[Action]:
+        """Whatever can go on, goes on."""
+        if self.phase is JobPhase.ENDED:
+            return []
+        actions: list[Action] = []
+        if self.recovering_until is not None:
+            if not self._recovery_complete(now):
+                return actions
+            self.recovering_until = None
+            actions += self._adopt(now)
+        actions += self._reveal_lost_hosts(now)
+        candidates = [w for w in self.workers.values() if w.role in (Role.MEMBER, Role.READY)]
+        if not candidates and self.stopping:
+            return actions + self._end(130, "stopped; no rank was left to save the last state")
+        if not candidates:
+            self.phase = JobPhase.WAITING  # everyone is gone: the gang is formed anew, from the newest checkpoint
+            for worker in self.workers.values():
+                worker.role = Role.IDLE  # there is nobody left to copy from
+            actions += self._try_first(now)
+        if self.phase is JobPhase.FORMING and not self.waiting and not self.stopping:
+            if any(w.answer is None or w.answer.generation != self.round_generation for w in candidates):
+                actions += self._begin("join", now)  # training is held for hosts, and here is one
+        if self.phase is JobPhase.SYNCING and all(w.running for w in self.workers.values() if w.role is Role.MEMBER):
+            self.phase = JobPhase.TRAINING
+            self.step_at, self.mark = now, None  # the pause is no measure of a step
+            actions += self._recovered(now)
+        if self.phase is JobPhase.TRAINING and all(w.finished for w in self.workers.values() if w.role is Role.MEMBER):
+            code, message = (130, "stopped") if self.stopping else (0, "finished")
+            return actions + self._end(code, message)
+        if self.phase is JobPhase.TRAINING and not self.stopping:
+            if any(w.role is Role.READY for w in self.workers.values()):
+                actions += self._begin("join", now, self._soon(now))
+        if self.phase is JobPhase.FORMING and not self.waiting:
+            actions += self._configure(now)
+        actions += self._fill(now)
+        return actions
+
+    def _reveal_lost_hosts(self, now: float) -> list[Action]:
+        """An exchange error with a reset stream means the host is gone; with all streams up, go on without a verdict."""
+        if self.exchange_error_at is None or self.phase not in (JobPhase.TRAINING, JobPhase.SYNCING):
+            return []
+        member_hosts = {w.host for w in self.workers.values() if w.role is Role.MEMBER}
+        away = [h for h in self.hosts.values() if not h.attached and h.host in member_hosts]
+        if now - self.exchange_error_at < self.rules.error_settle:
+            return []  # news of an exit on a host that is there would explain it
+        if away:
+            actions: list[Action] = []
+            for host in away:
+                actions += self.host_lost(host.host, "its agent's stream was reset and a peer saw its sockets close", now)
+            return actions
+        return self._begin("an exchange failed", now)
+
+    def _recovery_complete(self, now: float) -> bool:
+        assert self.recovering_until is not None
+        return now >= self.recovering_until or all(h.attached for h in self.hosts.values())
+
+    def _adopt(self, now: float) -> list[Action]:
+        """Every known host has attached (or had its time): go on with the generation that trains, or form a new one."""
+        members = [w for w in self.workers.values() if w.role is Role.MEMBER]
+        if not members:
+            self.formed = False
+            return []
+        self.progress_at = now
+        if all(w.running for w in members) and not self._short():
+            self.phase = JobPhase.TRAINING
+            return []
+        return self._begin("coordinator restarted", now)
+
+    def _short(self) -> bool:
+        """True where a known host is away, or a generation's rank has no process: a member may be missing."""
+        ranks = sorted(w.rank for w in self.workers.values() if w.role is Role.MEMBER and w.rank is not None)
+        return ranks != list(range(len(ranks))) or any(not h.attached for h in self.hosts.values())
+
+    def _try_first(self, now: float) -> list[Action]:
+        """The gang is held until hosts.min are ready, and those that are being started with them (EP-13)."""
+        ready_hosts = [h for h in self.hosts if self._complete(h)]
+        if len(ready_hosts) < self.rules.hosts_min:
+            return []
+        if any(not self._complete(h) for h in self.expected_hosts):
+            return []
+        for host in ready_hosts:
+            mine = [w for w in self.workers.values() if w.host == host and w.role is Role.IDLE]
+            for worker in mine[: self.rules.ranks_per_host]:
+                worker.role = Role.READY
+        return self._begin("first generation", now)
+
+    def _complete(self, host: str) -> bool:
+        view = self.hosts.get(host)
+        count = sum(1 for w in self.workers.values() if w.host == host and w.role is Role.IDLE)
+        return view is not None and view.attached and count >= self.rules.ranks_per_host
+
+    def _member_left(self, reason: str, now: float) -> list[Action]:
+        if self.phase in (JobPhase.TRAINING, JobPhase.SYNCING):
+            return self._begin(reason, now)
+        if self.phase is JobPhase.FORMING and self.at_step:
+            # The step that the others wait for will not be committed: close at once.
+            return self._begin(reason, now)
+        return []
+
+    def _begin(self, reason: str, now: float, at_step: int = 0) -> list[Action]:
+        """Open a round: a new generation number, PREPARE to everyone who may be in it."""
+        if self.phase is JobPhase.TRAINING and at_step == 0:
+            self.discarded += 1
+        self.counter += 1
+        self.round_generation = Generation(self.incarnation, self.counter)
+        self.phase = JobPhase.FORMING
+        self.reason, self.at_step, self.round_started = reason, at_step, now
+        self.exchange_error_at = None
+        candidates = [w for w in self.workers.values() if w.role in (Role.MEMBER, Role.READY)]
+        self.waiting = {w.worker for w in candidates}
+        fields: dict[str, object] = {
+            "generation": list(self.round_generation),
+            "reason": reason,
+            "at_step": at_step,
+        }
+        actions: list[Action] = [Record("prepare", fields)]
+        actions += [self._prepare(worker.worker) for worker in candidates]
+        return actions
+
+    def _prepare(self, worker: str) -> SendPrepare:
+        timeout = self._prepare_timeout()
+        if self.at_step:
+            timeout += self._patience()  # after which `tick` asks again, for an answer at once
+        return SendPrepare(worker, self.round_generation, self.at_step, timeout, self.rules.busy)
+
+    def _configure(self, now: float) -> list[Action]:
+        """Everyone has promised: name the authority and the members, or hold until there are enough hosts."""
+        promised = [
+            w
+            for w in self.workers.values()
+            if w.role in (Role.MEMBER, Role.READY) and w.answer is not None and w.answer.generation == self.round_generation
+        ]
+        enough = len({w.host for w in promised}) >= self.rules.hosts_min
+        if not promised or not (enough or self.stopping):
+            if self.below_min_since is None:
+                self.below_min_since = now
+            if now - self.below_min_since > self.rules.replace_wait:
+                return self._end(9, f"fewer than hosts.min={self.rules.hosts_min} hosts for {self.rules.replace_wait:g} s")
+            return []
+        self.below_min_since = None
+        return self._issue(promised, now)
+
+    def _issue(self, promised: list[WorkerView], now: float) -> list[Action]:
+        eligible = [w for w in promised if self._eligible(w)]
+        first = not eligible
+        order = list(self.hosts)  # newcomers of one host get neighbouring ranks
+        for worker in sorted(promised, key=lambda w: order.index(w.host)):
+            if worker.rank is None:
+                worker.rank = self._free_rank()
+            worker.role = Role.MEMBER
+        promised.sort(key=lambda w: w.rank if w.rank is not None else 0)
+        authority = NOWHERE if first else max((w.state for w in eligible), key=lambda s: s.position)
+        if authority.step + 1 == self.attempt_step and not first:
+            self.attempt += 1
+        else:
+            self.attempt = 0 if self.at_step or first else 1
+        self.attempt_step = authority.step + 1
+        generation = self.round_generation
+        members = []
+        for worker in promised:
+            on_line = worker in eligible
+            donor = worker is promised[0] if first else on_line and worker.state == authority
+            members.append(
+                MemberPlan(worker.worker, worker.rank or 0, worker.host, worker.peer_address, worker.state, donor, on_line)
+            )
+            worker.off_line_since = None if on_line else generation
+            worker.running = worker.finished = False
+        for other in self.workers.values():
+            if other.role is not Role.MEMBER:
+                other.off_line_since = generation
+        self.plan = Plan(generation, tuple(members), authority, self.attempt, first, self.stopping)
+        self.generation = generation
+        if first:
+            self.step, self.mark = 0, None  # the line begins anew, perhaps far behind
+        self.phase = JobPhase.SYNCING
+        self.formed = True
+        self.progress_at = now
+        self.exchange_error_at = None
+        fields: dict[str, object] = {
+            "generation": list(generation),
+            "members": [
+                {"rank": m.rank, "host": m.host, "pid": self.workers[m.worker].pid, "worker": m.worker} for m in members
+            ],
+            "authority_step": authority.step,
+            "attempt": self.attempt,
+            "reason": self.reason,
+            "discarded": self.discarded,
+        }
+        actions: list[Action] = [Record("generation", fields)]
+        return actions + [SendConfigure(m.worker, self.plan) for m in members]
+
+    def _eligible(self, worker: WorkerView) -> bool:
+        """May be the authority: healed, and in every generation that could have committed since its own (EP-9, EP-11)."""
+        answer = worker.answer
+        if answer is None or not answer.healed or worker.role is not Role.MEMBER:
+            return False
+        return worker.off_line_since is None or answer.configured >= worker.off_line_since
+
+    def _free_rank(self) -> int:
+        taken = {w.rank for w in self.workers.values() if w.rank is not None}
+        return next(r for r in range(len(taken) + 1) if r not in taken)
+
+    def _recovered(self, now: float) -> list[Action]:
+        """All members run. Close the incidents that this generation answers."""
+        assert self.plan is not None
+        actions: list[Action] = []
+        world = len(self.plan.members)
+        full = not self._lacking()
+        for incident in self.incidents:
+            fields: dict[str, object] = {
+                "incident": incident.kind,
+                "incident_t": incident.t,
+                "host": incident.host,
+                "rank": incident.rank,
+                "generation": list(self.generation),
+                "seconds": now - incident.t,
+                "world": world,
+            }
+            if not incident.recovered:
+                incident.recovered = True
+                actions.append(Record("recovered", fields))
+            if full and world >= incident.world:
+                actions.append(Record("rank_back", fields))
+        if full:
+            self.incidents = [incident for incident in self.incidents if world < incident.world]
+        return actions
+
+    def _planned(self) -> int:
+        """Ranks of the generation that was configured last."""
+        return len(self.plan.members) if self.plan is not None else len(self.recovered_members)
+
+    def _lacking(self) -> bool:
+        members = [w for w in self.workers.values() if w.role is Role.MEMBER]
+        return len(members) < len(self.hosts) * self.rules.ranks_per_host or len(self.hosts) < self.rules.hosts_min
+
+    def _fill(self, now: float) -> list[Action]:
+        """Promote idle workers where a host lacks ranks; start processes where it lacks workers."""
+        if self.stopping or self.recovering_until is not None:
+            return []
+        actions: list[Action] = []
+        for host in self.hosts.values():
+            if host.attached:
+                actions += self._fill_host(host, now)
+        return actions
+
+    def _fill_host(self, host: HostView, now: float) -> list[Action]:
+        actions: list[Action] = []
+        mine = [w for w in self.workers.values() if w.host == host.host]
+        active = sum(1 for w in mine if w.role is not Role.IDLE)
+        idle = [w for w in mine if w.role is Role.IDLE]
+        can_join = self.formed and self.phase in (JobPhase.TRAINING, JobPhase.FORMING)
+        if can_join and (self.phase is JobPhase.TRAINING or not self.waiting):
+            while active < self.rules.ranks_per_host and idle:
+                joiner = idle.pop(0)
+                donors = self._donors()
+                if not donors:
+                    break
+                joiner.role = Role.JOINING
+                joiner.moved_at = now
+                active += 1
+                actions.append(SendJoin(joiner.worker, donors))
+        while host.spawning and host.spawning[0] <= now:
+            host.spawning.popleft()
+        lacks = self.rules.ranks_per_host + self.rules.spares_per_host - len(mine) - len(host.spawning)
+        busy = (
+            self.phase is not JobPhase.WAITING
+            and self.formed
+            and (idle or any(w.role is Role.JOINING for w in mine))
+            and self._unsettled()
+        )
+        if lacks > 0 and not busy:
+            actions += self._spawn(host, lacks, now)
+        return actions
+
+    def _spawn(self, host: HostView, count: int, now: float) -> list[Action]:
+        delay = 0.0 if host.crashes == 0 else min(30.0, 2.0 ** (host.crashes - 1))
+        host.spawning.extend([now + delay + self.rules.spawn_timeout] * count)
+        return [SpawnWorker(host.host, delay)] * count
+
+    def _unsettled(self) -> bool:
+        """A replacement can wait until the joiners it would compete with for the processor are in."""
+        return self.phase is not JobPhase.TRAINING or any(w.role is Role.JOINING for w in self.workers.values())
+
+    def _donors(self) -> tuple[MemberPlan, ...]:
+        """Members that a joiner may copy from, the highest rank first: the lowest ones write logs and checkpoints."""
+        members = [w for w in self.workers.values() if w.role is Role.MEMBER and (w.running or self._eligible(w))]
+        members.sort(key=lambda w: -(w.rank or 0))
+        return tuple(MemberPlan(w.worker, w.rank or 0, w.host, w.peer_address, w.state, True, True) for w in members)
+
+    def _due(self) -> bool:
+        """Have the ranks to answer by now? While the step they are to close at is not committed, they have not."""
+        return self.at_step == 0 or self.step >= self.at_step
+
+    def _soon(self, now: float) -> int:
+        """A step that no rank has passed yet when the order arrives, so that a planned change discards nothing."""
+        if not self.step or not self.step_seconds:
+            return 0
+        since = max(0.0, now - self.step_at)
+        return self.step + int((since + 0.15) / self.step_seconds) + 2
+
+    def _prepare_timeout(self) -> float:
+        return max(5.0, 5.0 * self.longest_step)
+
+    def _patience(self) -> float:
+        """How long nothing at all may happen before ranks are asked (limit learned from the longest step seen)."""
+        if any(w.busy for w in self.workers.values() if w.role is Role.MEMBER):
+            return self.rules.busy
+        return 60.0 if not self.longest_step else max(10.0, 5.0 * self.longest_step)
+
+    def _end(self, exit_code: int, message: str) -> list[Action]:
+        self.phase = JobPhase.ENDED
+        kind = "finished" if exit_code in (0, 130) else "failed"
+        actions: list[Action] = [Record(kind, {"step": self.step, "message": message, "exit_code": exit_code})]
+        actions += [SendExit(worker, message) for worker in self.workers]
+        return [*actions, EndJob(exit_code, message)]

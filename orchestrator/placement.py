@@ -1,0 +1,81 @@
+"""Placement of ranks on hosts (EP-13): one STRICT_PACK placement group per host, because placement groups cannot grow.
+
+Call these from a process that is connected to Ray; they block for as long as the GCS needs to answer. A rank takes one
+logical CPU; agents and spares take none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+_NODE_ID_LABEL = "ray.io/node-id"
+
+
+@dataclass(frozen=True, order=True)
+class HostSlot:
+    """A host that has room."""
+
+    address: str  # IP address of the Ray node
+    node_id: str  # Ray's, in hex
+
+
+def free_hosts(cpus: int, used: Collection[str] = ()) -> list[HostSlot]:
+    """Living nodes with at least `cpus` free logical CPUs, by address; those whose id is in `used` are left out.
+
+    An embedded cluster's head has no CPU and is never among them.
+    """
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    available = available_resources_per_node()
+    return sorted(
+        HostSlot(str(node["NodeManagerAddress"]), str(node["NodeID"]))
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["NodeID"] not in used
+        and available.get(node["NodeID"], {}).get("CPU", 0.0) >= max(1, cpus)
+    )
+
+
+def reserve(slot: HostSlot, bundles: int, name: str) -> PlacementGroup:
+    """Ask for a host: a detached STRICT_PACK group of `bundles` of one CPU on exactly that node. Does not wait.
+
+    `name` must be unique in the namespace. When the node dies the group never comes back elsewhere: `release` it.
+    """
+    from ray.util.placement_group import placement_group
+
+    return placement_group(
+        [{"CPU": 1.0}] * bundles,
+        strategy="STRICT_PACK",
+        name=name,
+        lifetime="detached",
+        bundle_label_selector=[{_NODE_ID_LABEL: slot.node_id}] * bundles,
+    )
+
+
+def wait_ready(group: PlacementGroup, timeout: float) -> bool:
+    """True as soon as the host is ours; False where another job was faster or the host died: `release` the group."""
+    return bool(group.wait(timeout))
+
+
+def release(group: PlacementGroup) -> None:
+    """Give a host back; whatever still runs in the group is killed. Does nothing where the group is gone already."""
+    from ray.util.placement_group import remove_placement_group
+
+    remove_placement_group(group)
+
+
+def missing(hosts_min: int, found: int, ranks_per_host: int) -> str:
+    """One sentence for a waiting job: what it lacks."""
+    need = _count(hosts_min - found, "more host")
+    room = f"{_count(ranks_per_host, 'free CPU')}, one for each rank"
+    return f"waiting for {need} with {room}: {found} of hosts.min {hosts_min} found"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,325 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Generation(_message.Message):
+    __slots__ = ("incarnation", "counter")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    COUNTER_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    counter: int
+    def __init__(self, incarnation: _Optional[int] = ..., counter: _Optional[int] = ...) -> None: ...
+
+class StateId(_message.Message):
+    __slots__ = ("step", "round", "generation", "lineage")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    round: int
+    generation: Generation
+    lineage: int
+    def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., lineage: _Optional[int] = ...) -> None: ...
+
+class AgentMessage(_message.Message):
+    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    BEAT_FIELD_NUMBER: _ClassVar[int]
+    WORKER_UP_FIELD_NUMBER: _ClassVar[int]
+    WORKER_EXIT_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    hello: HostHello
+    beat: Beat
+    worker_up: WorkerUp
+    worker_exit: WorkerExit
+    report: RankReport
+    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ...) -> None: ...
+
+class HostHello(_message.Message):
+    __slots__ = ("host", "node_id", "address", "agent_pid", "workers", "exits")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    AGENT_PID_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    EXITS_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    node_id: str
+    address: str
+    agent_pid: int
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerUp]
+    exits: _containers.RepeatedCompositeFieldContainer[WorkerExit]
+    def __init__(self, host: _Optional[str] = ..., node_id: _Optional[str] = ..., address: _Optional[str] = ..., agent_pid: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerUp, _Mapping]]] = ..., exits: _Optional[_Iterable[_Union[WorkerExit, _Mapping]]] = ...) -> None: ...
+
+class Beat(_message.Message):
+    __slots__ = ("time", "progress")
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    time: float
+    progress: _containers.RepeatedCompositeFieldContainer[Progress]
+    def __init__(self, time: _Optional[float] = ..., progress: _Optional[_Iterable[_Union[Progress, _Mapping]]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("worker", "step", "generation", "micro_batch", "exchanges", "state", "step_seconds", "busy")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    step: int
+    generation: Generation
+    micro_batch: int
+    exchanges: int
+    state: str
+    step_seconds: float
+    busy: bool
+    def __init__(self, worker: _Optional[str] = ..., step: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., micro_batch: _Optional[int] = ..., exchanges: _Optional[int] = ..., state: _Optional[str] = ..., step_seconds: _Optional[float] = ..., busy: _Optional[bool] = ...) -> None: ...
+
+class WorkerUp(_message.Message):
+    __slots__ = ("worker", "pid", "peer_address", "state", "previous", "generation", "promised", "healed", "phase", "rank")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    PEER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_FIELD_NUMBER: _ClassVar[int]
+    HEALED_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    pid: int
+    peer_address: str
+    state: StateId
+    previous: StateId
+    generation: Generation
+    promised: Generation
+    healed: bool
+    phase: str
+    rank: int
+    def __init__(self, worker: _Optional[str] = ..., pid: _Optional[int] = ..., peer_address: _Optional[str] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., previous: _Optional[_Union[StateId, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., promised: _Optional[_Union[Generation, _Mapping]] = ..., healed: _Optional[bool] = ..., phase: _Optional[str] = ..., rank: _Optional[int] = ...) -> None: ...
+
+class WorkerExit(_message.Message):
+    __slots__ = ("worker", "pid", "status", "unknown", "time")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    pid: int
+    status: int
+    unknown: bool
+    time: float
+    def __init__(self, worker: _Optional[str] = ..., pid: _Optional[int] = ..., status: _Optional[int] = ..., unknown: _Optional[bool] = ..., time: _Optional[float] = ...) -> None: ...
+
+class RankReport(_message.Message):
+    __slots__ = ("worker", "prepared", "ready", "running", "exchange_failed", "published", "finished", "failed", "note")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    PREPARED_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_FAILED_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    prepared: Prepared
+    ready: Ready
+    running: Running
+    exchange_failed: ExchangeFailed
+    published: Published
+    finished: Finished
+    failed: Failed
+    note: Note
+    def __init__(self, worker: _Optional[str] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., running: _Optional[_Union[Running, _Mapping]] = ..., exchange_failed: _Optional[_Union[ExchangeFailed, _Mapping]] = ..., published: _Optional[_Union[Published, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., note: _Optional[_Union[Note, _Mapping]] = ...) -> None: ...
+
+class Prepared(_message.Message):
+    __slots__ = ("generation", "state", "previous", "healed", "configured")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    HEALED_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURED_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    state: StateId
+    previous: StateId
+    healed: bool
+    configured: Generation
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., previous: _Optional[_Union[StateId, _Mapping]] = ..., healed: _Optional[bool] = ..., configured: _Optional[_Union[Generation, _Mapping]] = ...) -> None: ...
+
+class Ready(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: StateId
+    def __init__(self, state: _Optional[_Union[StateId, _Mapping]] = ...) -> None: ...
+
+class Running(_message.Message):
+    __slots__ = ("generation", "state", "how", "seconds", "rank")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    HOW_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    state: StateId
+    how: str
+    seconds: float
+    rank: int
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., how: _Optional[str] = ..., seconds: _Optional[float] = ..., rank: _Optional[int] = ...) -> None: ...
+
+class ExchangeFailed(_message.Message):
+    __slots__ = ("generation", "error")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    error: str
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class Published(_message.Message):
+    __slots__ = ("path", "tier", "step", "bytes", "raw_bytes", "seconds")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    RAW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    tier: str
+    step: int
+    bytes: int
+    raw_bytes: int
+    seconds: float
+    def __init__(self, path: _Optional[str] = ..., tier: _Optional[str] = ..., step: _Optional[int] = ..., bytes: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: StateId
+    def __init__(self, state: _Optional[_Union[StateId, _Mapping]] = ...) -> None: ...
+
+class Failed(_message.Message):
+    __slots__ = ("error", "traceback", "exit_code")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    TRACEBACK_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    error: str
+    traceback: str
+    exit_code: int
+    def __init__(self, error: _Optional[str] = ..., traceback: _Optional[str] = ..., exit_code: _Optional[int] = ...) -> None: ...
+
+class Note(_message.Message):
+    __slots__ = ("kind", "json")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    json: str
+    def __init__(self, kind: _Optional[str] = ..., json: _Optional[str] = ...) -> None: ...
+
+class CoordinatorMessage(_message.Message):
+    __slots__ = ("welcome", "directive", "kill")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    DIRECTIVE_FIELD_NUMBER: _ClassVar[int]
+    KILL_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    directive: Directive
+    kill: Kill
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("incarnation",)
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
+
+class Kill(_message.Message):
+    __slots__ = ("worker", "reason")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    reason: str
+    def __init__(self, worker: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Directive(_message.Message):
+    __slots__ = ("worker", "prepare", "configure", "join", "exit")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    PREPARE_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURE_FIELD_NUMBER: _ClassVar[int]
+    JOIN_FIELD_NUMBER: _ClassVar[int]
+    EXIT_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    prepare: Prepare
+    configure: Configure
+    join: Join
+    exit: Exit
+    def __init__(self, worker: _Optional[str] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., exit: _Optional[_Union[Exit, _Mapping]] = ...) -> None: ...
+
+class Prepare(_message.Message):
+    __slots__ = ("generation", "at_step", "timeout", "busy_timeout")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    AT_STEP_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    BUSY_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    at_step: int
+    timeout: float
+    busy_timeout: float
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., at_step: _Optional[int] = ..., timeout: _Optional[float] = ..., busy_timeout: _Optional[float] = ...) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("worker", "rank", "host", "peer_address", "state", "donor", "on_line")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PEER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DONOR_FIELD_NUMBER: _ClassVar[int]
+    ON_LINE_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    rank: int
+    host: str
+    peer_address: str
+    state: StateId
+    donor: bool
+    on_line: bool
+    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., host: _Optional[str] = ..., peer_address: _Optional[str] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., donor: _Optional[bool] = ..., on_line: _Optional[bool] = ...) -> None: ...
+
+class Configure(_message.Message):
+    __slots__ = ("generation", "members", "store_address", "authority", "attempt", "first", "stop")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    STORE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    store_address: str
+    authority: StateId
+    attempt: int
+    first: bool
+    stop: bool
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., store_address: _Optional[str] = ..., authority: _Optional[_Union[StateId, _Mapping]] = ..., attempt: _Optional[int] = ..., first: _Optional[bool] = ..., stop: _Optional[bool] = ...) -> None: ...
+
+class Join(_message.Message):
+    __slots__ = ("donors",)
+    DONORS_FIELD_NUMBER: _ClassVar[int]
+    donors: _containers.RepeatedCompositeFieldContainer[Member]
+    def __init__(self, donors: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+
+class Exit(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...

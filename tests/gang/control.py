@@ -1,0 +1,168 @@
+"""The real coordinator over hosts that the zygote starts instead of Ray, with faults of its own.
+
+`gang.json` in the job's folder says what nodes there are, how patient the coordinator is, and at which points it kills
+itself: `before:<action>#<n>`, `after:<action>#<n>` (an action of the membership machine), `record:<event>#<n>`,
+`heard:<report>#<n>` (a report of a rank that is about to be handled), `half:SendConfigure#<n>` (the CONFIGURE of the
+round reaches the first host only). n counts from 1 over the life of one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from quantarion.v1 import control_pb2 as pb
+
+from orchestrator import membership as ms
+from orchestrator.coordinator import Coordinator, CoordinatorActor, logger
+from orchestrator.hosts import PlacedHost, RayHosts
+from orchestrator.jobspec import JobSpec
+from orchestrator.placement import HostSlot
+from tests.gang.zygote import ask
+from workers.actors import settle
+
+ADDRESS = "127.0.0.1"
+
+
+@dataclass
+class ZygoteHosts:
+    """What `RayHosts` does, by forks of the zygote."""
+
+    folder: Path
+    zygote: str
+    placed: dict[str, PlacedHost]
+    started: int = 0
+
+    def adopt(self, hosts: dict[str, dict[str, Any]]) -> None:
+        for host, entry in hosts.items():
+            self.placed[host] = PlacedHost(host, str(entry["node_id"]), str(entry["address"]))
+        self.started = max((int(host.rpartition("-")[2]) for host in hosts), default=0)
+
+    def offers(self) -> list[HostSlot]:
+        used = {placed.address for placed in self.placed.values()}
+        return [HostSlot(a, f"node-{a}") for a in read_settings(self.folder)["nodes"] if a not in used]
+
+    def start(self, slot: HostSlot) -> PlacedHost:
+        self.started += 1
+        placed = PlacedHost(f"host-{self.started}", slot.node_id, slot.address)
+        self.placed[placed.host] = placed
+        self._fork("agent", placed)
+        return placed
+
+    def spawn_worker(self, host: str) -> None:
+        if host in self.placed:
+            self._fork("worker", self.placed[host])
+
+    def drop(self, host: str) -> None:
+        if self.placed.pop(host, None) is not None:
+            ask(self.zygote, do="remove", gang=str(self.folder), host=host)
+
+    def drop_all(self) -> None:
+        for host in list(self.placed):
+            self.drop(host)
+
+    def _fork(self, kind: str, placed: PlacedHost) -> None:
+        ask(self.zygote, do="fork", gang=str(self.folder), kind=kind, host=placed.host, address=placed.address)
+
+
+class GangCoordinator(Coordinator):
+    """Dies where it is told to, once in the life of a job."""
+
+    def __init__(self, *arguments: Any, deaths: list[str]) -> None:
+        super().__init__(*arguments)
+        self._deaths = deaths
+        self._seen: Counter[str] = Counter()
+        self._half: str | None = None
+
+    def do(self, actions: list[ms.Action]) -> None:
+        for action in actions:
+            name = type(action).__name__
+            self._pass(f"before:{name}")
+            if isinstance(action, ms.SendConfigure) and self._is_lost(action):
+                continue
+            super().do([action])
+            self._pass(f"after:{name}")
+
+    def event(self, kind: str, fields: dict[str, object]) -> None:
+        super().event(kind, fields)
+        self._pass(f"record:{kind}")
+
+    def hear(self, host: str, message: pb.AgentMessage) -> None:
+        if self._half is not None and message.WhichOneof("body") == "beat":
+            self._die(self._half)  # what was sent to the first host is there by now
+        kind = message.report.WhichOneof("body") if message.HasField("report") else None
+        if kind is not None:
+            self._pass(f"heard:{kind}")
+        super().hear(host, message)
+
+    def _is_lost(self, action: ms.SendConfigure) -> bool:
+        self._seen["half:SendConfigure"] += 1
+        point = f"half:SendConfigure#{self._seen['half:SendConfigure']}"
+        if point in self._deaths and not self._has_died(point):
+            self._half = point
+        mine = next(m for m in action.plan.members if m.worker == action.worker)
+        return self._half is not None and mine.host != action.plan.members[0].host
+
+    def _pass(self, point: str) -> None:
+        self._seen[point] += 1
+        numbered = f"{point}#{self._seen[point]}"
+        if numbered in self._deaths and not self._has_died(numbered):
+            self._die(numbered)
+
+    def _has_died(self, point: str) -> bool:
+        return death_file(self.folder, point).exists()
+
+    def _die(self, point: str) -> None:
+        file = death_file(self.folder, point)
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class GangCoordinatorActor(CoordinatorActor):
+    """The actor without Ray."""
+
+    def __init__(self, folder: Path) -> None:
+        settle(folder / "logs" / "coordinator.log")
+        values = json.loads((folder / "job.json").read_text())
+        spec = JobSpec.model_validate_json(json.dumps({key: values[key] for key in JobSpec.model_fields}))
+        self._settings = read_settings(folder)
+        threading.Thread(target=self._body, args=(spec, folder, ""), daemon=True).start()
+
+    async def _serve(self, spec: JobSpec, folder: Path, namespace: str) -> None:
+        from torch.distributed import TCPStore
+
+        limits = self._settings["limits"]
+        if "prepare" in limits:
+            _limit("_prepare_timeout", limits["prepare"])
+        if "patience" in limits:
+            _limit("_patience", limits["patience"])
+        store = TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False)
+        hosts = cast(RayHosts, ZygoteHosts(folder, self._settings["zygote"], {}))
+        coordinator = GangCoordinator(
+            spec, folder, hosts, f"{ADDRESS}:{store.port}", ADDRESS, deaths=self._settings["deaths"]
+        )
+        coordinator.bind_loop(asyncio.get_running_loop())
+        await coordinator.run()
+        logger.info("the coordinator is done")
+
+
+def _limit(name: str, seconds: float) -> None:
+    setattr(ms.Membership, name, lambda _: seconds)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """`gang.json`."""
+    return dict(json.loads((folder / "gang.json").read_text()))
+
+
+def death_file(folder: Path, point: str) -> Path:
+    """Where the coordinator remembers that it has died at `point`."""
+    return folder / "faults" / f"coordinator-{point}"

@@ -1,0 +1,389 @@
+"""A gang on real processes without Ray: start it, break it, and see that nobody else noticed.
+
+Coordinator, agents and workers are the real ones, each a process of its own forked by `zygote.py`; gRPC, Unix sockets,
+gloo and torch are real as well. A "host" is an address of the loopback network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+from orchestrator import status, stop
+from orchestrator.audit import audit
+from orchestrator.folder import prepare
+from orchestrator.jobspec import JobSpec
+from orchestrator.records import Record, read_events, read_steps
+from tests.gang.control import death_file
+from tests.gang.program import SAMPLES, learning_rate
+from tests.gang.zygote import Child, ask
+from workers.faults import parse
+from workers.link import page_path
+from workers.page import Page
+from workers.paths import runtime_dir
+
+PROGRAM = Path(__file__).with_name("program.py")
+PATIENCE_SECONDS = 90.0
+"""For anything to happen on a machine that does much else; a test that waits this long has failed."""
+
+GLOBAL_BATCH = 32
+STEPS_PER_EPOCH = SAMPLES // GLOBAL_BATCH
+EPOCHS = 15
+TOTAL_STEPS = EPOCHS * STEPS_PER_EPOCH
+WORLD = 4
+IMPATIENT = {"prepare": 5.0, "patience": 4.0}
+"""Limits for a gang in which a rank is stopped for good."""
+
+ADDRESSES = [f"127.0.0.{number}" for number in range(2, 10)]
+
+T = TypeVar("T")
+
+
+@dataclass
+class Gang:
+    """Two hosts with two ranks and an idle worker each, unless told otherwise."""
+
+    zygote: str
+    storage: Path
+    faults: tuple[str, ...] = ()
+    coordinator_deaths: tuple[str, ...] = ()
+    hosts: int = 2
+    hosts_min: int = 1
+    spares: int = 1
+    limits: dict[str, float] = field(default_factory=dict)  # prepare, patience: seconds, for the coordinator
+    agent_grace: float = 20.0
+    exits_allowed: int = 5
+    nodes: int | None = None  # machines there are at first; as many as hosts where None
+    own_seeds: bool = False
+    epochs: int = EPOCHS
+    continued: int = 0  # stopped ranks that were let go on in time
+    killed: list[int] = field(default_factory=list)  # workers that the test has killed
+    agents_killed: int = 0
+    coordinators_killed: int = 0
+
+    def start(self, *, resume: bool = False) -> Gang:
+        """Start the coordinator; it starts everything else."""
+        self.folder = prepare(self._spec(), cluster=None, resume=resume, exact=resume)
+        for name in ("logs", "digests"):
+            (self.folder / name).mkdir(exist_ok=True)
+        (self.folder / "hurry").unlink(missing_ok=True)
+        if self.own_seeds:
+            (self.folder / "own-seeds").touch()
+        self.set_nodes(ADDRESSES[: self.hosts if self.nodes is None else self.nodes])
+        self._ask(do="begin")
+        self._ask(do="fork", kind="coordinator")
+        return self
+
+    def _spec(self) -> JobSpec:
+        return JobSpec.model_validate(
+            {
+                "name": "gang",
+                "storage": str(self.storage),
+                "global_batch": GLOBAL_BATCH,
+                "micro_batch": 4,
+                "ranks_per_host": 2,
+                "spares_per_host": self.spares,
+                "hosts": {"min": self.hosts_min, "max": self.hosts},
+                "task": {"script": str(PROGRAM)},
+                "phases": {"fp32_epochs": self.epochs, "qat_epochs": 0},
+                "evaluate_every": 5,
+                "checkpoint": {"every": 50},
+                "limits": {"agent_grace": self.agent_grace, "exits_allowed": self.exits_allowed},
+                "faults": list(self.faults),
+            }
+        )
+
+    def set_nodes(self, addresses: list[str]) -> None:
+        """The machines that could be hosts, from now on."""
+        settings = {
+            "zygote": self.zygote,
+            "nodes": addresses,
+            "limits": self.limits,
+            "deaths": list(self.coordinator_deaths),
+        }
+        temporary = self.folder / "gang.json.new"
+        temporary.write_text(json.dumps(settings))
+        temporary.replace(self.folder / "gang.json")
+
+    def _ask(self, **request: str) -> Any:
+        return ask(self.zygote, gang=str(self.folder), **request)
+
+    # ------------------------------------------------------------------ looking
+
+    def processes(self, kind: str | None = None) -> list[Child]:
+        """Every process that this gang ever had."""
+        children = [Child(**entry) for entry in self._ask(do="processes")]
+        return [child for child in children if kind in (None, child.kind)]
+
+    def events(self, kind: str) -> list[Record]:
+        return [event for event in read_events(self.folder) if event["kind"] == kind]
+
+    def step(self) -> int:
+        """The last step on record."""
+        steps = read_steps(self.folder)
+        return int(steps[-1]["step"]) if steps else 0
+
+    def members(self) -> dict[int, Record]:
+        """Rank to {rank, host, pid, worker} of the last generation."""
+        generations = self.events("generation")
+        return {int(m["rank"]): m for m in generations[-1]["members"]} if generations else {}
+
+    def wait_for(self, what: str, look: Callable[[], T | None]) -> T:
+        """The first thing that `look` finds; meanwhile we are the driver that asks how it goes."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        asked = 0.0
+        while not (found := look()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"waited {PATIENCE_SECONDS:g} s in vain for {what}\n{self.story()}")
+            if time.monotonic() > asked + 2.0:
+                asked = time.monotonic()
+                if self._ended() is not None and not look():
+                    raise AssertionError(f"the job ended before {what}\n{self.story()}")
+            time.sleep(0.03)
+        return found
+
+    def wait_for_step(self, step: int) -> None:
+        self.wait_for(f"step {step}", lambda: self.step() >= step)
+
+    def wait_until_measured(self) -> None:
+        """Until the coordinator knows how long a step takes: then a planned change discards nothing."""
+        seen: set[int] = set()
+
+        def look() -> bool:
+            state = status.fetch(self.folder, driver=True)
+            seen.add(int(state["step"]) if state else 0)
+            return len(seen - {0}) > 2
+
+        self.wait_for("some beats", look)
+
+    def wait_for_faults(self) -> None:
+        """Until every fault has happened."""
+        for text in self.faults:
+            self.wait_for(f"the fault {text}", partial(self.has_happened, text))
+        for point in self.coordinator_deaths:
+            self.wait_for(f"the coordinator's death at {point}", death_file(self.folder, point).exists)
+
+    def has_happened(self, fault: str) -> bool:
+        return parse(fault).mark(self.folder / "faults").exists()
+
+    def wait_until_whole(self) -> None:
+        """Until WORLD living members train in a generation after the first."""
+        self.wait_for(f"{WORLD} ranks that train again", self._is_whole)
+
+    def _is_whole(self) -> bool:
+        made = self.events("generation")
+        dead = {c.pid for c in self.processes("worker") if c.status is not None}
+        if not made or made[-1]["generation"] == [1, 1] or len({m["pid"] for m in made[-1]["members"]} - dead) != WORLD:
+            return False
+        running = [r for r in self.events("running") if r["generation"] == made[-1]["generation"]]
+        state = status.fetch(self.folder, driver=True)
+        training = state is not None and state["phase"] == "training"
+        return training and {r["rank"] for r in running} == set(range(WORLD))
+
+    def story(self) -> str:
+        """What a failed test needs to show."""
+        logs = sorted((self.folder / "logs").glob("*"))
+        lines = [f"== {log.name}\n{log.read_text(errors='replace')[-3500:]}" for log in logs]
+        processes = [f"{c.kind} {c.host} {c.pid} {c.status} removed={c.removed}" for c in self.processes()]
+        return "\n".join([*processes, *lines])
+
+    # ------------------------------------------------------------------ breaking
+
+    def kill(self, *ranks: int) -> None:
+        """kill -9 of the processes of these ranks, all at once; returns when they are dead."""
+        members = self.members()
+        pids = {int(members[rank]["pid"]) for rank in ranks}
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self.killed += pids
+        self.wait_for("their end", lambda: pids <= {c.pid for c in self.processes() if c.status is not None})
+
+    def wait_until_stopped(self, rank: int) -> int:
+        """Until a fault has stopped this rank; returns how often its agent has rung so far."""
+        members = self.wait_for("the gang", self.members)
+        process = psutil.Process(int(members[rank]["pid"]))
+        self.wait_for(f"rank {rank} to stop", lambda: process.status() == psutil.STATUS_STOPPED)
+        return self._bell(rank)
+
+    def go_on(self, rank: int, bell: int) -> None:
+        """Continue a stopped rank as soon as a directive waits for it: its agent has rung more often than `bell`."""
+        self.wait_for(f"a directive for rank {rank}", lambda: self._bell(rank) > bell)
+        os.kill(int(self.members()[rank]["pid"]), signal.SIGCONT)
+        self.continued += 1
+
+    def _bell(self, rank: int) -> int:
+        with closing(self._page(rank)) as page:
+            return page.bell
+
+    def page_step(self, rank: int) -> int:
+        """The step that a rank says in shared memory to have committed."""
+        with closing(self._page(rank)) as page:
+            return page.progress().step
+
+    def _page(self, rank: int) -> Page:
+        return Page(page_path(runtime_dir("gang", self.folder), str(self.members()[rank]["worker"])))
+
+    def idle(self, host: str) -> int | None:
+        """The pid of the spare of a host, once it is up."""
+        state = status.fetch(self.folder, driver=True)
+        ranks = state["ranks"] if state else []
+        return next((int(r["pid"]) for r in ranks if r["host"] == host and r["state"] == "idle"), None)
+
+    def kill_agent(self, host: str, *, hold: bool = False) -> None:
+        """kill -9 of an agent; it is started again at once, or after `release("agent")`."""
+        self._kill_service("agent", host, hold)
+        self.agents_killed += 1
+
+    def kill_coordinator(self, *, hold: bool = False) -> None:
+        self._kill_service("coordinator", "", hold)
+        self.coordinators_killed += 1
+
+    def _kill_service(self, kind: str, host: str, hold: bool) -> None:
+        if hold:
+            self._ask(do="hold", kind=kind)
+        victim = self._living(kind, host)
+        os.kill(victim.pid, signal.SIGKILL)
+        self.wait_for(f"the end of the {kind}", lambda: next(c for c in self.processes(kind) if c.pid == victim.pid).status)
+
+    def signal_agent(self, host: str, number: signal.Signals) -> None:
+        os.kill(self._living("agent", host).pid, number)
+
+    def _living(self, kind: str, host: str) -> Child:
+        """The process, once it is there."""
+        return self.wait_for(
+            f"the {kind} {host}", lambda: [c for c in self.processes(kind) if c.host == host and c.status is None]
+        )[0]
+
+    def lives(self, rank: int) -> bool:
+        """Does the process run that has this rank in the last generation?"""
+        pid = self.members()[rank]["pid"]
+        return any(c.pid == pid and c.status is None for c in self.processes("worker"))
+
+    def release(self, kind: str) -> None:
+        self._ask(do="release", kind=kind)
+
+    def lose_host(self, host: str, *, replace: bool = True) -> None:
+        """Everything on a host dies at once, and its address with it; another machine appears."""
+        lost = [c for c in self.processes() if c.host == host]
+        kept = [address for address in ADDRESSES[: self.hosts] if address != lost[0].address]
+        self.set_nodes([*kept, ADDRESSES[-1]] if replace else kept)
+        self._ask(do="remove", host=host)
+
+    def stop(self) -> None:
+        """As `quantarion stop` does."""
+        stop.ask(self.folder, False, "the test asked for it")
+
+    # ------------------------------------------------------------------ the end
+
+    def hurry(self) -> None:
+        """From now on a step takes only as long as it needs."""
+        (self.folder / "hurry").touch()
+
+    def finish(self) -> int:
+        """Let the job run to its end, clear up as `train` does, and return its exit code."""
+        self.hurry()
+        answer = self.wait_for("the end", self._ended)
+        alive = [c for c in self.processes() if c.status is None and not c.removed]
+        self.left_over = [c for c in alive if c.kind != "coordinator"]
+        self.clear()
+        return int(answer["exit_code"])
+
+    def _ended(self) -> Record | None:
+        answer = status.fetch(self.folder, driver=True)
+        return answer if answer is not None and answer["phase"] in ("finished", "failed") else None
+
+    def clear(self) -> None:
+        """Kill what there is, and wait until it is gone."""
+        self._ask(do="end")
+        self.wait_for("the end of every process", lambda: all(c.status is not None for c in self.processes()))
+        shutil.rmtree(runtime_dir("gang", self.folder), ignore_errors=True)
+
+    def check(self, *, same_as: str | None = None) -> None:
+        """Run to the end and assert everything that must hold whatever was broken.
+
+        `same_as`: the final digest of a run whose arithmetic was the same.
+        """
+        self.wait_for_faults()
+        exit_code = self.finish()
+        assert exit_code == 0, self.story()
+        self.check_processes()
+        self.check_line()
+        final = self.check_digests()
+        if same_as is not None:
+            assert final == same_as
+
+    def check_processes(self) -> None:
+        """Nobody died but those that were killed, every survivor left of its own accord, nothing is left over."""
+        known = {int(event["pid"]) for event in self.events("worker_up")}
+        ended = [c for c in self.processes("worker") if c.pid in known]
+        by_signal = [c for c in ended if c.status != 0 and not (c.removed and c.host in self._lost_hosts())]
+        expected = len(self.killed) + sum(map(_kills, self.faults)) - self.continued
+        assert [c.status for c in by_signal] == [-signal.SIGKILL] * expected, f"{by_signal}\n{self.story()}"
+        assert set(self.killed) <= {c.pid for c in by_signal}
+        unasked = [c for c in self.processes() if c.kind != "worker" and not c.removed]
+        died = len([c for c in unasked if c.kind == "agent"]), len([c for c in unasked if c.kind == "coordinator"])
+        assert died == (self.agents_killed, self.coordinators_killed + len(self.coordinator_deaths)), self.story()
+        assert self.left_over == [], self.story()
+
+    def _lost_hosts(self) -> set[str]:
+        return {str(event["host"]) for event in self.events("host_lost")}
+
+    def check_line(self) -> None:
+        """Every step once, at the learning rate that belongs to it; every sample once in each epoch (EP-4, EP-17)."""
+        steps = read_steps(self.folder)
+        total = self.epochs * STEPS_PER_EPOCH
+        assert [step["step"] for step in steps] == list(range(1, total + 1))
+        assert [step["lr_current"] for step in steps] == pytest.approx([learning_rate(n) for n in range(total)])
+        found = audit(self.folder)
+        assert found.problems == []
+        assert (found.steps, found.per_epoch, len(found.epochs)) == (total, SAMPLES, self.epochs)
+
+    def check_digests(self) -> str:
+        """Equal state ids have equal digests (EP-18), and all members end in one state, whose digest is returned."""
+        by_state: dict[tuple[int, ...], set[str]] = defaultdict(set)
+        final: dict[str, tuple[int, ...]] = {}
+        for path in (self.folder / "digests").glob("*.jsonl"):
+            for line in read_json_lines(path):
+                state = tuple(line["state"])
+                by_state[state].add(line["digest"])
+                if line["final"]:
+                    final[path.stem] = state
+        different = {state: digests for state, digests in by_state.items() if len(digests) > 1}
+        assert different == {}
+        last = {m["worker"] for m in self.events("generation")[-1]["members"]}
+        assert last <= final.keys()
+        states = {final[worker] for worker in last}
+        assert len(states) == 1
+        (digest,) = by_state[states.pop()]
+        return digest
+
+
+def read_json_lines(path: Path) -> Iterable[dict[str, Any]]:
+    """The lines of a file whose writer may have been killed in the middle of the last one."""
+    for line in path.read_text().split("\n")[:-1]:
+        yield json.loads(line)
+
+
+def _kills(fault: str) -> bool:
+    """A stopped process does not answer, so its agent kills it."""
+    return parse(fault).action in ("kill", "stop", "hang")
+
+
+def name(faults: str | tuple[str, ...]) -> str:
+    """The id of a test."""
+    text = faults if isinstance(faults, str) else "+".join(faults)
+    return re.sub(r"[^A-Za-z0-9_+]+", "-", text)

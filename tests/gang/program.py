@@ -1,0 +1,84 @@
+"""What the gangs of these tests train: a small network with everything that is easily lost (BatchNorm, dropout, a learning
+rate that moves, moments of AdamW), and a digest of the state every few steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
+
+from workers import elastic
+from workers.elastic import Job
+
+SAMPLES = 256
+DIGEST_EVERY = 8
+QUIET_STEPS = 18
+QUIET_SECONDS, PACE_SECONDS = 0.01, 0.05
+"""A step takes at least this long, first while nothing happens, then until the test is in a hurry: so faults and
+recoveries fall into the training."""
+
+
+def learning_rate(step: int) -> float:
+    """Of the step after `step` committed ones."""
+    return 0.01 / (1.0 + 0.01 * step)
+
+
+def train() -> None:
+    noise = torch.Generator().manual_seed(1)
+    inputs = torch.randn(SAMPLES, 12, generator=noise)
+    targets = (inputs[:, :3] + 0.3 * torch.randn(SAMPLES, 3, generator=noise)).argmax(dim=1)
+    binding = elastic._binding
+    assert binding is not None
+    if (binding.rank.folder / "own-seeds").exists():
+        torch.manual_seed(os.getpid())  # a model of its own on every rank
+    model = nn.Sequential(
+        nn.Linear(12, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(0.2), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step) / 0.01)
+
+    def correct(part: int, parts: int) -> dict[str, float]:
+        model.eval()
+        hits = model(inputs[part::parts]).argmax(dim=1) == targets[part::parts]
+        return {"correct": float(hits.sum()), "count": float(len(hits))}
+
+    job = Job(model, optimizer, TensorDataset(inputs, targets), scheduler=scheduler, evaluate=correct)
+    log = DigestLog(job)
+    hurry = job.folder / "hurry"
+    for x, y in job.batches():
+        log.note()
+        if not hurry.exists():
+            time.sleep((PACE_SECONDS if job.committed >= QUIET_STEPS else QUIET_SECONDS) / 2)
+        job.step(cross_entropy(model(x), y))
+    job.collect("parts", lambda part, parts: {"parts": 1.0})
+    log.note(final=True)
+
+
+class DigestLog:
+    """`digests/<worker>.jsonl`: the digest and the id of the same state (EP-18)."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._last: object = None
+        folder = job.folder / "digests"
+        folder.mkdir(exist_ok=True)
+        self._path = folder / f"{job._rank.worker}.jsonl"
+
+    def note(self, *, final: bool = False) -> None:
+        """At the first micro-batch of a step nothing has touched the state yet."""
+        state = self._job._machine.state
+        if final or (state.step % DIGEST_EVERY == 0 and state != self._last):
+            self._last = state
+            line = {"state": [state.step, state.round, *state.generation, state.lineage], "digest": self._job.digest}
+            with self._path.open("a") as file:
+                file.write(json.dumps({**line, "final": final}) + "\n")
+
+
+if __name__ == "__main__":
+    train()

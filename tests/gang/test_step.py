@@ -1,0 +1,282 @@
+"""The rules of one step that show inside a rank: EP-2, EP-4, EP-6, EP-7, EP-9, EP-11, on the real engine without a gang."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import cast
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import batch_norm, mse_loss
+
+import workers.engine
+from workers.collectives.buckets import plan_buckets
+from workers.collectives.exchange import Abandoned
+from workers.engine import ApplyError, Engine
+from workers.faults import Faults
+from workers.identity import GENESIS, NOWHERE, Generation, StateId
+from workers.protocol import RankMachine, RankState
+from workers.rank import Host, Rank
+from workers.transfer import Commit, Snapshot, StateServer, TransferError
+
+FIRST = Generation(1, 1)
+BATCH = 12
+META = {"kind": "step"}
+
+
+class Recording:
+    """An exchange that notes its operands and leaves the summing to the test."""
+
+    def __init__(self) -> None:
+        self.operands: list[torch.Tensor] = []
+
+    def all_reduce(self, buffer: torch.Tensor) -> Recording:
+        self.operands.append(buffer)
+        return self
+
+    def wait(self, stop: Callable[[], bool]) -> None:
+        if stop():
+            raise Abandoned
+
+
+class OneRank:
+    """An engine in a running generation, with a network small enough to compute by hand."""
+
+    def __init__(self, *faults: str, folder: Path | None = None, machine: RankMachine | None = None) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+        trained = RankMachine(state=GENESIS, generation=FIRST, promised=FIRST, healed=True, phase=RankState.TRAINING)
+        self.machine = machine or trained
+        where = Faults(list(faults), folder or Path(), dict)
+        self.engine = Engine(self.model, optimizer, machine=self.machine, faults=where, scheduler=self.scheduler)
+        self.exchange = Recording()
+
+    def compute(self, inputs: torch.Tensor, targets: torch.Tensor, pieces: int = 1) -> None:
+        """Forward, backward and launch of this rank's share of a batch of `BATCH` samples."""
+        self.engine.begin_step(self.exchange, lambda: False)
+        for piece in range(pieces if len(inputs) else 0):
+            x, y = inputs.tensor_split(pieces)[piece], targets.tensor_split(pieces)[piece]
+            self.engine.backward(mse_loss(self.model(x), y), len(x), BATCH, last=piece == pieces - 1)
+        self.engine.finish_exchange(0.0, len(inputs), BATCH)
+
+    @property
+    def digest(self) -> str:
+        return self.engine.replica.digest()
+
+
+@pytest.fixture(autouse=True)
+def several_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buckets of a few parameters, so that a small step has several."""
+    monkeypatch.setattr(workers.engine, "plan_buckets", partial(plan_buckets, first_bytes=32, bucket_bytes=64))
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    noise = torch.Generator().manual_seed(5)
+    return torch.randn(BATCH, 3, generator=noise), torch.randn(BATCH, 2, generator=noise)
+
+
+def exchange_and_apply(ranks: list[OneRank]) -> None:
+    """What the network would do: every rank ends with the sum, bucket by bucket, and commits."""
+    for buckets in zip(*(rank.engine.staging.buckets for rank in ranks), strict=True):
+        total = torch.stack(buckets).sum(dim=0)
+        for bucket in buckets:
+            bucket.copy_(total)
+    for rank in ranks:
+        rank.engine.apply_step(dict(META), FIRST)
+
+
+def test_ep2_the_exchange_starts_on_the_last_micro_batch(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    rank = OneRank()
+    inputs, targets = batch
+    rank.engine.begin_step(rank.exchange, lambda: False)
+    rank.engine.backward(mse_loss(rank.model(inputs[:6]), targets[:6]), 6, BATCH, last=False)
+    assert rank.exchange.operands == []
+    rank.engine.backward(mse_loss(rank.model(inputs[6:]), targets[6:]), 6, BATCH, last=True)
+    launched = len(rank.exchange.operands)
+    assert 0 < launched < len(rank.engine.staging.buckets)  # the last one waits for its tail
+    rank.engine.finish_exchange(0.0, BATCH, BATCH)
+    assert [id(b) for b in rank.exchange.operands] == [id(b) for b in rank.engine.staging.buckets]
+
+
+def test_ep4_a_discard_puts_back_what_the_forward_pass_changed(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    rank = OneRank()
+    before, rate = rank.digest, rank.scheduler.get_last_lr()
+    running_mean = rank.model.get_buffer("1.running_mean").clone()
+    rank.compute(*batch)
+    assert not torch.equal(rank.model.get_buffer("1.running_mean"), running_mean)
+    rank.engine.discard()
+    assert rank.digest == before
+    assert rank.scheduler.get_last_lr() == rate
+    assert rank.machine.state == GENESIS
+    assert all(parameter.grad is None for parameter in rank.model.parameters())
+
+
+def test_ep4_a_discarded_step_leaves_no_trace_in_the_next(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    straight, disturbed = OneRank(), OneRank()
+    disturbed.compute(batch[0] + 1.0, batch[1])
+    disturbed.engine.discard()
+    for rank in (straight, disturbed):
+        rank.compute(*batch)
+        rank.engine.apply_step(dict(META), FIRST)
+    assert disturbed.machine.state == straight.machine.state
+    assert disturbed.digest == straight.digest
+
+
+def test_ep4_buffers_are_reduced_by_samples_and_counters_advance_on_commit(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """Two ranks with 3 and 9 of 12 samples: the running mean moves by the weighted mean of their moves."""
+    ranks = [OneRank(), OneRank()]
+    shares = [(batch[0][:3], batch[1][:3]), (batch[0][3:], batch[1][3:])]
+    expected = torch.zeros(4)
+    for inputs, _ in shares:
+        mean = torch.zeros(4)
+        batch_norm(ranks[0].model[0](inputs), mean, torch.ones(4), training=True, momentum=0.1)
+        expected += mean.detach() * len(inputs) / BATCH
+    for rank, share in zip(ranks, shares, strict=True):
+        rank.compute(*share)
+        assert rank.scheduler.get_last_lr() == [0.1]
+    exchange_and_apply(ranks)
+    assert ranks[0].digest == ranks[1].digest
+    assert torch.allclose(ranks[0].model.get_buffer("1.running_mean"), expected, atol=1e-6)
+    assert int(ranks[0].model.get_buffer("1.num_batches_tracked")) == 1
+    assert ranks[0].scheduler.get_last_lr() == [0.05]
+
+
+@pytest.mark.parametrize("split", [(12,), (6, 6), (2, 10), (4, 4, 4), (0, 12)], ids=str)
+def test_ep6_a_change_of_members_does_not_rescale_what_is_sent(
+    split: tuple[int, ...], batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """Each rank sends n_r · g_r / global batch, so the sum is the gradient of the mean however the batch is split."""
+    ranks = [OneRank() for _ in split]
+    alone = ranks[0].model
+    alone.eval()  # running statistics, so that the gradient of a sample does not depend on its neighbours
+    loss = mse_loss(alone(batch[0]), batch[1])
+    expected = torch.autograd.grad(loss, list(alone.parameters()))
+    for rank, inputs, targets in zip(ranks, batch[0].split(split), batch[1].split(split), strict=True):
+        rank.model.eval()
+        rank.compute(inputs, targets)
+    sums = [sum(views) for views in zip(*(rank.engine.staging.views for rank in ranks), strict=True)]
+    for total, gradient in zip(sums, expected, strict=True):
+        assert torch.allclose(torch.as_tensor(total), gradient, atol=1e-6)
+
+
+def test_ep6_what_a_peer_is_healed_with_is_replicated_state_only(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    rank = OneRank()
+    rank.compute(*batch)
+    rank.engine.apply_step(dict(META), FIRST)
+    names = rank.engine.capture().captured.tensors.keys()
+    assert {name.partition(".")[0] for name in names} == {"parameter", "buffer", "optimizer"}
+    assert {name.rpartition("|")[2] for name in names if name.startswith("optimizer.")} == {"momentum_buffer"}
+
+
+def test_ep7_an_abandoned_operation_writes_to_garbage(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """gloo may still write to its operands after the step was given up: nobody reads them any more."""
+    rank, undisturbed = OneRank(), OneRank()
+    rank.compute(*batch)
+    abandoned = list(rank.exchange.operands)
+    rank.engine.discard()
+    rank.compute(*batch)
+    for operand in abandoned:
+        operand.fill_(float("nan"))
+    rank.engine.apply_step(dict(META), FIRST)
+    undisturbed.compute(*batch)
+    undisturbed.engine.apply_step(dict(META), FIRST)
+    assert rank.digest == undisturbed.digest
+
+
+def test_ep7_a_backward_pass_is_abandoned_at_the_next_gradient(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    rank = OneRank()
+    rank.engine.begin_step(rank.exchange, lambda: True)
+    with pytest.raises(Abandoned):
+        rank.engine.backward(mse_loss(rank.model(batch[0]), batch[1]), BATCH, BATCH, last=True)
+    assert rank.exchange.operands == []
+
+
+def test_ep11_an_exception_inside_apply_makes_the_rank_unhealed(
+    batch: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    rank = OneRank("in_apply=raise", folder=tmp_path)
+    rank.compute(*batch)
+    with pytest.raises(ApplyError):
+        rank.engine.apply_step(dict(META), FIRST)
+    assert not rank.machine.healed
+    assert rank.machine.state == NOWHERE
+    assert rank.engine.find_offer(GENESIS) is None  # nobody is healed from it
+
+
+# ---------------------------------------------------------------------- state from a peer
+
+
+class Owner:
+    """What a Job does for its rank, without data."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self._engine.restore(snapshot)
+
+    def replay(self, commit: Commit) -> None:
+        self._engine.replay(commit)
+
+
+@pytest.fixture
+def asker(tmp_path: Path) -> Iterator[Rank]:
+    """A rank without an agent, in the first generation, that holds no state yet."""
+    rank = Rank(job="job", host="host-1", address="127.0.0.1", folder=tmp_path, runtime=tmp_path, faults=[])
+    rank.machine.generation = FIRST
+    rank.machine.phase = RankState.SYNCING
+    other = OneRank(machine=rank.machine)
+    rank.engine, rank._owner = other.engine, cast(Host, Owner(other.engine))
+    yield rank
+    rank.page.close()
+
+
+def test_ep9_whoever_is_healed_ends_where_the_donor_stands(asker: Rank, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """A donor may offer a copy that it made for somebody else some commits ago: the commits since then are fetched too."""
+    donor = OneRank()
+    donor.engine.find_offer(NOWHERE)
+    donor.engine.serve_snapshot()
+    for _ in range(3):
+        donor.compute(*batch)
+        donor.engine.apply_step(dict(META), FIRST)
+    stale = donor.engine.find_offer(NOWHERE)
+    assert stale is not None and stale.snapshot is not None and stale.snapshot.state == GENESIS
+    server = StateServer("127.0.0.1", donor.engine.find_offer)
+    asker._get_state([server.address], donor.machine.state)
+    server.close()
+    assert asker.machine.state == donor.machine.state
+    assert asker.machine.healed
+    assert asker.engine is not None and asker.engine.replica.digest() == donor.digest
+
+
+def test_ep9_a_donor_that_stands_elsewhere_heals_nobody(asker: Rank) -> None:
+    donor = OneRank()
+    thread = Thread(target=serve_snapshot_when_asked, args=(donor,), daemon=True)
+    thread.start()
+    server = StateServer("127.0.0.1", donor.engine.find_offer)
+    with pytest.raises(TransferError, match="the donor stands at"):
+        asker._get_state([server.address], StateId(7, 0, FIRST, 7))
+    server.close()
+
+
+def test_ep11_a_donor_answers_a_member_only_once_it_has_entered_the_same_generation() -> None:
+    """Before that it may hold a line that was left, and not know it."""
+    donor = OneRank()
+    assert donor.engine.find_offer(GENESIS, Generation(1, 2)) is None
+    donor.machine.generation = Generation(1, 2)
+    assert donor.engine.find_offer(GENESIS, Generation(1, 2)) is not None
+
+
+def serve_snapshot_when_asked(donor: OneRank) -> None:
+    """What a rank does at its poll points."""
+    donor.engine._snapshot_wanted.wait()
+    donor.engine.serve_snapshot()

@@ -1,0 +1,100 @@
+"""EP-13: one STRICT_PACK placement group per host, and the sentence of a waiting job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from orchestrator import placement, rayenv
+from orchestrator.embedded import HEAD_ADDRESS, EmbeddedCluster
+
+
+@pytest.mark.parametrize(
+    ("hosts_min", "found", "sentence"),
+    [
+        (3, 1, "waiting for 2 more hosts with 4 free CPUs, one for each rank: 1 of hosts.min 3 found"),
+        (1, 0, "waiting for 1 more host with 4 free CPUs, one for each rank: 0 of hosts.min 1 found"),
+    ],
+)
+def test_ep13_the_waiting_message_says_what_is_missing(hosts_min: int, found: int, sentence: str) -> None:
+    assert placement.missing(hosts_min, found, 4) == sentence
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(2, 3, tmp_path_factory.mktemp("placement")) as running:
+        rayenv.connect(running.address, "quantarion-placement", node_address=HEAD_ADDRESS)
+        yield running
+
+
+def addresses(cpus: int) -> list[str]:
+    return [slot.address for slot in placement.free_hosts(cpus)]
+
+
+def eventually_free(cpus: int, expected: list[str]) -> None:
+    """Ray's view of free resources follows with a delay."""
+    deadline = time.monotonic() + 60
+    while addresses(cpus) != expected:
+        assert time.monotonic() < deadline, f"free: {addresses(cpus)}, expected: {expected}"
+        time.sleep(0.02)
+
+
+@pytest.mark.ray
+def test_ep13_a_host_is_reserved_whole_on_the_node_asked_for_and_given_back(cluster: EmbeddedCluster) -> None:
+    from ray.util import placement_group_table
+
+    eventually_free(3, ["127.0.0.2", "127.0.0.3"])  # never the head
+    first, second = placement.free_hosts(3)
+    assert placement.free_hosts(3, used={first.node_id}) == [second]
+    assert placement.free_hosts(4) == []
+    group = placement.reserve(second, 3, "quantarion-placement-host-1")
+    assert placement.wait_ready(group, 60)
+    table = placement_group_table(group)
+    assert table["strategy"] == "STRICT_PACK"
+    assert set(table["bundles_to_node_id"].values()) == {second.node_id}
+    assert list(table["bundles"].values()) == [{"CPU": 1.0}] * 3
+    eventually_free(3, ["127.0.0.2"])
+    placement.release(group)
+    eventually_free(3, ["127.0.0.2", "127.0.0.3"])
+    placement.release(group)  # once more does no harm
+
+
+@pytest.mark.ray
+def test_ep13_a_host_that_is_taken_is_not_given_and_can_be_let_go(cluster: EmbeddedCluster) -> None:
+    eventually_free(3, ["127.0.0.2", "127.0.0.3"])
+    slot = placement.free_hosts(3)[0]
+    group = placement.reserve(slot, 3, "quantarion-placement-host-2")
+    assert placement.wait_ready(group, 60)
+    late = placement.reserve(slot, 3, "quantarion-placement-host-3")
+    assert not placement.wait_ready(late, 0.5)
+    placement.release(late)
+    placement.release(group)
+    eventually_free(3, ["127.0.0.2", "127.0.0.3"])
+
+
+@pytest.mark.ray
+def test_ep13_the_group_of_a_dead_host_does_not_move_to_another(cluster: EmbeddedCluster) -> None:
+    from ray.util import placement_group_table
+
+    eventually_free(3, ["127.0.0.2", "127.0.0.3"])
+    slot = placement.free_hosts(3)[0]
+    group = placement.reserve(slot, 3, "quantarion-placement-host-4")
+    assert placement.wait_ready(group, 60)
+    os.kill(cluster.hosts()[0].raylet_pid, signal.SIGKILL)
+    eventually_free(3, ["127.0.0.3"])
+    deadline = time.monotonic() + 60
+    while (state := placement_group_table(group)["state"]) == "CREATED":
+        assert time.monotonic() < deadline, "Ray has not noticed the death"
+        time.sleep(0.02)
+    assert state in ("RESCHEDULING", "PENDING")
+    assert addresses(3) == ["127.0.0.3"]
+    placement.release(group)
+    while len(cluster.hosts()) < 2:
+        assert time.monotonic() < deadline, "the host has not come back"
+        cluster.revive()
+        time.sleep(0.02)
+    eventually_free(3, ["127.0.0.2", "127.0.0.3"])

@@ -1,0 +1,332 @@
+"""What a person sees while a job trains, in a terminal and without one."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from orchestrator.records import Incident, Record
+from orchestrator.view import Seen, View, event_sentence, incident_sentence, panel, sparkline
+
+START = 1_790_000_000.0
+TRAINING: dict[str, Any] = {
+    "phase": "training",
+    "step": 40,
+    "total_steps": 160,
+    "generation": [1, 2],
+    "ranks": [{"rank": rank, "host": f"host-{rank}", "pid": 70 + rank, "state": "training"} for rank in range(3)]
+    + [{"rank": -1, "host": "host-0", "pid": 80, "state": "idle"}],
+    "hosts": [{"host": f"host-{n}", "state": "healthy" if n else "lost"} for n in range(3)],
+    "message": "",
+}
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Screen:
+    """A view of `folder` on a console that remembers what was written, with a status to be set by the test."""
+
+    def __init__(self, folder: Path, *, terminal: bool = False, since: float = 0.0, total: int | None = 160) -> None:
+        self.folder, self.clock, self.out = folder, Clock(), io.StringIO()
+        self.status: Mapping[str, Any] | None = None
+        self.console = Console(file=self.out, force_terminal=terminal, width=100, color_system=None, _environ={})
+        self.view = View(folder, total, lambda: self.status, since=since, console=self.console, clock=self.clock)
+
+    def at(self, seconds: float) -> None:
+        self.clock.now = seconds
+        self.view.update()
+
+    @property
+    def text(self) -> str:
+        return self.out.getvalue()
+
+    @property
+    def said(self) -> list[str]:
+        """Plain lines without their time."""
+        return [line.split("] ", 1)[1] for line in self.text.splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "demo"
+    path.mkdir()
+    return path
+
+
+def commit(folder: Path, step: int, generation: tuple[int, int] = (1, 1), **fields: Any) -> None:
+    measured = {"loss": 2.0 / step, "accuracy": None, "ranks": 4, "training_rate": 18233.4, "phase": "fp32_warmup"}
+    _append(folder / "steps.jsonl", {"t": START, "step": step, "generation": generation, **measured, **fields})
+
+
+def happen(folder: Path, kind: str, t: float = START, **fields: Any) -> None:
+    _append(folder / "events.jsonl", {"t": t, "kind": kind, **fields})
+
+
+def kill(folder: Path, rank: int | None = 2, t: float = START) -> None:
+    happen(folder, "worker_exit", t, host="host-2", rank=rank, pid=72, worker="w", signal=9, status=-9)
+
+
+def recover(folder: Path, seconds: float = 0.14, t: float = START) -> None:
+    happen(folder, "recovered", t + seconds, incident="worker_killed", host="host-2", rank=2, seconds=seconds, world=3)
+
+
+def _append(path: Path, record: Record) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def test_plain_lines_say_the_start_phases_evaluations_and_the_end(folder: Path) -> None:
+    screen = Screen(folder)
+    with screen.view:
+        commit(folder, 1)
+        happen(folder, "host_up", host="host-0", address="127.0.0.2")
+        screen.at(1.0)
+        happen(folder, "evaluation", step=1, name="fp32", accuracy=0.953)
+        commit(folder, 2, phase="qat")
+        screen.at(2.0)
+        happen(folder, "finished", step=2, message="", exit_code=0)
+    assert screen.said == [
+        f"job demo: starting, 160 steps, folder {folder}",
+        "phase fp32_warmup from step 1",
+        "phase qat from step 2",
+        "step 1: accuracy 95.3 % (fp32)",
+        "finished after step 2",
+        "step 2/160 (1 %), loss 1, accuracy 95.3 %, 18,233 samples/s, 4 ranks",
+    ]
+
+
+def test_plain_progress_comes_every_five_seconds(folder: Path) -> None:
+    screen = Screen(folder)
+    with screen.view:
+        for quarter in range(1, 45):  # 11 s
+            commit(folder, quarter)
+            screen.at(quarter / 4)
+        progress = [line for line in screen.said if line.startswith("step ")]
+    assert [line.split(",")[0] for line in progress] == ["step 20/160 (12 %)", "step 40/160 (25 %)"]
+
+
+def test_plain_lines_carry_no_control_codes_and_are_not_wrapped(folder: Path) -> None:
+    screen = Screen(folder)
+    with screen.view:
+        screen.view.note("a sentence " * 20)
+    assert "\x1b" not in screen.text
+    assert len(screen.text.splitlines()) == 2
+
+
+def test_a_death_and_its_recovery_are_one_line(folder: Path) -> None:
+    screen = Screen(folder)
+    with screen.view:
+        kill(folder)
+        screen.at(0.25)
+        assert len(screen.said) == 1
+        recover(folder)
+        screen.at(0.5)
+        happen(folder, "rank_back", START + 1.9, incident="worker_killed", host="host-2", rank=2, seconds=1.9, world=4)
+        screen.at(2.25)
+    assert screen.said[1:] == [
+        "rank 2 on host-2 was killed (SIGKILL): survivors went on after 0.14 s",
+        "rank 2 is back after 1.9 s",
+    ]
+    assert screen.view.seen.incidents == 1
+
+
+def test_a_death_without_a_recovery_is_told_soon_and_again_when_it_comes(folder: Path) -> None:
+    screen = Screen(folder)
+    with screen.view:
+        kill(folder)
+        screen.at(0.25)
+        screen.at(1.5)
+        assert len(screen.said) == 1
+        screen.at(1.75)
+        assert screen.said[1:] == ["rank 2 on host-2 was killed (SIGKILL)"]
+        recover(folder, 6.0)
+        screen.at(6.25)
+    assert screen.said[2:] == ["rank 2 on host-2 was killed (SIGKILL): survivors went on after 6.00 s"]
+
+
+def test_a_death_just_before_the_end_is_not_kept_back(folder: Path) -> None:
+    screen = Screen(folder)
+    with screen.view:
+        kill(folder)
+    assert screen.said[1:] == ["rank 2 on host-2 was killed (SIGKILL)"]
+
+
+def test_a_lost_host_is_told_once_for_all_its_ranks(folder: Path) -> None:
+    screen = Screen(folder)
+    with screen.view:
+        happen(folder, "host_lost", host="host-2", reason="silent for 3 s")
+        screen.at(0.25)
+        for rank in (4, 5):
+            happen(folder, "recovered", START + 0.4, incident="host_lost", host="host-2", rank=rank, seconds=0.4)
+        screen.at(0.5)
+    assert screen.said[1:] == ["host-2 was lost (silent for 3 s): survivors went on after 0.40 s"]
+
+
+def test_waiting_says_what_is_missing_once(folder: Path) -> None:
+    screen = Screen(folder)
+    with screen.view:
+        screen.status = {"phase": "waiting", "message": "2 of 4 hosts are up"}
+        screen.at(0.25)
+        screen.at(0.5)
+        screen.status = {"phase": "waiting", "message": "3 of 4 hosts are up"}
+        screen.at(0.75)
+    assert screen.said[1:] == ["waiting: 2 of 4 hosts are up", "waiting: 3 of 4 hosts are up"]
+
+
+def test_events_of_an_earlier_run_are_not_told(folder: Path) -> None:
+    kill(folder, t=START - 100)
+    happen(folder, "finished", START - 90, step=9, message="", exit_code=130)
+    happen(folder, "coordinator_started", START + 1, incarnation=2, recovered=False)
+    kill(folder, t=START + 5)
+    screen = Screen(folder, since=START)
+    with screen.view:
+        screen.at(0.25)
+    assert screen.said[1:] == ["rank 2 on host-2 was killed (SIGKILL)"]
+    assert screen.view.seen.incidents == 1
+
+
+def test_the_newest_commit_is_shown_not_the_last_written(folder: Path) -> None:
+    """A successor backfills older lines, and a discarded step comes again under a higher generation."""
+    screen = Screen(folder)
+    with screen.view:
+        for step, generation, loss in ((7, (1, 1), 0.7), (8, (1, 1), 0.8), (7, (1, 1), 9.9), (8, (1, 2), 0.6)):
+            commit(folder, step, generation, loss=loss)
+        screen.at(0.25)
+    assert (screen.view.seen.step, screen.view.seen.loss, screen.view.seen.generation) == (8, 0.6, "1.2")
+    assert list(screen.view.seen.losses) == [0.7, 0.8, 0.6]
+
+
+def test_a_silent_coordinator_is_said_while_training_only(folder: Path) -> None:
+    screen = Screen(folder)
+    with screen.view:
+        screen.at(0.25)
+        assert screen.view.seen.message == ""  # it has not started
+        screen.status = TRAINING
+        screen.at(0.5)
+        screen.status = None
+        screen.at(0.75)
+        assert screen.view.seen.message == "the coordinator does not answer; training goes on without it"
+        happen(folder, "finished", step=160, message="", exit_code=0)
+        screen.at(1.0)
+        screen.at(1.25)
+        assert screen.view.seen.message == ""
+
+
+def test_numbers_may_come_as_text_as_protobuf_writes_them(folder: Path) -> None:
+    screen = Screen(folder, total=None)
+    with screen.view:
+        screen.status = {**TRAINING, "step": "40", "total_steps": "160"}
+        screen.at(0.25)
+    assert (screen.view.seen.step, screen.view.seen.total) == (40, 160)
+
+
+def test_the_live_panel_shows_the_whole_job(folder: Path) -> None:
+    screen = Screen(folder, terminal=True)
+    with screen.view:
+        screen.status = TRAINING
+        commit(folder, 40, (1, 2), loss=0.2133, accuracy=0.951, ranks=3)
+        kill(folder)
+        recover(folder)
+        screen.at(65.0)
+    shown = screen.text
+    for part in (
+        "quantarion demo",
+        "training, fp32_warmup   generation 1.2",
+        "40/160 (25 %)",
+        "loss 0.2133",
+        "accuracy 95.1 %",
+        "18,233 samples/s",
+        "2 healthy, 1 lost",
+        "3 training, 1 idle spare",
+        "survivors went on after 0.14 s",
+        "1:05",
+    ):
+        assert part in shown, part
+
+
+def test_the_live_panel_keeps_notes_above_it(folder: Path) -> None:
+    screen = Screen(folder, terminal=True)
+    with screen.view:
+        screen.at(0.25)
+        screen.view.note("finishing the step")
+    assert "s] finishing the step" in screen.text
+    assert screen.view.seen.last == "finishing the step"
+
+
+def test_a_panel_of_a_waiting_job_fits_an_ascii_terminal() -> None:
+    console = Console(file=io.StringIO(), width=80, color_system=None, legacy_windows=False, record=True)
+    seen = Seen("demo", phase="waiting", message="1 of 2 hosts is up; start another", hosts=[("host-0", "healthy")])
+    seen.losses.extend([2.0, 1.0])
+    console.print(panel(seen, unicode=False))
+    text = console.export_text()
+    assert "1 of 2 hosts is up; start another" in text
+    assert "* 1 healthy" in text
+    assert not set(text) & set("●▁▂▃▄▅▆▇█")
+
+
+def test_an_unreadable_folder_does_not_end_the_view(folder: Path) -> None:
+    (folder / "steps.jsonl").mkdir()
+    screen = Screen(folder)
+    with screen.view:
+        screen.at(0.25)
+    assert "steps.jsonl cannot be read" in screen.view.seen.last
+
+
+@pytest.mark.parametrize(
+    ("incident", "sentence"),
+    [
+        (Incident(0, "worker_killed", "host-2", None, "SIGKILL"), "a spare process on host-2 was killed (SIGKILL)"),
+        (Incident(0, "worker_exited", "host-2", 1, "exit status 3"), "rank 1 on host-2 ended by itself (exit status 3)"),
+        (Incident(0, "agent_lost", "host-2", None, ""), "the agent of host-2 is gone, its ranks train on"),
+        (
+            Incident(0, "agent_lost", "host-2", None, "", 2.5),
+            "the agent of host-2 is back after 2.50 s and has its ranks again",
+        ),
+        (
+            Incident(0, "coordinator_lost", None, None, ""),
+            "the coordinator was lost and is back from its journal",
+        ),
+        (
+            Incident(0, "unknown", "host-2", 1, "", 0.5),
+            "rank 1 on host-2 left the job: survivors went on after 0.50 s",
+        ),
+    ],
+)
+def test_incidents_are_sentences(incident: Incident, sentence: str) -> None:
+    assert incident_sentence(incident) == sentence
+
+
+@pytest.mark.parametrize(
+    ("event", "sentence"),
+    [
+        ({"kind": "checkpoint", "step": 9, "bytes": 1_230_000, "seconds": 0.05}, "checkpoint of step 9: 1.2 MB in 0.05 s"),
+        ({"kind": "checkpoint_failed", "error": "disk full"}, "checkpoint failed, training goes on: disk full"),
+        ({"kind": "finished", "step": 9, "exit_code": 130}, "stopped after step 9"),
+        ({"kind": "failed", "message": "no hosts"}, "failed: no hosts"),
+        ({"kind": "waiting", "message": "1 of 2 hosts"}, "waiting: 1 of 2 hosts"),
+        ({"kind": "prepare", "generation": [1, 2]}, None),
+    ],
+)
+def test_events_are_sentences(event: Record, sentence: str | None) -> None:
+    assert event_sentence(event) == sentence
+
+
+def test_a_sparkline_falls_as_its_values_do() -> None:
+    assert sparkline([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0], 8) == "█▇▆▅▄▃▂▁"
+    assert sparkline([4.0, 4.0, 1.0, 1.0], 2) == "█▁"
+    assert sparkline([1.0, float("nan"), 2.0], 3) == "▁?█"
+    assert sparkline([float("nan")], 5) == ""

@@ -1,0 +1,212 @@
+"""CK-3, CK-7: saving goes on beside training, one at a time, and is tried again."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers.checkpoint import BackgroundWriter, CheckpointError, Published, StorageError, list_checkpoints, load
+from workers.checkpoint import background as background_module
+from workers.state import Captured, digest
+
+TIMEOUT = 60.0
+Outcome = Published | CheckpointError
+Save = Callable[[int], Published]
+
+
+class Desk:
+    """A writer, what it reported, and a way to submit by step alone."""
+
+    def __init__(self, root: Path, state: Captured) -> None:
+        self.root, self.state = root, state
+        self.outcomes: queue.Queue[Outcome] = queue.Queue()
+        self.writers: list[BackgroundWriter] = []
+
+    def open(self, **rest: Any) -> BackgroundWriter:
+        writer = BackgroundWriter(self.root, **{"job": "mnist", "on_done": self.outcomes.put, **rest})
+        self.writers.append(writer)
+        return writer
+
+    def submit(self, writer: BackgroundWriter, step: int, fence: Callable[[], bool] = lambda: True) -> None:
+        writer.submit(self.state, step=step, generation=(1, 1), lineage=5, world=2, fence=fence)
+
+    def next(self) -> Outcome:
+        return self.outcomes.get(timeout=TIMEOUT)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, state: Captured) -> Iterator[Desk]:
+    desk = Desk(tmp_path / "checkpoints", state)
+    yield desk
+    assert all(writer.close(TIMEOUT) for writer in desk.writers)
+
+
+@pytest.fixture
+def replace_save(monkeypatch: pytest.MonkeyPatch) -> Callable[[Save], None]:
+    """Saving becomes a function of the step."""
+
+    def replace(save: Save) -> None:
+        monkeypatch.setattr(background_module, "save", lambda state, root, *, step, **rest: save(step))
+
+    return replace
+
+
+def published(step: int) -> Published:
+    return Published(Path(f"step-{step}"), 1, 1, 0.0)
+
+
+def test_ck3_a_submitted_state_becomes_visible(desk: Desk, state: Captured) -> None:
+    writer = desk.open()
+    desk.submit(writer, 4)
+    assert writer.wait(TIMEOUT)
+    outcome = desk.next()
+    assert isinstance(outcome, Published) and digest(load(outcome.path)) == digest(state)
+
+
+def test_ck6_old_ones_are_pruned(desk: Desk) -> None:
+    writer = desk.open(keep=2)
+    for step in (1, 2, 3):
+        desk.submit(writer, step)
+        assert writer.wait(TIMEOUT)
+    assert [entry.step for entry in list_checkpoints(desk.root)] == [3, 2]
+
+
+def test_ck3_never_two_at_once_and_the_newest_queued_wins(desk: Desk, replace_save: Callable[[Save], None]) -> None:
+    started, go_on, running = threading.Event(), threading.Event(), threading.Lock()
+
+    def save(step: int) -> Published:
+        assert running.acquire(blocking=False)
+        started.set()
+        assert go_on.wait(TIMEOUT)
+        running.release()
+        return published(step)
+
+    replace_save(save)
+    writer = desk.open()
+    desk.submit(writer, 1)
+    assert started.wait(TIMEOUT)
+    for step in (2, 3, 4):
+        desk.submit(writer, step)
+    assert not writer.wait(0)
+    go_on.set()
+    assert writer.wait(TIMEOUT)
+    assert [desk.next(), desk.next()] == [published(1), published(4)] and desk.outcomes.empty()
+
+
+def test_ck7_a_refusing_disk_is_tried_again(desk: Desk, replace_save: Callable[[Save], None]) -> None:
+    """CK-7: each failed attempt is reported, training is not involved."""
+    failures = [StorageError("first"), StorageError("second")]
+
+    def save(step: int) -> Published:
+        if failures:
+            raise failures.pop(0)
+        return published(step)
+
+    replace_save(save)
+    desk.submit(desk.open(first_retry_seconds=0.001), 1)
+    outcomes = [desk.next() for _ in range(3)]
+    assert [str(outcome) for outcome in outcomes[:2]] == ["first", "second"] and outcomes[2] == published(1)
+
+
+def test_ck7_backoff_doubles_up_to_a_minute(
+    desk: Desk, replace_save: Callable[[Save], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    def record(self: BackgroundWriter, seconds: float) -> bool:
+        pauses.append(seconds)
+        return len(pauses) == 9
+
+    def save(step: int) -> Published:
+        raise StorageError("full")
+
+    monkeypatch.setattr(BackgroundWriter, "_is_superseded_within", record)
+    replace_save(save)
+    writer = desk.open()
+    desk.submit(writer, 1)
+    assert writer.wait(TIMEOUT)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_ck7_a_newer_state_supersedes_one_that_is_tried_again(desk: Desk, replace_save: Callable[[Save], None]) -> None:
+    def save(step: int) -> Published:
+        if step == 1:
+            raise StorageError("full")
+        return published(step)
+
+    replace_save(save)
+    writer = desk.open(first_retry_seconds=3600.0)
+    desk.submit(writer, 1)
+    assert isinstance(desk.next(), StorageError)
+    desk.submit(writer, 2)
+    assert desk.next() == published(2)
+    assert writer.wait(TIMEOUT) and desk.outcomes.empty()
+
+
+def test_ck7_closing_ends_the_retries(desk: Desk, replace_save: Callable[[Save], None]) -> None:
+    def save(step: int) -> Published:
+        raise StorageError("full")
+
+    replace_save(save)
+    writer = desk.open(first_retry_seconds=3600.0)
+    desk.submit(writer, 1)
+    assert isinstance(desk.next(), StorageError)
+    assert writer.close(TIMEOUT)
+    with pytest.raises(RuntimeError, match="closed"):
+        desk.submit(writer, 2)
+
+
+def test_ck3_closing_finishes_what_is_queued(desk: Desk) -> None:
+    writer = desk.open()
+    desk.submit(writer, 1)
+    assert writer.close(TIMEOUT)
+    assert isinstance(desk.next(), Published)
+
+
+def test_ck5_a_stale_writer_does_not_try_again(desk: Desk) -> None:
+    writer = desk.open(first_retry_seconds=3600.0)
+    desk.submit(writer, 1, fence=lambda: False)
+    assert writer.wait(TIMEOUT)
+    assert "generation is over" in str(desk.next()) and list_checkpoints(desk.root) == []
+
+
+def test_ck7_a_bug_or_a_raising_callback_does_not_end_the_writer(desk: Desk, replace_save: Callable[[Save], None]) -> None:
+    def save(step: int) -> Published:
+        if step == 1:
+            raise KeyError("bug")
+        return published(step)
+
+    def on_done(outcome: Outcome) -> None:
+        desk.outcomes.put(outcome)
+        raise RuntimeError("callback")
+
+    replace_save(save)
+    writer = desk.open(on_done=on_done)
+    desk.submit(writer, 1)
+    assert "because of a bug" in str(desk.next())
+    desk.submit(writer, 2)
+    assert desk.next() == published(2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness per thread is Linux's")
+def test_ck3_only_the_writer_runs_at_low_priority(desk: Desk, replace_save: Callable[[Save], None]) -> None:
+    seen: list[int] = []
+
+    def save(step: int) -> Published:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return published(step)
+
+    replace_save(save)
+    ours = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    writer = desk.open()
+    desk.submit(writer, 1)
+    assert writer.wait(TIMEOUT)
+    assert seen == [max(ours, background_module.NICENESS)]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == ours

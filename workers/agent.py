@@ -1,0 +1,359 @@
+"""HostAgent: one per host. Watches its ranks, relays between them and the coordinator, kills what does not answer.
+
+It decides nothing about membership and answers for nobody (EP-8). It needs neither torch nor Ray, so it starts quickly
+and survives what a rank does to itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from quantarion.v1 import control_pb2 as pb
+from quantarion.v1 import operator_pb2_grpc as rpc
+
+from workers import wire
+from workers.exits import exit_status
+from workers.identity import Generation
+from workers.link import PACKET_BYTES, page_path, socket_path
+from workers.page import Page
+
+logger = logging.getLogger("quantarion.agent")
+
+BEAT_SECONDS = 0.5
+RECONNECT_SECONDS = 0.2
+REUNION_SECONDS = 15.0
+"""How long a restarted agent looks for the ranks of the one before it; less than `limits.agent_grace`."""
+
+
+@dataclass
+class LocalWorker:
+    """A worker process of this host, as its agent sees it."""
+
+    up: pb.WorkerUp
+    pidfd: int
+    link: socket.socket
+    page: Page
+    promised: Generation = field(default=Generation(0, 0))
+    killers: dict[Generation, asyncio.TimerHandle] = field(default_factory=dict)
+
+
+class HostAgent:
+    """The agent's work, on one event loop."""
+
+    def __init__(self, *, host: str, node_id: str, address: str, job_folder: Path, runtime: Path, parent: int = 0) -> None:
+        self.host, self.node_id, self.address = host, node_id, address
+        self.job_folder, self.runtime = job_folder, runtime
+        self.parent = parent  # pid of the raylet that has to outlive this agent; 0: nobody
+        self.workers: dict[str, LocalWorker] = {}
+        self.exits: list[pb.WorkerExit] = []
+        self._outbox: asyncio.Queue[pb.AgentMessage] | None = None
+        self._server: socket.socket | None = None
+        self._stopped = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until `stop`."""
+        self._listen()
+        try:
+            await self._reunite()
+            await self._stay_attached()
+        finally:
+            self._close()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    # ------------------------------------------------------------------ ranks of this host
+
+    def _listen(self) -> None:
+        self.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = socket_path(self.runtime, self.host)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()  # of the agent that was here before
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        server.bind(str(path))
+        server.listen(128)
+        server.setblocking(False)
+        self._server = server
+        asyncio.get_running_loop().add_reader(server, self._accept)
+
+    def _accept(self) -> None:
+        assert self._server is not None
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                link, _ = self._server.accept()
+                link.setblocking(False)
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PACKET_BYTES)
+                asyncio.get_running_loop().add_reader(link, self._receive, link)
+
+    def _receive(self, link: socket.socket) -> None:
+        while True:
+            try:
+                packet = link.recv(PACKET_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                packet = b""
+            if not packet:
+                asyncio.get_running_loop().remove_reader(link)
+                link.close()
+                return
+            message = pb.AgentMessage.FromString(packet)
+            if message.HasField("worker_up"):
+                self._adopt(message.worker_up, link)
+            else:
+                self._heard(message.report)
+                self._tell(message)
+
+    def _adopt(self, up: pb.WorkerUp, link: socket.socket) -> None:
+        """A worker says hello: a new process, or one that outlived the agent before us."""
+        known = self.workers.get(up.worker)
+        if known is not None:
+            known.link, known.up = link, up
+        else:
+            try:
+                pidfd = os.pidfd_open(up.pid)
+                page = Page(page_path(self.runtime, up.worker))
+            except OSError as error:
+                logger.warning("worker %s left before it could be watched: %s", up.worker, error)
+                return
+            self.workers[up.worker] = LocalWorker(up, pidfd, link, page)
+            asyncio.get_running_loop().add_reader(pidfd, self._exited, up.worker)
+            self._note_roster()
+        self._tell(pb.AgentMessage(worker_up=up))
+
+    def _exited(self, worker: str) -> None:
+        local = self.workers.pop(worker)
+        self._note_roster()
+        asyncio.get_running_loop().remove_reader(local.pidfd)
+        status = exit_status(local.pidfd, local.up.pid)
+        os.close(local.pidfd)
+        for timer in local.killers.values():
+            timer.cancel()
+        message = pb.WorkerExit(
+            worker=worker, pid=local.up.pid, status=status or 0, unknown=status is None, time=time.time()
+        )
+        if self._outbox is None:
+            self.exits.append(message)
+        self._tell(pb.AgentMessage(worker_exit=message))
+        local.page.close()
+        with contextlib.suppress(FileNotFoundError):
+            local.page.path.unlink()
+
+    def _heard(self, report: pb.RankReport) -> None:
+        """Keep what the next HostHello must say about this rank."""
+        local = self.workers.get(report.worker)
+        if local is None:
+            return
+        if report.HasField("prepared"):
+            prepared = report.prepared
+            local.promised = wire.generation_from_wire(prepared.generation)
+            for generation in [g for g in local.killers if g <= local.promised]:
+                local.killers.pop(generation).cancel()
+            local.up.state.CopyFrom(prepared.state)
+            local.up.previous.CopyFrom(prepared.previous)
+            local.up.promised.CopyFrom(prepared.generation)
+            local.up.generation.CopyFrom(prepared.configured)
+            local.up.healed = prepared.healed
+            local.up.phase = "prepared"
+        elif report.HasField("running"):
+            local.up.generation.CopyFrom(report.running.generation)
+            local.up.state.CopyFrom(report.running.state)
+            local.up.healed = True
+            local.up.rank = report.running.rank
+            local.up.phase = "training"
+        elif report.HasField("finished"):
+            local.up.phase = "finished"
+        elif report.HasField("ready"):
+            local.up.state.CopyFrom(report.ready.state)
+
+    def _direct(self, directive: pb.Directive) -> None:
+        local = self.workers.get(directive.worker)
+        if local is None:
+            return
+        with contextlib.suppress(OSError):  # its exit is on the way
+            local.link.send(directive.SerializeToString())
+            local.page.ring()
+        if directive.HasField("prepare"):
+            generation = wire.generation_from_wire(directive.prepare.generation)
+            if generation > local.promised and generation not in local.killers and directive.prepare.timeout > 0:
+                loop = asyncio.get_running_loop()
+                busy_until = loop.time() + directive.prepare.busy_timeout
+                local.killers[generation] = loop.call_later(
+                    directive.prepare.timeout, self._run_out, directive.worker, generation, busy_until
+                )
+
+    def _run_out(self, worker: str, generation: Generation, busy_until: float) -> None:
+        """The time for a PREPARE is over: kill, or look again where the rank is in code of the task."""
+        local = self.workers.get(worker)
+        if local is None:
+            return
+        loop = asyncio.get_running_loop()
+        if local.page.busy and loop.time() < busy_until:
+            local.killers[generation] = loop.call_later(0.5, self._run_out, worker, generation, busy_until)
+            return
+        self._kill(worker, f"did not answer PREPARE {generation}")
+
+    def _kill(self, worker: str, reason: str) -> None:
+        """An agent never answers for a rank: one that cannot answer is killed first (EP-8)."""
+        local = self.workers.get(worker)
+        if local is None:
+            return
+        logger.warning("killing %s (pid %d): %s", worker, local.up.pid, reason)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(local.pidfd, signal.SIGKILL)
+
+    # ------------------------------------------------------------------ the agent before us
+
+    @property
+    def _roster(self) -> Path:
+        return self.runtime / f"{self.host}.ranks"
+
+    def _note_roster(self) -> None:
+        """Who is to be looked for by the agent after us."""
+        partial = self._roster.with_suffix(".partial")
+        partial.write_text(json.dumps({worker: local.up.pid for worker, local in self.workers.items()}))
+        partial.replace(self._roster)
+
+    async def _reunite(self) -> None:
+        """Wait until each rank of the agent before us has said hello or is dead.
+
+        The coordinator takes a process that HostHello does not name for dead (EP-14), and a rank says hello only at its
+        next poll point.
+        """
+        try:
+            before = {str(worker): int(pid) for worker, pid in json.loads(self._roster.read_text()).items()}
+        except FileNotFoundError:
+            return
+        deadline = time.monotonic() + REUNION_SECONDS
+        while time.monotonic() < deadline and not self._stopped.is_set():
+            if not any(_runs(worker, pid) for worker, pid in before.items() if worker not in self.workers):
+                return
+            await asyncio.sleep(0.01)
+
+    # ------------------------------------------------------------------ the coordinator
+
+    def _tell(self, message: pb.AgentMessage) -> None:
+        if self._outbox is not None:
+            self._outbox.put_nowait(message)
+
+    async def _stay_attached(self) -> None:
+        while not self._stopped.is_set():
+            address = coordinator_address(self.job_folder)
+            if address is not None:
+                try:
+                    await self._attached(address)
+                except (grpc.aio.AioRpcError, asyncio.CancelledError, OSError) as error:
+                    logger.info("coordinator at %s went away: %s", address, error)
+            self._outbox = None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), RECONNECT_SECONDS)
+
+    async def _attached(self, address: str) -> None:
+        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+            self._outbox = asyncio.Queue()
+            self._outbox.put_nowait(self._hello())
+            self.exits.clear()
+            stream = rpc.ControlStub(channel).Attach(self._outgoing(self._outbox))
+            beats = asyncio.create_task(self._beat(self._outbox))
+            stopping = asyncio.create_task(self._stopped.wait())
+            stopping.add_done_callback(lambda _: stream.cancel())
+            try:
+                async for message in stream:
+                    if message.HasField("directive"):
+                        self._direct(message.directive)
+                    elif message.HasField("kill"):
+                        self._kill(message.kill.worker, message.kill.reason)
+            finally:
+                beats.cancel()
+                stopping.cancel()
+
+    def _hello(self) -> pb.AgentMessage:
+        hello = pb.HostHello(
+            host=self.host,
+            node_id=self.node_id,
+            address=self.address,
+            agent_pid=os.getpid(),
+            workers=[local.up for local in self.workers.values()],
+            exits=self.exits,
+        )
+        return pb.AgentMessage(hello=hello)
+
+    @staticmethod
+    async def _outgoing(outbox: asyncio.Queue[pb.AgentMessage]) -> AsyncIterator[pb.AgentMessage]:
+        while True:
+            yield await outbox.get()
+
+    async def _beat(self, outbox: asyncio.Queue[pb.AgentMessage]) -> None:
+        while True:
+            if self.parent and os.getppid() != self.parent:
+                self._abandon_host()
+            outbox.put_nowait(pb.AgentMessage(beat=self.beat()))
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def _abandon_host(self) -> None:
+        """Ray's process on this host is dead: nobody could ever end what runs here. The host counts as lost."""
+        logger.error("the raylet of this host died: ending its %d workers and this agent", len(self.workers))
+        for worker in list(self.workers):
+            self._kill(worker, "the raylet of this host died")
+        logging.shutdown()
+        os._exit(1)
+
+    def beat(self) -> pb.Beat:
+        """Progress of every rank of this host, read from its page."""
+        beat = pb.Beat(time=time.time())
+        for local in self.workers.values():
+            progress = local.page.progress()
+            beat.progress.add(
+                worker=local.up.worker,
+                step=progress.step,
+                generation=wire.generation_to_wire(progress.generation),
+                micro_batch=progress.micro_batch,
+                exchanges=progress.exchanges,
+                state=progress.state.value,
+                step_seconds=progress.longest_step,
+                busy=local.page.busy,
+            )
+        return beat
+
+    def _close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for path in (socket_path(self.runtime, self.host), self._roster):
+            path.unlink(missing_ok=True)
+
+
+CHANNEL_OPTIONS = [
+    ("grpc.keepalive_time_ms", 1000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 64 << 20),
+]
+"""A silent host loss shows within 3 s, without waiting for TCP."""
+
+
+def coordinator_address(job_folder: Path) -> str | None:
+    """Where the coordinator of the job in this folder listens, or None while it has not said."""
+    try:
+        return str(json.loads((job_folder / "coordinator.json").read_text())["address"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _runs(worker: str, pid: int) -> bool:
+    """True while the process has the worker's page mapped: its pid alone may belong to another by now."""
+    try:
+        return f"/{worker}.page" in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return False

@@ -1,0 +1,28 @@
+"""The exact tier: lossless checkpoints, published atomically, verified when read. Format: docs/checkpoints.md."""
+
+from workers.checkpoint.background import BackgroundWriter
+from workers.checkpoint.catalog import Entry, list_checkpoints, load_newest, newest_valid, prune
+from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError, WrongModel
+from workers.checkpoint.manifest import Manifest, read_manifest
+from workers.checkpoint.reader import check_fits, load, verify
+from workers.checkpoint.writer import Published, save
+
+__all__ = [
+    "BackgroundWriter",
+    "CheckpointError",
+    "Entry",
+    "Manifest",
+    "Published",
+    "StaleWriter",
+    "StorageError",
+    "WrongModel",
+    "check_fits",
+    "list_checkpoints",
+    "load",
+    "load_newest",
+    "newest_valid",
+    "prune",
+    "read_manifest",
+    "save",
+    "verify",
+]

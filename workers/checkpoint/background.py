@@ -1,0 +1,159 @@
+"""Saving beside the training thread: one low-priority thread, patient with a full disk (CK-3, CK-7)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from workers.checkpoint.catalog import prune
+from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError
+from workers.checkpoint.writer import Published, save
+from workers.state import Captured
+
+logger = logging.getLogger("quantarion.checkpoint")
+
+FIRST_RETRY_SECONDS = 1.0
+LONGEST_RETRY_SECONDS = 60.0
+NICENESS = 10
+
+Outcome = Published | CheckpointError
+
+
+class BackgroundWriter:
+    """Saves submitted states one at a time; training never waits for it.
+
+    `on_done` is called in the writer's thread: with Published for each state that became visible, with the error of
+    each attempt that failed (a StorageError is tried again, after 1, 2, 4, … 60 seconds, until a newer state arrives
+    or the writer is closed), and with an error where old checkpoints could not be pruned after that. With `keep`, the
+    newest that many sound checkpoints stay.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        job: str,
+        on_done: Callable[[Outcome], None],
+        keep: int | None = None,
+        first_retry_seconds: float = FIRST_RETRY_SECONDS,
+    ) -> None:
+        self._root, self._job, self._on_done, self._keep = root, job, on_done, keep
+        self._first_retry_seconds = first_retry_seconds
+        self._changed = threading.Condition()
+        self._queued: _Order | None = None
+        self._is_writing = False
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        state: Captured,
+        *,
+        step: int,
+        generation: tuple[int, int],
+        lineage: int,
+        world: int,
+        fence: Callable[[], bool],
+        tier: str = "exact",
+    ) -> None:
+        """Queue a state, which from now on belongs to the writer; one still queued is dropped. Returns at once."""
+
+        def write() -> Published:
+            return save(
+                state,
+                self._root,
+                job=self._job,
+                step=step,
+                generation=generation,
+                lineage=lineage,
+                world=world,
+                fence=fence,
+                tier=tier,
+            )
+
+        with self._changed:
+            if self._is_closed:
+                raise RuntimeError("the checkpoint writer is closed")
+            self._queued = _Order(write, fence)
+            self._changed.notify_all()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until nothing is queued, written or to be tried again; False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._queued is None and not self._is_writing, timeout)
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Finish the write in progress and the one queued, without further retries; False after `timeout` seconds."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        _lower_priority()
+        while (order := self._next()) is not None:
+            try:
+                self._write(order)
+            except Exception:
+                logger.exception("the checkpoint writer met a bug; it goes on with the next state")
+                self._report(CheckpointError("the checkpoint was not written because of a bug; the log has its traceback"))
+            finally:
+                with self._changed:
+                    self._is_writing = False
+                    self._changed.notify_all()
+
+    def _next(self) -> _Order | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._queued is not None or self._is_closed)
+            order, self._queued = self._queued, None
+            self._is_writing = order is not None
+            return order
+
+    def _write(self, order: _Order) -> None:
+        pause = self._first_retry_seconds
+        while True:
+            try:
+                published = order.write()
+                break
+            except CheckpointError as error:
+                self._report(error)
+                if not isinstance(error, StorageError) or self._is_superseded_within(pause):
+                    return
+                pause = min(2 * pause, LONGEST_RETRY_SECONDS)
+        self._report(published)
+        if self._keep is not None:
+            try:
+                prune(self._root, self._keep, order.fence)
+            except StaleWriter as error:
+                logger.info("%s", error)  # the writer of the new generation deletes it
+            except CheckpointError as error:
+                self._report(error)
+
+    def _is_superseded_within(self, seconds: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._queued is not None or self._is_closed, seconds)
+
+    def _report(self, outcome: Outcome) -> None:
+        try:
+            self._on_done(outcome)
+        except Exception:
+            logger.exception("the callback of the checkpoint writer raised")
+
+
+class _Order:
+    """A state to save, bound to how, and the fence of its generation."""
+
+    def __init__(self, write: Callable[[], Published], fence: Callable[[], bool]) -> None:
+        self.write, self.fence = write, fence
+
+
+def _lower_priority() -> None:
+    """Only this thread: Linux keeps a niceness per thread; elsewhere nothing is changed."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

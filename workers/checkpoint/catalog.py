@@ -1,0 +1,140 @@
+"""The checkpoints in a folder: listing, choosing the newest sound one, keeping the newest few (CK-6, CK-9)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from workers.checkpoint.errors import CheckpointError, StaleWriter, storage_error
+from workers.checkpoint.manifest import parse_folder, read_manifest
+from workers.checkpoint.reader import check_present, load, verify
+from workers.identity import Generation
+from workers.state import Captured
+
+logger = logging.getLogger("quantarion.checkpoint")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint on disk. `valid` None: looks whole, content not read; False: `reason` says why; True: verified."""
+
+    path: Path
+    step: int
+    generation: Generation
+    tier: str | None
+    valid: bool | None
+    reason: str = ""
+
+
+Skipped = Callable[[Entry], None]
+
+
+def list_checkpoints(root: Path) -> list[Entry]:
+    """All checkpoints below `root`, newest first (by step, then generation); reads manifests and sizes only.
+
+    A missing folder holds none. Raises StorageError where it cannot be listed.
+    """
+    try:
+        with os.scandir(root) as found:
+            names = [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise storage_error("list", root, error) from error
+    identified = [(*key, root / name) for name in names if (key := parse_folder(name)) is not None]
+    return [_entry(path, step, generation) for step, generation, path in sorted(identified, reverse=True)]
+
+
+def check(entry: Entry) -> Entry:
+    """The entry with `valid` decided by reading all of it; what cannot be read is not valid."""
+    if entry.valid is not None:
+        return entry
+    try:
+        verify(entry.path)
+    except CheckpointError as error:
+        return replace(entry, valid=False, reason=str(error))
+    return replace(entry, valid=True)
+
+
+def newest_valid(root: Path, tier: str | None = None, on_skip: Skipped | None = None) -> Entry | None:
+    """The newest verified checkpoint, of `tier` if given. Damaged ones are logged, given to `on_skip`, passed over."""
+    for entry in list_checkpoints(root):
+        if not _is_of(entry, tier):
+            continue
+        if (checked := check(entry)).valid:
+            return checked
+        _skip(checked, on_skip)
+    return None
+
+
+def load_newest(root: Path, tier: str | None = None, on_skip: Skipped | None = None) -> tuple[Entry, Captured] | None:
+    """`newest_valid` and its state, read once."""
+    for entry in list_checkpoints(root):
+        if not _is_of(entry, tier):
+            continue
+        if entry.valid is None:
+            try:
+                return replace(entry, valid=True), load(entry.path)
+            except CheckpointError as error:
+                entry = replace(entry, valid=False, reason=str(error))
+        _skip(entry, on_skip)
+    return None
+
+
+def prune(root: Path, keep: int, fence: Callable[[], bool]) -> list[Path]:
+    """Delete what is older than the newest `keep` verified checkpoints; returns what was deleted.
+
+    With fewer than `keep` sound ones nothing is deleted, and a damaged one only when it is older than those. Raises
+    StaleWriter, before touching the next one, where `fence` says False; StorageError where the folder refuses.
+    """
+    if keep < 1:
+        raise ValueError(f"keep {keep} would delete every checkpoint; write 1 or more")
+    sound = 0
+    deleted: list[Path] = []
+    for entry in list_checkpoints(root):
+        if sound < keep:
+            sound += bool(check(entry).valid)
+            continue
+        if not fence():
+            raise StaleWriter(f"{entry.path} was not deleted: the generation of its successor's writer is over")
+        _delete(entry.path)
+        deleted.append(entry.path)
+    return deleted
+
+
+def _is_of(entry: Entry, tier: str | None) -> bool:
+    return tier is None or entry.tier in (tier, None)
+
+
+def _skip(entry: Entry, on_skip: Skipped | None) -> None:
+    logger.warning("checkpoint skipped: %s", entry.reason)
+    if on_skip is not None:
+        on_skip(entry)
+
+
+def _entry(path: Path, step: int, generation: Generation) -> Entry:
+    tier = None
+    try:
+        manifest = read_manifest(path)
+        tier = manifest.tier
+        check_present(path, manifest)
+    except CheckpointError as error:
+        return Entry(path, step, generation, tier, False, str(error))
+    return Entry(path, step, generation, tier, None)
+
+
+def _delete(path: Path) -> None:
+    """Out of sight by one rename, then gone; what a crash leaves is swept as stale."""
+    hidden = path.with_name(f".tmp-{path.name}-{secrets.token_hex(4)}")
+    try:
+        path.rename(hidden)
+        shutil.rmtree(hidden)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise storage_error("delete", path, error) from error

@@ -1,0 +1,188 @@
+"""Lossless codec of one tensor: byte planes, then zstd, in chunks of bounded size, with a checksum of the raw bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Annotated
+
+import numpy as np
+import torch
+import zstandard
+from pydantic import BaseModel, ConfigDict, Field
+
+from workers.checkpoint.planes import Bytes, join_planes, split_planes
+
+CODEC = "planes.zstd/1"
+LEVEL = 3
+CHUNK_BYTES = 64 << 20
+"""Raw bytes of a chunk, as written."""
+
+MAX_CHUNK_BYTES = 256 << 20
+"""Raw bytes of a chunk that a reader accepts."""
+
+MAX_RATIO = 1 << 15
+"""No zstd frame expands further: its smallest block, 4 bytes, yields at most 128 KiB (RFC 8878)."""
+
+_DTYPES = (
+    *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float32, torch.float64),
+)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+DTYPES = {dtype_name(dtype): dtype for dtype in _DTYPES}
+
+Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+"""BLAKE2b-128 as 32 hex digits."""
+
+
+class TensorRecord(BaseModel):
+    """How one tensor lies in a shard. `chunk` is the number of elements of every chunk but the last."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str
+    codec: str
+    dtype: str
+    shape: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(max_length=64)]
+    chunk: Annotated[int, Field(ge=1, le=MAX_CHUNK_BYTES)]
+    checksum: Checksum
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return DTYPES[self.dtype].itemsize
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of the tensor in memory."""
+        return math.prod(self.shape) * self.itemsize
+
+    @property
+    def num_chunks(self) -> int:
+        """How many blobs hold the tensor; none for an empty one."""
+        return -(-math.prod(self.shape) // self.chunk)
+
+    def chunk_bytes(self, index: int) -> int:
+        """Raw bytes of chunk `index`."""
+        full = self.chunk * self.itemsize
+        return min(full, self.raw_bytes - index * full)
+
+
+class Encoder:
+    """Encodes tensors one after the other on one reused buffer; `threads` are zstd's, beside the caller's."""
+
+    def __init__(self, threads: int = 0, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self._zstd = zstandard.ZstdCompressor(level=LEVEL, threads=threads)
+        self._chunk_bytes = chunk_bytes
+        self._planes = np.empty(0, np.uint8)
+
+    def encode(self, name: str, tensor: torch.Tensor) -> tuple[TensorRecord, list[bytes]]:
+        """The record of a dense tensor of any shape and a dtype of `DTYPES`, and one zstd frame per chunk.
+
+        Raises ValueError, with a sentence, for any other tensor.
+        """
+        raw = _raw_bytes(name, tensor)
+        itemsize = tensor.dtype.itemsize
+        chunk = max(1, self._chunk_bytes // itemsize)
+        blobs = [
+            self._compress(raw[start : start + chunk * itemsize], itemsize)
+            for start in range(0, raw.size, chunk * itemsize)
+        ]
+        record = TensorRecord(
+            name=name,
+            codec=CODEC,
+            dtype=dtype_name(tensor.dtype),
+            shape=list(tensor.shape),
+            chunk=chunk,
+            checksum=blake2b(raw.data, digest_size=16).hexdigest(),
+        )
+        return record, blobs
+
+    def _compress(self, raw: Bytes, itemsize: int) -> bytes:
+        if itemsize == 1:
+            return self._zstd.compress(raw.data)
+        if self._planes.size < raw.size:
+            self._planes = np.empty(raw.size, np.uint8)
+        planes = self._planes[: raw.size]
+        split_planes(raw, itemsize, planes)
+        return self._zstd.compress(planes.data)
+
+
+def flaw(record: TensorRecord, blob_sizes: Sequence[int]) -> str | None:
+    """Why blobs of `blob_sizes` bytes cannot hold what `record` declares, or None. Allocates nothing."""
+    if record.codec != CODEC:
+        return f"tensor {record.name!r} is in codec {record.codec!r}, but this version reads {CODEC!r}"
+    if record.dtype not in DTYPES:
+        return f"tensor {record.name!r} has the unknown dtype {record.dtype!r}"
+    if record.chunk * record.itemsize > MAX_CHUNK_BYTES:
+        return f"tensor {record.name!r} declares chunks of more than {MAX_CHUNK_BYTES} bytes"
+    if record.num_chunks != len(blob_sizes):
+        return f"tensor {record.name!r} of shape {record.shape} needs {record.num_chunks} chunks, not {len(blob_sizes)}"
+    for index, size in enumerate(blob_sizes):
+        if record.chunk_bytes(index) > size * MAX_RATIO:
+            return f"tensor {record.name!r} declares more than its {size} stored bytes can unfold to"
+    return None
+
+
+class Decoder:
+    """Decodes tensors whose records passed `flaw`; holds at most one chunk beside the tensor."""
+
+    def __init__(self) -> None:
+        self._zstd = zstandard.ZstdDecompressor()
+
+    def decode(self, record: TensorRecord, blobs: Iterable[Bytes]) -> torch.Tensor:
+        """The tensor, bit for bit. Raises ValueError, with a sentence, where bytes are not what was written."""
+        tensor = _empty(record)
+        raw = _as_bytes(tensor)
+        start = 0
+        for index, blob in enumerate(blobs):
+            size = record.chunk_bytes(index)
+            join_planes(self._decompress(record, blob, size), record.itemsize, raw[start : start + size])
+            start += size
+        if blake2b(raw.data, digest_size=16).hexdigest() != record.checksum:
+            raise ValueError(f"the bytes of tensor {record.name!r} do not match their checksum")
+        return tensor
+
+    def _decompress(self, record: TensorRecord, blob: Bytes, size: int) -> Bytes:
+        try:
+            declared = zstandard.get_frame_parameters(blob.data).content_size
+            if declared != size:
+                raise ValueError(f"a chunk of tensor {record.name!r} declares {declared} bytes instead of {size}")
+            raw = self._zstd.decompress(blob.data, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise ValueError(f"a chunk of tensor {record.name!r} does not decompress ({error})") from None
+        return np.frombuffer(raw, np.uint8)
+
+
+def _empty(record: TensorRecord) -> torch.Tensor:
+    try:
+        return torch.empty(record.shape, dtype=DTYPES[record.dtype])
+    except (RuntimeError, MemoryError):
+        raise ValueError(f"tensor {record.name!r} of shape {record.shape} cannot be allocated") from None
+
+
+def _raw_bytes(name: str, tensor: torch.Tensor) -> Bytes:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        raise ValueError(f"tensor {name!r} is sparse, quantized or without storage; save a dense tensor instead")
+    if dtype_name(tensor.dtype) not in DTYPES:
+        raise ValueError(
+            f"tensor {name!r} has dtype {dtype_name(tensor.dtype)}, which checkpoints do not hold; "
+            f"save it as one of {', '.join(DTYPES)}"
+        )
+    return _as_bytes(tensor.detach().resolve_neg().cpu().contiguous())
+
+
+def _as_bytes(tensor: torch.Tensor) -> Bytes:
+    """The memory of a contiguous CPU tensor, not a copy."""
+    if tensor.numel() == 0:
+        return np.empty(0, np.uint8)
+    raw: Bytes = tensor.reshape(-1).view(torch.uint8).numpy()
+    return raw

@@ -1,0 +1,50 @@
+"""What can go wrong with a checkpoint: each message is one sentence that names the place and the trouble."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be written or read."""
+
+
+class StorageError(CheckpointError):
+    """The folder or its disk refused; the same call may succeed later. `__cause__` is the OSError."""
+
+
+class StaleWriter(CheckpointError):
+    """The writer's generation is over, so what it wrote was thrown away."""
+
+
+class WrongModel(CheckpointError):
+    """A sound checkpoint, but of another model."""
+
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space there",
+    errno.EDQUOT: "the disk quota is used up; free some space there",
+    errno.EFBIG: "the file would be larger than allowed here; raise the file size limit (ulimit -f)",
+    errno.EACCES: "access is denied; give this user the right to read and write there",
+    errno.EPERM: "access is denied; give this user the right to read and write there",
+    errno.EROFS: "the file system is read-only; mount it writable or choose another folder",
+    errno.ENOTDIR: "part of that path is a file; choose another folder",
+    errno.ENOENT: "part of that path has vanished; check that the storage is mounted",
+    errno.ESTALE: "the mount was lost; check that the storage is mounted",
+    errno.ENOTCONN: "the mount was lost; check that the storage is mounted",
+    errno.EIO: "the disk reported an input/output error; check the disk or its mount",
+}
+
+
+def storage_error(action: str, path: Path, error: OSError) -> StorageError:
+    """The sentence for `error`, met while trying to `action` ("write", "read", …) at `path`."""
+    advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+    refusal = StorageError(f"cannot {action} {path}: {advice}")
+    refusal.__cause__ = error
+    return refusal
+
+
+def damaged(path: Path, what: str) -> CheckpointError:
+    """The sentence for a file whose content is not what a writer left there."""
+    return CheckpointError(f"{path} is damaged: {what}")

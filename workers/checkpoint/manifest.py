@@ -1,0 +1,193 @@
+"""`manifest.json`: what a checkpoint is, which files hold it, and the checksums that prove it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from workers.checkpoint.codec import Checksum, dtype_name
+from workers.checkpoint.errors import CheckpointError, damaged, storage_error
+from workers.identity import Generation
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION: Literal[1] = 1
+MAX_MANIFEST_BYTES = 64 << 20
+
+_FOLDER = re.compile(r"step-(\d{1,18})-gen-(\d{1,18})\.(\d{1,18})", re.ASCII)
+_SHARD = re.compile(r"shard-\d{5}\.qins", re.ASCII)
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _plain_shard_name(name: str) -> str:
+    if not _SHARD.fullmatch(name):
+        raise ValueError(f"{name[:80]!r} is not a shard's name such as 'shard-00000.qins'")
+    return name
+
+
+class ShardEntry(BaseModel):
+    """One shard file: its size in bytes, the BLAKE2b-128 of its bytes, the tensors in it in order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, AfterValidator(_plain_shard_name)]
+    bytes: Count
+    checksum: Checksum
+    tensors: list[str]
+
+
+class Manifest(BaseModel):
+    """Schema version 1. `created` in Unix seconds; `lineage` as 16 hex digits; `meta` as `workers.plain` writes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    job: str
+    step: Count
+    generation: tuple[Count, Count]
+    lineage: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    tier: Annotated[str, Field(pattern=r"^[a-z]{1,20}$")]
+    world: Annotated[int, Field(ge=1, lt=2**31)]
+    created: float
+    raw_bytes: Count
+    signature: Checksum
+    shards: list[ShardEntry]
+    meta: Any
+
+    @property
+    def folder(self) -> str:
+        """Name of the checkpoint's folder."""
+        return folder_name(self.step, Generation(*self.generation))
+
+    @property
+    def lineage_number(self) -> int:
+        """The lineage as `StateId` holds it."""
+        return int(self.lineage, 16)
+
+
+def folder_name(step: int, generation: Generation) -> str:
+    """`step-<n>-gen-<incarnation>.<counter>`."""
+    return f"step-{step}-gen-{generation}"
+
+
+def parse_folder(name: str) -> tuple[int, Generation] | None:
+    """Step and generation that a folder's name stands for, or None where it is no checkpoint's."""
+    found = _FOLDER.fullmatch(name)
+    if found is None:
+        return None
+    step, incarnation, counter = (int(group) for group in found.groups())
+    same = folder_name(step, Generation(incarnation, counter)) == name
+    return (step, Generation(incarnation, counter)) if same else None
+
+
+def shard_name(index: int) -> str:
+    """File name of shard `index`."""
+    return f"shard-{index:05d}.qins"
+
+
+def signature(tensors: Mapping[str, torch.Tensor]) -> str:
+    """BLAKE2b-128 of all names, dtypes and shapes, in name order: equal for equal models."""
+    rows = [[name, dtype_name(tensors[name].dtype), list(tensors[name].shape)] for name in sorted(tensors)]
+    return blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> int:
+    """Write `manifest.json` with a checksum over all its other fields, synced; returns its size in bytes.
+
+    Raises OSError, or CheckpointError where it would be larger than a reader accepts.
+    """
+    fields = manifest.model_dump()
+    text = json.dumps({**fields, "checksum": _checksum(fields)}).encode()
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise CheckpointError(
+            f"the plain values of this state need {len(text)} bytes, more than the {MAX_MANIFEST_BYTES} a manifest "
+            "may have; keep long histories in a tensor or in a file of their own"
+        )
+    with (folder / MANIFEST).open("xb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return len(text)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The checked manifest of the checkpoint at `folder`. Raises CheckpointError with one sentence."""
+    path = folder / MANIFEST
+    fields, is_whole = _fields(path)
+    version = fields.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} has schema version {str(version)[:20]}, but this version of Quantarion reads {SCHEMA_VERSION}; "
+            "use the version that wrote it"
+        )
+    if not is_whole:
+        raise damaged(path, "its fields do not match its checksum")
+    try:
+        manifest = Manifest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise damaged(path, f"field {place!r} is wrong ({first['msg']})") from None
+    _check_consistent(path, manifest)
+    return manifest
+
+
+def regular_size(path: Path) -> int:
+    """Bytes of a regular file. Raises CheckpointError for a link, pipe or folder, or where there is nothing."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing, so this checkpoint cannot be read") from None
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise damaged(path, "it is not a plain file")
+    return status.st_size
+
+
+def _fields(path: Path) -> tuple[dict[str, Any], bool]:
+    """All fields but the checksum, and whether that matches them."""
+    if regular_size(path) > MAX_MANIFEST_BYTES:
+        raise damaged(path, f"it is larger than {MAX_MANIFEST_BYTES} bytes")
+    try:
+        fields = json.loads(path.read_bytes())
+        if not isinstance(fields, dict):
+            raise damaged(path, "it is not a JSON object")
+        claimed = fields.pop("checksum", None)
+        return fields, claimed == _checksum(fields)
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"it is not JSON ({type(error).__name__})") from None
+
+
+def _checksum(fields: Mapping[str, Any]) -> str:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _check_consistent(path: Path, manifest: Manifest) -> None:
+    if manifest.folder != path.parent.name and parse_folder(path.parent.name) is not None:
+        raise damaged(path, f"it belongs to {manifest.folder}, not to {path.parent.name}")
+    if (twice := _first_repeated(entry.name for entry in manifest.shards)) is not None:
+        raise damaged(path, f"it lists {twice!r} twice")
+    if (twice := _first_repeated(name for entry in manifest.shards for name in entry.tensors)) is not None:
+        raise damaged(path, f"it lists tensor {twice!r} twice")
+
+
+def _first_repeated(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

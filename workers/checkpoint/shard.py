@@ -1,0 +1,130 @@
+"""One `.qins` file of the exact tier: a safetensors container of uint8 blobs, described by JSON in its metadata.
+
+The blobs of tensor t are named `t.0`, `t.1`, …: what a tensor is called stands in its record only.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b, file_digest
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from workers.checkpoint.codec import Decoder, Encoder, TensorRecord, flaw
+from workers.checkpoint.errors import CheckpointError, damaged, storage_error
+from workers.checkpoint.planes import Bytes
+
+FORMAT = "quantarion.exact/1"
+
+_RECORDS = TypeAdapter(list[TensorRecord])
+
+
+def write_shard(path: Path, tensors: Mapping[str, torch.Tensor], encoder: Encoder) -> None:
+    """Write `tensors` to a new file, not yet synced. Raises OSError, or ValueError for a tensor that cannot be held."""
+    records: list[TensorRecord] = []
+    blobs: dict[str, Bytes] = {}
+    for name, tensor in tensors.items():
+        record, chunks = encoder.encode(name, tensor)
+        for index, chunk in enumerate(chunks):
+            blobs[_key(len(records), index)] = np.frombuffer(chunk, np.uint8)
+        records.append(record)
+    metadata = {"format": FORMAT, "tensors": json.dumps([record.model_dump() for record in records])}
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
+    try:
+        save_file(blobs, path, metadata=metadata)
+    except SafetensorError as error:
+        raise _os_error(error) from None
+    path.chmod(stat.S_IMODE(mode))  # the container library makes files private to the user
+
+
+def read_shard(path: Path, limit: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield name and tensor in the order written, each checked against its checksum.
+
+    Everything declared is checked before the first allocation; more than `limit` raw bytes in all are damage.
+    Raises CheckpointError with one sentence, StorageError where the file cannot be read.
+    """
+    decoder = Decoder()
+    try:
+        with safe_open(path, framework="numpy") as container:
+            records = _records(path, container.metadata())
+            _check_declared(path, records, {key: _blob_size(path, container, key) for key in list(container.keys())}, limit)
+            for position, record in enumerate(records):
+                keys = [_key(position, index) for index in range(record.num_chunks)]
+                yield record.name, decoder.decode(record, map(container.get_tensor, keys))
+    except SafetensorError as error:
+        raise damaged(path, f"it is not a safetensors container ({error})") from None
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+
+
+def file_checksum(path: Path) -> str:
+    """BLAKE2b-128 of a file's bytes: 32 hex digits. Raises OSError."""
+    with path.open("rb") as file:
+        return file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
+
+
+def _key(tensor: int, chunk: int) -> str:
+    return f"{tensor}.{chunk}"
+
+
+def _records(path: Path, metadata: dict[str, str] | None) -> list[TensorRecord]:
+    version = (metadata or {}).get("format", "none")
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} is in format {version[:40]!r}, but this version reads {FORMAT!r}; "
+            "use the version of Quantarion that wrote it"
+        )
+    try:
+        return _RECORDS.validate_json((metadata or {}).get("tensors", ""), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the list"
+        raise damaged(path, f"its list of tensors is wrong at {place} ({first['msg']})") from None
+
+
+def _blob_size(path: Path, container: safe_open, key: str) -> int:
+    blob = container.get_slice(key)
+    shape = blob.get_shape()
+    if blob.get_dtype() != "U8" or len(shape) != 1:
+        raise damaged(path, f"blob {key[:40]!r} is not a row of bytes")
+    return int(shape[0])
+
+
+def _check_declared(path: Path, records: list[TensorRecord], sizes: dict[str, int], limit: int) -> None:
+    claimed = raw_bytes = 0
+    names: set[str] = set()
+    for position, record in enumerate(records):
+        if record.name in names:
+            raise damaged(path, f"it holds tensor {record.name!r} twice")
+        names.add(record.name)
+        present: list[int] = []
+        while (size := sizes.get(_key(position, len(present)))) is not None:
+            present.append(size)
+        if (trouble := flaw(record, present)) is not None:
+            raise damaged(path, trouble)
+        claimed += len(present)
+        raw_bytes += record.raw_bytes
+    if claimed != len(sizes):
+        raise damaged(path, f"it holds {len(sizes) - claimed} blobs that belong to no tensor")
+    if raw_bytes > limit:
+        raise damaged(path, f"it declares {raw_bytes} bytes of tensors, but only {limit} can be there")
+
+
+def _os_error(error: SafetensorError) -> OSError:
+    """The OSError that the container library reports as text."""
+    found = re.search(r"os error (\d+)", str(error))
+    code = int(found.group(1)) if found else errno.EIO
+    return OSError(code, os.strerror(code))

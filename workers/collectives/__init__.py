@@ -1,0 +1,1 @@
+"""Moving gradients: the bucket plan, staging, and exchanges that can be abandoned."""

@@ -1,0 +1,109 @@
+"""The bucket plan and its staging buffers.
+
+The plan is a pure function of parameter names, sizes and order, so all ranks issue the same collectives in the same
+order (CC-5). Gradients are copied out of `param.grad` into staging: an abandoned operation can scribble only there (EP-7).
+Two sets of staging alternate, so the reduced buckets of the last commit stay readable for a rank that is one step behind
+(EP-9) while the next step is already being exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+FIRST_BUCKET_BYTES = 1 << 20
+BUCKET_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one parameter's gradient lies: `bucket[start : start + numel]`."""
+
+    name: str
+    bucket: int
+    start: int
+    numel: int
+    shape: torch.Size
+
+
+@dataclass(frozen=True)
+class BucketPlan:
+    """Slots in the order of the parameters given; `sizes` in elements of float32, the last one with the tail."""
+
+    slots: tuple[Slot, ...]
+    sizes: tuple[int, ...]
+    tail: int
+
+    @property
+    def tail_start(self) -> int:
+        """First element of the tail in the last bucket."""
+        return self.sizes[-1] - self.tail
+
+
+def plan_buckets(
+    parameters: Sequence[tuple[str, torch.Size]],
+    tail: int,
+    first_bytes: int = FIRST_BUCKET_BYTES,
+    bucket_bytes: int = BUCKET_BYTES,
+) -> BucketPlan:
+    """Cut parameters into buckets, last parameter first: backward produces their gradients first.
+
+    `tail` elements of float32 are appended to the last bucket, for what travels with it (EP-4).
+    """
+    slots: dict[str, Slot] = {}
+    sizes = [0]
+    for name, shape in reversed(parameters):
+        limit = (first_bytes if len(sizes) == 1 else bucket_bytes) // 4
+        numel = shape.numel()
+        if sizes[-1] and sizes[-1] + numel > limit:
+            sizes.append(0)
+        slots[name] = Slot(name, len(sizes) - 1, sizes[-1], numel, shape)
+        sizes[-1] += numel
+    sizes[-1] += tail
+    return BucketPlan(tuple(slots[name] for name, _ in parameters), tuple(sizes), tail)
+
+
+class Staging:
+    """Two sets of flat float32 buffers, one tensor per bucket."""
+
+    def __init__(self, plan: BucketPlan) -> None:
+        self.plan = plan
+        self._sets = [[torch.zeros(size) for size in plan.sizes] for _ in range(2)]
+        self._views = [
+            [buckets[s.bucket][s.start : s.start + s.numel].view(s.shape) for s in plan.slots] for buckets in self._sets
+        ]
+        self._current = 0
+        self.uses = [0, 0]
+
+    def flip(self) -> None:
+        """Turn to the other set: the current one keeps the last commit."""
+        self._current ^= 1
+        self.uses[self._current] += 1
+
+    @property
+    def current(self) -> int:
+        return self._current
+
+    @property
+    def buckets(self) -> list[torch.Tensor]:
+        return self._sets[self._current]
+
+    @property
+    def views(self) -> list[torch.Tensor]:
+        """One view per parameter, of its shape, into the current set."""
+        return self._views[self._current]
+
+    @property
+    def tail(self) -> torch.Tensor:
+        return self.buckets[-1][self.plan.tail_start :]
+
+    def discard(self) -> None:
+        """Give the current set fresh memory, as an abandoned operation may still write to the old one, and turn back:
+        the set that holds the last commit stays untouched when the step is computed again."""
+        self._sets[self._current] = [torch.zeros(size) for size in self.plan.sizes]
+        self._views[self._current] = [
+            self._sets[self._current][s.bucket][s.start : s.start + s.numel].view(s.shape) for s in self.plan.slots
+        ]
+        self._current ^= 1

@@ -1,0 +1,197 @@
+"""An all-reduce that can be abandoned, over the topology of one generation.
+
+gloo cannot abort: when a member of a ring dies only its neighbours see an error. So every operation is asynchronous and is
+waited for in slices, between which the caller looks at its agent's bell (EP-7). An abandoned exchange is left to run into
+its time-out in a graveyard; the next generation uses fresh groups on a fresh store prefix.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from workers.identity import Generation
+
+SLICE = timedelta(milliseconds=10)
+"""How long a wait goes without looking at the bell."""
+
+MIN_TIMEOUT_SECONDS = 30.0
+
+
+class Abandoned(Exception):
+    """A directive came: the operation is given up, its result is garbage."""
+
+
+class ExchangeError(Exception):
+    """A peer's connection broke in the middle of an operation."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One member's seat: its number, its host, and the address its sockets bind to."""
+
+    rank: int
+    host: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Members in rank order; `index` is ours. Hosts and groups follow from the places."""
+
+    places: tuple[Place, ...]
+    index: int
+
+    @property
+    def world(self) -> int:
+        return len(self.places)
+
+
+class Pending(Protocol):
+    """One operation in flight."""
+
+    def wait(self, stop: Callable[[], bool]) -> None:
+        """Return when it is done. Raises Abandoned as soon as `stop()`, ExchangeError when a peer is lost."""
+
+
+class Exchange(Protocol):
+    """The collective of one generation. Later forms differ in route and codec, not in this."""
+
+    def all_reduce(self, buffer: torch.Tensor) -> Pending:
+        """Start to sum `buffer` over all members in place; calls are in the same order everywhere."""
+
+
+class _GlooPending:
+    def __init__(self, work: dist.Work) -> None:
+        self._work = work
+
+    def wait(self, stop: Callable[[], bool]) -> None:
+        work = self._work
+        while True:
+            try:
+                work.wait(SLICE)
+                return
+            except RuntimeError as error:
+                if work.is_completed():
+                    if work.is_success():
+                        return
+                    raise ExchangeError(str(error).split("\n")[0]) from None
+            if stop():
+                raise Abandoned
+
+    @property
+    def settled(self) -> bool:
+        return self._work.is_completed()
+
+
+class _Done:
+    """A world of one has nothing to wait for."""
+
+    def wait(self, stop: Callable[[], bool]) -> None:
+        if stop():
+            raise Abandoned
+
+
+class FlatExchange:
+    """One gloo ring over all ranks."""
+
+    def __init__(self, topology: Topology, group: Any) -> None:
+        self.topology = topology
+        self._group = group
+        self._flying: list[_GlooPending] = []
+
+    def all_reduce(self, buffer: torch.Tensor) -> Pending:
+        if self._group is None:
+            return _Done()
+        try:
+            pending = _GlooPending(self._group.allreduce([buffer]))
+        except RuntimeError as error:
+            raise ExchangeError(str(error).split("\n")[0]) from None
+        self._flying = [p for p in self._flying if not p.settled]
+        self._flying.append(pending)
+        return pending
+
+    @property
+    def settled(self) -> bool:
+        """True once no operation can write to its operand any more."""
+        return all(p.settled for p in self._flying)
+
+
+class Graveyard:
+    """Keeps abandoned exchanges until their operations have run out: destroying a busy group blocks."""
+
+    def __init__(self) -> None:
+        self._dead: list[FlatExchange] = []
+
+    def bury(self, exchange: FlatExchange) -> None:
+        self._dead = [e for e in self._dead if not e.settled]
+        if not exchange.settled:
+            self._dead.append(exchange)
+
+    def __len__(self) -> int:
+        return len(self._dead)
+
+
+class Connector:
+    """Opens exchanges in a thread of its own, because gloo's rendezvous cannot be interrupted either.
+
+    Each attempt has a client of the store to itself: an abandoned one goes on waiting in the store for a dead member's
+    key, and whoever shared its client would wait behind it.
+    """
+
+    def connect(
+        self,
+        topology: Topology,
+        store_address: str,
+        prefix: str,
+        stop: Callable[[], bool],
+        timeout: float = MIN_TIMEOUT_SECONDS,
+    ) -> FlatExchange:
+        """Connect all members of `topology`. Raises Abandoned as soon as `stop()`, ExchangeError if it fails."""
+        if topology.world == 1:
+            return FlatExchange(topology, None)
+        outcome: list[Any] = []
+        done = threading.Event()
+
+        def work() -> None:
+            try:
+                store = dist.PrefixStore(prefix, _store_client(store_address))
+                outcome.append(_gloo_group(store, topology, timeout))
+            except BaseException as error:
+                outcome.append(error)
+            done.set()
+
+        threading.Thread(target=work, name="connect", daemon=True).start()
+        while not done.wait(0.005):
+            if stop():
+                raise Abandoned
+        result = outcome[0]
+        if isinstance(result, BaseException):
+            raise ExchangeError(str(result).split("\n")[0])
+        return FlatExchange(topology, result)
+
+
+def _store_client(address: str) -> dist.Store:
+    host, _, port = address.rpartition(":")
+    return dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=10))
+
+
+def _gloo_group(store: dist.Store, topology: Topology, timeout: float) -> Any:
+    gloo: Any = dist.ProcessGroupGloo  # its type stub lacks what it has
+    options = gloo._Options()
+    address = topology.places[topology.index].address
+    options._devices = [gloo.create_device(hostname=address)]
+    options._timeout = timedelta(seconds=timeout)
+    options._threads = 2
+    return gloo(store, topology.index, topology.world, options)
+
+
+def store_prefix(job: str, generation: Generation) -> str:
+    """A fresh prefix per generation is the fence of its rendezvous."""
+    return f"{job}/{generation}"

@@ -1,0 +1,1 @@
+"""Which samples a rank reads, how they are read, and the record of what was read."""

@@ -1,0 +1,72 @@
+"""The elastic plan of the data (EP-1, EP-2): pure functions from (seed, step, members, attempt) to sample ids.
+
+Nothing here is stored or exchanged: every rank computes the plan for itself, and any two ranks that know the same
+seed, step, world and attempt agree on it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+_UINT64 = (1 << 64) - 1
+
+
+@lru_cache(maxsize=2)
+def permutation(seed: int, epoch: int, num_samples: int) -> Ids:
+    """The order of the samples in `epoch`: int64 [num_samples], read-only.
+
+    The order sorts raw words of Philox4x64 with key (seed, epoch). Raw words are fixed by the algorithm, while
+    `Generator.permutation` may change between numpy releases and so between hosts.
+    """
+    words = np.random.Philox(key=np.array([seed & _UINT64, epoch], dtype=np.uint64)).random_raw(num_samples)
+    order = np.argsort(words, kind="stable").astype(np.int64)
+    order.setflags(write=False)
+    return order
+
+
+def steps_per_epoch(num_samples: int, global_batch: int) -> int:
+    """Steps that read each sample once; the last may be short (EP-1)."""
+    return -(-num_samples // global_batch)
+
+
+def position(step: int, per_epoch: int) -> tuple[int, int]:
+    """(epoch, batch inside the epoch), both from 0, of the step that follows `step` committed steps."""
+    return divmod(step, per_epoch)
+
+
+def batch(seed: int, epoch: int, index: int, num_samples: int, global_batch: int) -> Ids:
+    """The sample ids of batch `index` of `epoch`: int64 [n], n = `global_batch` except in the epoch's last batch.
+
+    Raises:
+        IndexError: the epoch has no such batch.
+    """
+    if not 0 <= index < steps_per_epoch(num_samples, global_batch):
+        raise IndexError(f"batch {index} of an epoch of {steps_per_epoch(num_samples, global_batch)} batches")
+    return permutation(seed, epoch, num_samples)[index * global_batch : (index + 1) * global_batch]
+
+
+def share(ids: Ids, world: int, rank: int, attempt: int) -> Ids:
+    """The part of the batch `ids` that `rank` of `world` computes; empty where there are fewer samples than ranks.
+
+    The batch is cut into `world` contiguous pieces whose sizes differ by one at most. `attempt` turns the pieces
+    round the ranks, so that a batch that is computed again falls on other ranks.
+    """
+    return _piece(ids, world, (rank + attempt) % world)
+
+
+def micro_batches(ids: Ids, micro_batch: int) -> list[Ids]:
+    """Cut a share into the fewest micro-batches of at most `micro_batch` samples, of sizes that differ by one at most.
+
+    Near-equal sizes keep a tail of one sample, which BatchNorm cannot train on, as rare as can be.
+    """
+    count = -(-len(ids) // micro_batch)
+    return [_piece(ids, count, index) for index in range(count)]
+
+
+def _piece(ids: Ids, pieces: int, index: int) -> Ids:
+    return ids[index * len(ids) // pieces : (index + 1) * len(ids) // pieces]

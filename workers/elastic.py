@@ -1,0 +1,499 @@
+"""The public API: a training loop that goes on while ranks come and go.
+
+    job = Job(model, optimizer, dataset)
+    for inputs, targets in job.batches():
+        job.step(criterion(model(inputs), targets))
+
+`batches()` yields the micro-batches of this rank's share, and a step's batch again after a discard; `step()` owns backward,
+the exchange, optimizer and scheduler. Outside a gang (`python script.py`) the same script trains alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from quantarion.v1 import control_pb2 as pb
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+from workers.collectives.exchange import Abandoned, ExchangeError
+from workers.config import TrainingConfig
+from workers.data import sampler
+from workers.data.loader import MicroBatchLoader
+from workers.data.record import SampleRecorder
+from workers.engine import ApplyError, Engine
+from workers.errors import TaskError
+from workers.identity import StateId
+from workers.keeper import Keeper
+from workers.randomness import sample_keys, seed_torch
+from workers.rank import Rank
+from workers.solo import SoloRank
+from workers.steplog import StepLog
+from workers.transfer import Commit, Snapshot
+
+logger = logging.getLogger("quantarion.job")
+
+Sums = dict[str, float]
+Part = Callable[[int, int], Sums]
+"""`fn(part, parts)`: sums over this part of the work; the same keys on every rank."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The rank that the process's Job takes, set before the task runs."""
+
+    rank: Rank
+    config: TrainingConfig
+
+
+_binding: Binding | None = None
+_job: Job | None = None
+
+
+def bind(binding: Binding) -> None:
+    """Called once by the worker process."""
+    global _binding
+    _binding = binding
+
+
+def current_job() -> Job | None:
+    """The Job that the task of this process has made."""
+    return _job
+
+
+@dataclass
+class _Turn:
+    """The step in progress on this rank."""
+
+    step: int
+    epoch: int
+    index: int
+    batch: int
+    attempt: int
+    samples: int = 0
+    loss_sum: float = 0.0
+    micro: int = 0
+    last: bool = False
+    stepped: bool = True
+    over: bool = False
+
+
+class Job:
+    """One training job, seen from one of its ranks.
+
+    Args:
+        model: its parameters and buffers become replicated state.
+        optimizer: over the model's parameters.
+        dataset: map-style; sample ids are its indices.
+        scheduler: stepped once per committed step.
+        scaler: a `torch.amp.GradScaler`; its decisions are taken on the reduced gradients, so they are the same everywhere.
+        evaluate: called every `evaluate_every` epochs with (part, parts), spread over the ranks; returns sums. The sums
+            `correct` and `count` give the accuracy. It must not change the model's state.
+        collate_fn, num_workers: as for torch's DataLoader.
+        clip_norm: largest L2 norm of the reduced gradient; the JobSpec's where None.
+
+    Raises:
+        TaskError: the data set has no length, or a Job was made already in this process.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        dataset: Dataset[Any],
+        *,
+        scheduler: Any = None,
+        scaler: Any = None,
+        evaluate: Part | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_workers: int = 0,
+        clip_norm: float | None = None,
+    ) -> None:
+        binding = _binding
+        self.config = binding.config if binding else TrainingConfig(name="solo")
+        self._rank: Rank | SoloRank = binding.rank if binding else SoloRank()
+        if self._rank.engine is not None:
+            raise TaskError("this process has a Job already; make one Job per script")
+        if not isinstance(dataset, Sized) or not len(dataset):
+            raise TaskError("the data set of a Job must be map-style and hold at least one sample: give it a len()")
+        self.model = model
+        self.folder = self._rank.folder
+        self._size = len(dataset)
+        self._evaluate = evaluate
+        self._machine = self._rank.machine
+        self._engine = Engine(
+            model,
+            optimizer,
+            machine=self._machine,
+            faults=self._rank.faults,
+            scheduler=scheduler,
+            scaler=scaler,
+            clip_norm=clip_norm if clip_norm is not None else self.config.clip_norm,
+        )
+        recorder = None
+        if binding and self.config.record_samples:
+            recorder = SampleRecorder(self.folder / "samples" / f"{self._rank.worker}.jsonl")
+        self._recorder = recorder
+        self._loader = MicroBatchLoader(dataset, collate_fn, num_workers, recorder, seed=self.config.seed)
+        self._log = StepLog(self.folder / "steps.jsonl")
+        self._engine.describe = lambda: {"recent": self._log.recent}
+        self._keeper = Keeper(self._rank, self._engine, self.config)
+        self._turn: _Turn | None = None
+        self._collected = 0
+        self._mark = time.perf_counter()
+        self._phase = ""
+        self._result: dict[str, Any] | None = None
+        global _job
+        _job = self
+        self._rank.serve(self._engine, self)
+
+    # ------------------------------------------------------------------ what a task may read
+
+    @property
+    def committed(self) -> int:
+        """Committed steps."""
+        return self._machine.state.step
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return sampler.steps_per_epoch(self._size, self.config.global_batch)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+    @property
+    def epoch(self) -> int:
+        """Epoch, from 0, of the batch being computed; of the last one while it is evaluated and afterwards."""
+        if self._turn is not None and not self._turn.over:
+            return self._turn.epoch
+        return max(0, min(self.committed - 1, self.total_steps - 1)) // self.steps_per_epoch
+
+    @property
+    def phase(self) -> str:
+        """`fp32_warmup` or `qat`, by the epoch."""
+        return "fp32_warmup" if self.epoch < self.config.phases.fp32_epochs else "qat"
+
+    @property
+    def rank(self) -> int:
+        """Stable number of this rank."""
+        return self._rank.number
+
+    @property
+    def world(self) -> int:
+        """How many ranks share the work right now."""
+        return self._rank.world
+
+    @property
+    def history(self) -> list[tuple[int, str, Sums]]:
+        """Every committed evaluation and collect(): (step, name, sums over all ranks)."""
+        return list(self._engine.replica.history)
+
+    @property
+    def state_id(self) -> StateId:
+        """Name of the state this rank holds: two ranks with the same one hold the same bytes."""
+        return self._machine.state
+
+    @property
+    def digest(self) -> str:
+        """BLAKE2b-128 of the replicated state."""
+        return self._engine.replica.digest()
+
+    # ------------------------------------------------------------------ the loop
+
+    def batches(self) -> Iterator[Any]:
+        """Yield micro-batches until all epochs are committed; call `step(loss)` once for each."""
+        while True:
+            self._rank.ensure_training()
+            if self._evaluation_due():
+                self._run_round("evaluate", cast(Part, self._evaluate))
+            elif self.committed >= self.total_steps:
+                self._turn = None
+                self._rank.page.set_busy(True)  # with what the script does after the loop
+                return
+            else:
+                yield from self._compute()
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Account for the micro-batch just yielded; on the share's last one, exchange and commit.
+
+        Args:
+            loss: scalar, the mean over the micro-batch.
+        """
+        turn = self._turn
+        if turn is None or turn.stepped:
+            raise TaskError("job.step(loss) belongs inside the loop over job.batches(), once for each batch it yields")
+        turn.stepped = True
+        self._rank.page.set_busy(False)
+        with self._abandonable(turn):
+            if self._rank.must_stop():
+                raise Abandoned
+            turn.loss_sum += float(loss.detach()) * turn.micro
+            self._rank.faults.hit("in_backward")
+            self._engine.backward(loss, turn.micro, turn.batch, last=turn.last)
+            self._rank.page.count_micro_batch()
+            if turn.last:
+                self._exchange_and_commit(turn)
+
+    def collect(self, name: str, fn: Part) -> Sums:
+        """After the loop: sums over all ranks of `fn(part, parts)`, committed like a step.
+
+        Survives changes of members; a rank that joins later gets the sums from its peers.
+        """
+        if self._turn is not None and not self._turn.over:
+            raise TaskError("job.collect() belongs after the loop over job.batches(); inside it, give Job(evaluate=...)")
+        position = self._collected + (1 if self._ends_with_evaluation() else 0)
+        self._collected += 1
+        while True:
+            self._rank.ensure_training()
+            done = [sums for step, _, sums in self._engine.replica.history if step == self.committed]
+            if position < len(done):
+                return done[position]
+            self._run_round(name, fn)
+
+    # ------------------------------------------------------------------ one step
+
+    def _compute(self) -> Iterator[Any]:
+        turn = self._turn = self._next_turn()
+        self._rank.faults.hit("step_begin")
+        if self._recorder is not None:
+            self._recorder.begin(turn.step, self._machine.generation, turn.attempt, turn.epoch)
+        self._engine.begin_step(self._rank.exchange_in_use, self._rank.must_stop)
+        pieces = len(self._micro_batches(turn.step))
+        if not pieces:
+            with self._abandonable(turn):
+                self._exchange_and_commit(turn)
+            return
+        for piece in range(pieces):
+            ids, data = next(self._loader)
+            turn.micro, turn.last, turn.stepped = len(ids), piece == pieces - 1, False
+            turn.samples += len(ids)
+            self._rank.page.set_busy(self._rank.longest_step == 0.0)  # a first step may compile
+            seed_torch(self.config.seed, turn.step, ids)
+            with sample_keys(self.config.seed, turn.step, ids):
+                yield data
+            if not turn.stepped:
+                raise TaskError("call job.step(loss) for every batch that job.batches() yields")
+            if turn.over:
+                return
+
+    def _next_turn(self) -> _Turn:
+        step = self.committed + 1
+        epoch, index = sampler.position(self.committed, self.steps_per_epoch)
+        ids = sampler.batch(self.config.seed, epoch, index, self._size, self.config.global_batch)
+        return _Turn(step, epoch, index, len(ids), self._attempt(step))
+
+    def _attempt(self, step: int) -> int:
+        return self._rank.attempt if step == self._rank.first_step else 0
+
+    def _micro_batches(self, step: int) -> list[sampler.Ids]:
+        epoch, index = sampler.position(step - 1, self.steps_per_epoch)
+        ids = sampler.batch(self.config.seed, epoch, index, self._size, self.config.global_batch)
+        mine = sampler.share(ids, self._rank.world, self._rank.index, self._attempt(step))
+        return sampler.micro_batches(mine, self.config.micro_batch)
+
+    def _requests(self) -> Iterator[tuple[int, sampler.Ids]]:
+        """This rank's micro-batches from here to the end of the job, as the present members share them."""
+        for step in range(self.committed + 1, self.total_steps + 1):
+            for ids in self._micro_batches(step):
+                yield step, ids
+
+    def _exchange_and_commit(self, turn: _Turn) -> None:
+        self._record()
+        self._engine.finish_exchange(turn.loss_sum, turn.samples, turn.batch)
+        self._rank.page.count_exchange()
+        self._rank.faults.hit("before_apply")
+        generation = self._machine.generation
+        if self._rank.must_stop() or not self._machine.may_apply(generation):
+            raise Abandoned
+        meta = {
+            "kind": "step",
+            "epoch": turn.epoch,
+            "batch": turn.index,
+            "samples": turn.batch,
+            "attempt": turn.attempt,
+            "ranks": self._rank.world,
+            "phase": self.phase,
+        }
+        commit = self._engine.apply_step(meta, generation)
+        turn.over = True
+        self._rank.faults.hit("after_apply_alone")
+        self._committed(commit)
+        self._keeper.after_step(self.committed)
+
+    def _record(self) -> None:
+        """What was read goes on record before it can reach a commit; a full disk is told, and training goes on."""
+        if self._recorder is not None:
+            try:
+                self._recorder.flush()
+            except OSError as error:
+                self._note("record_failed", {"error": str(error), "step": self.committed + 1})
+
+    def _abandonable(self, turn: _Turn) -> _Abandonable:
+        return _Abandonable(self, turn)
+
+    def _gave_up(self, turn: _Turn, error: BaseException) -> bool:
+        """The step is discarded whole; `batches()` yields it again. True where the error is dealt with."""
+        if isinstance(error, (Abandoned, ExchangeError, ApplyError)):
+            turn.over = True
+            if isinstance(error, ExchangeError):
+                self._rank.exchange_failed(str(error))
+            elif isinstance(error, ApplyError):
+                self._rank.apply_failed(str(error))
+            return True
+        return False
+
+    def _committed(self, commit: Commit) -> None:
+        now = time.perf_counter()
+        seconds, self._mark = now - self._mark, now
+        self._rank.committed(seconds)
+        self._log.add(self._line(commit, seconds))
+        if self._rank.index == 0 and commit.meta["phase"] != self._phase:
+            self._phase = commit.meta["phase"]
+            self._note("phase", {"phase": self._phase, "step": commit.after.step})
+
+    def _line(self, commit: Commit, seconds: float | None) -> dict[str, Any]:
+        meta, after = commit.meta, commit.after
+        return {
+            "schema_version": 1,
+            "job": self.config.name,
+            "attempt": meta["attempt"],
+            "generation": list(after.generation),
+            "t": time.time(),
+            "phase": meta["phase"],
+            "epoch": meta["epoch"],
+            "step": after.step,
+            "batch": meta["batch"],
+            "samples": meta["samples"],
+            "loss": meta["loss"],
+            "accuracy": self._accuracy(),
+            "gradient_norm": meta.get("gradient_norm"),
+            "lr_current": meta["lr_current"],
+            "ranks": meta["ranks"],
+            "training_rate": meta["samples"] / seconds if seconds else None,
+            "step_seconds": seconds,
+            "lineage": f"{after.lineage:016x}",
+        }
+
+    # ------------------------------------------------------------------ rounds
+
+    def _evaluation_due(self) -> bool:
+        state = self._machine.state
+        return self._evaluate is not None and state.round == 0 and self._ends_epoch(state.step)
+
+    def _ends_epoch(self, step: int) -> bool:
+        per_epoch = self.steps_per_epoch
+        every = self.config.evaluate_every
+        at_end = step == self.total_steps
+        return step > 0 and step % per_epoch == 0 and (at_end if not every else (step // per_epoch) % every == 0)
+
+    def _ends_with_evaluation(self) -> bool:
+        return self._evaluate is not None and self._ends_epoch(self.total_steps)
+
+    def _run_round(self, name: str, fn: Part) -> None:
+        """One attempt at a round; the caller looks at the state again afterwards."""
+        training = self.model.training
+        try:
+            self._rank.faults.hit("in_round")
+            self._rank.page.set_busy(True)
+            with torch.no_grad():
+                sums = fn(self._rank.index, self._rank.world)
+            self._rank.page.set_busy(False)
+            self._rank.page.count_exchange()
+            keys = sorted(sums)
+            values = torch.tensor([float(sums[key]) for key in keys], dtype=torch.float64)
+            self._rank.exchange_in_use.all_reduce(values).wait(self._rank.must_stop)
+            generation = self._machine.generation
+            if self._rank.must_stop() or not self._machine.may_apply(generation):
+                return
+            self._engine.apply_round({"kind": "round", "name": name, "keys": keys}, values, generation)
+            if self._rank.index == 0:
+                fields = {"step": self.committed, "name": name, "accuracy": self._accuracy()}
+                self._note("evaluation", fields)
+        except Abandoned:
+            return
+        except ExchangeError as error:
+            self._rank.exchange_failed(str(error))
+        finally:
+            self._rank.page.set_busy(False)
+            self.model.train(training)
+            self._mark = time.perf_counter()
+
+    def _accuracy(self) -> float | None:
+        for _, _, sums in reversed(self._engine.replica.history):
+            if sums.get("count") and "correct" in sums:
+                return sums["correct"] / sums["count"]
+        return None
+
+    # ------------------------------------------------------------------ what the rank asks of us
+
+    def found(self) -> Snapshot | None:
+        return self._keeper.found()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self._engine.restore(snapshot)
+        self._log.take_over(snapshot.captured.meta.get("recent", []))
+
+    def replay(self, commit: Commit) -> None:
+        done = self._engine.replay(commit)
+        if done.meta["kind"] == "step":
+            self._log.add(self._line(done, None))
+
+    def entered(self) -> None:
+        self._loader.plan(self._requests())
+        first = self._rank.index == 0
+        self._log.write_from_now_on(first)
+        self._mark = time.perf_counter()
+        if first:
+            plan = {
+                "total_steps": self.total_steps,
+                "steps_per_epoch": self.steps_per_epoch,
+                "num_samples": self._size,
+                "parameters": sum(p.numel() for p in self.model.parameters()),
+            }
+            self._note("plan", plan)
+            if self._result is not None:
+                self._keep_the_end(self._result)
+
+    def stop_requested(self) -> None:
+        if self._turn is not None:
+            self._turn.over = True
+        if self._rank.index == 0:
+            self._keeper.save_now()
+
+    def conclude(self, result: dict[str, Any]) -> None:
+        """The task has returned: keep its result and the last state, then wait for the others. Does not return."""
+        self._rank.ensure_training()
+        self._result = result
+        if self._rank.index == 0:
+            self._keep_the_end(result)
+        self._rank.finish()
+
+    def _keep_the_end(self, result: dict[str, Any]) -> None:
+        if self.config.checkpoint.at_end:
+            self._keeper.save_now()
+        self._keeper.write_result(result)
+
+    def _note(self, kind: str, fields: dict[str, Any]) -> None:
+        note = pb.Note(kind=kind, json=json.dumps(fields))
+        self._rank.link.send(pb.RankReport(worker=self._rank.worker, note=note))
+
+
+class _Abandonable:
+    """Turns a given-up step into `turn.over`; anything else passes."""
+
+    def __init__(self, job: Job, turn: _Turn) -> None:
+        self._job, self._turn = job, turn
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        return error is not None and self._job._gave_up(self._turn, error)

@@ -1,0 +1,387 @@
+"""One step of one rank: gradients into staging, the exchange, and apply, which is the commit (EP-2 to EP-7).
+
+The engine owns the bytes of the state and the memory of recent commits. It decides nothing: whether a commit may happen is
+asked of the rank's state machine.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from workers.collectives.buckets import Staging, plan_buckets
+from workers.collectives.exchange import Abandoned, Exchange, Pending
+from workers.faults import Faults
+from workers.identity import NO_GENERATION, Generation, StateId, next_lineage
+from workers.protocol import RankMachine
+from workers.state import ReplicatedState, tensor_bytes
+from workers.transfer import Commit, Offer, Snapshot, TransferError
+
+HASHED_ELEMENTS = 1024
+"""Sampled from each bucket for the lineage: some 20 µs a bucket where its memory is cold (EP names)."""
+
+RETAIN_SECONDS = 30.0
+RETAIN_BYTES = 512 << 20
+
+_SCALARS = ("loss", "samples")
+
+
+class ApplyError(Exception):
+    """The optimizer or scheduler raised while it changed the state: the bytes are no state any more (EP-11)."""
+
+
+class Engine:
+    """Gradients of `model` to commits of `state`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        machine: RankMachine,
+        faults: Faults,
+        scheduler: Any = None,
+        scaler: Any = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        self.machine, self.faults, self.clip_norm = machine, faults, clip_norm
+        self.replica = ReplicatedState(model, optimizer, scheduler, scaler)
+        self._parameters = [(n, p) for n, p in self.replica.parameters.items() if p.requires_grad]
+        self._buffers = list(self.replica.buffers.values())
+        tail = len(self._parameters) + sum(b.numel() for b in self._buffers) + len(_SCALARS)
+        self.staging = Staging(plan_buckets([(n, p.shape) for n, p in self._parameters], tail))
+        self._in_bucket = [0] * len(self.staging.plan.sizes)
+        for slot in self.staging.plan.slots:
+            self._in_bucket[slot.bucket] += 1
+        for index, (_, parameter) in enumerate(self._parameters):
+            parameter.register_post_accumulate_grad_hook(self._hook(index))
+        self._saved_buffers: list[torch.Tensor] = []
+        self._exchange: Exchange | None = None
+        self._stop: Callable[[], bool] = lambda: False
+        self._armed = False
+        self._pending: list[Pending] = []
+        self._arrived: list[int] = []
+        self._used: set[int] = set()
+        self._copies_grads = clip_norm is not None or scaler is not None
+        self.lock = threading.Lock()
+        self._commits: list[tuple[Commit, int | None]] = []  # with the staging set its tensors live in
+        self._snapshot: Snapshot | None = None
+        self._snapshot_wanted = threading.Event()
+        self._retain_until = 0.0
+        self.restores = 0
+        self.in_step = False
+        self.describe: Callable[[], dict[str, Any]] = dict  # what else a snapshot carries
+
+    # ------------------------------------------------------------------ one step
+
+    def begin_step(self, exchange: Exchange, stop: Callable[[], bool]) -> None:
+        """Start step s+1: take the other staging set, remember what the forward pass will change (EP-4)."""
+        self._exchange, self._stop = exchange, stop
+        with self.lock:
+            self.staging.flip()
+            self._commits = [(c, s) for c, s in self._commits if s != self.staging.current]
+        self._saved_buffers = [buffer.clone() for buffer in self._buffers]
+        self._pending.clear()
+        self._arrived = [0] * len(self._in_bucket)
+        self._used.clear()
+        self._clear_grads()
+        self.in_step = True
+
+    def backward(self, loss: torch.Tensor, samples: int, batch: int, *, last: bool) -> None:
+        """Backward of a micro-batch of `samples` out of a global batch of `batch`; the exchange starts on the last one."""
+        scaled = loss * (samples / batch)
+        if self.replica.scaler is not None:
+            scaled = self.replica.scaler.scale(scaled)
+        self._armed = last
+        try:
+            scaled.backward()
+        finally:
+            self._armed = False
+
+    def finish_exchange(self, loss_sum: float, samples: int, batch: int) -> None:
+        """Launch what is left, in plan order, and wait for every bucket. Raises Abandoned, ExchangeError."""
+        plan = self.staging.plan
+        for index in range(len(self._parameters)):
+            if index not in self._used:
+                self._fill(index)  # left out by this backward: what earlier micro-batches gave, or nothing
+        self._fill_tail(loss_sum, samples, batch)
+        while len(self._pending) < len(plan.sizes):
+            self._launch()
+        for bucket, pending in enumerate(self._pending):
+            self.faults.hit("in_exchange", bucket=bucket)
+            pending.wait(self._stop)
+
+    def discard(self) -> None:
+        """Forget the step in progress: gradients, and what the forward pass changed (EP-4)."""
+        if not self.in_step:
+            return
+        self._clear_grads()
+        self._put_back_buffers()
+        self.staging.discard()
+        self.in_step = False
+
+    # ------------------------------------------------------------------ commits
+
+    def apply_step(self, meta: dict[str, Any], generation: Generation) -> Commit:
+        """Apply the reduced buckets: that is the commit of the next step (EP-5). Raises ApplyError."""
+        before = self.machine.state
+        content = self._hash(self.staging.buckets)
+        after_step = before.step + 1
+        lineage = next_lineage(before, after_step, 0, generation, content)
+        after = StateId(after_step, 0, generation, lineage)
+        versions = [b._version for b in self.staging.buckets]
+        try:
+            self.faults.hit("in_apply")
+            self._apply(meta)
+        except Exception as error:
+            with self.lock:
+                self.machine.lost_state()
+            self.in_step = False
+            raise ApplyError(f"{type(error).__name__}: {error}") from error
+        unchanged = versions == [b._version for b in self.staging.buckets]
+        self._copies_grads = self._copies_grads or not unchanged
+        commit = Commit(before, after, meta, self.staging.buckets)
+        self.in_step = False
+        self._remember(commit, self.staging.current if unchanged else None, servable=unchanged)
+        return commit
+
+    def apply_round(self, meta: dict[str, Any], values: torch.Tensor, generation: Generation) -> Commit:
+        """Commit a collect() round: its sums become part of the history."""
+        before = self.machine.state
+        lineage = next_lineage(before, before.step, before.round + 1, generation, self._hash([values]))
+        after = StateId(before.step, before.round + 1, generation, lineage)
+        sums = dict(zip(meta["keys"], values.tolist(), strict=True))
+        commit = Commit(before, after, meta, [values])
+        with self.lock:
+            self.replica.history.append((before.step, meta["name"], sums))
+        self._remember(commit, None, servable=True)
+        return commit
+
+    def replay(self, commit: Commit) -> Commit:
+        """Apply a commit that a peer made. Raises TransferError where it does not lead on from our state."""
+        if commit.before != self.machine.state:
+            raise TransferError(f"the donor offered a commit after {commit.before}, we are at {self.machine.state}")
+        if commit.meta["kind"] == "round":
+            done = self.apply_round(commit.meta, commit.tensors[0], commit.after.generation)
+        else:
+            with self.lock:
+                self.staging.flip()
+                self._commits = [(c, s) for c, s in self._commits if s != self.staging.current]
+            for bucket, received in zip(self.staging.buckets, commit.tensors, strict=True):
+                bucket.copy_(received)
+            self._saved_buffers = [buffer.clone() for buffer in self._buffers]
+            done = self.apply_step(commit.meta, commit.after.generation)
+        if done.after != commit.after:
+            with self.lock:
+                self.machine.lost_state()
+            raise TransferError(f"replaying step {commit.after.step} gave another lineage than the donor's")
+        return done
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over a donor's state."""
+        with self.lock:
+            self.machine.lost_state()
+            self.restores += 1
+            self._commits.clear()
+            self._snapshot = None
+        self._clear_grads()
+        self.in_step = False
+        self.replica.restore(snapshot.captured)
+        with self.lock:
+            self.machine.synced(snapshot.state, snapshot.previous)
+
+    def capture(self) -> Snapshot:
+        """A copy of the committed state, also in the middle of a step (the forward pass changes buffers only)."""
+        saved = dict(zip(self.replica.buffers, self._saved_buffers, strict=True)) if self.in_step else None
+        captured = self.replica.capture(saved)
+        captured.meta.update(self.describe())
+        return Snapshot(self.machine.state, self.machine.previous, captured)
+
+    # ------------------------------------------------------------------ what peers ask for
+
+    def find_offer(self, have: StateId, generation: Generation = NO_GENERATION) -> Offer | None:
+        """A donor's answer; called by the state server's threads. None: ask again shortly.
+
+        A member that asks names its `generation`, and a donor that has not entered it yet has no answer: it may still
+        have to learn that it was left behind.
+        """
+        with self.lock:
+            if not self.machine.healed or self.machine.generation < generation:
+                return None
+            state = self.machine.state
+            if have == state:
+                self._retain()
+                return Offer([], None, lambda: True)
+            chain = self._chain(have)
+            if chain is not None:
+                self._retain()
+                return chain
+            snapshot = self._snapshot
+            if snapshot is not None and (snapshot.state == state or self._chain(snapshot.state) is not None):
+                self._retain()
+                return Offer([], snapshot, lambda: True)
+            self._snapshot_wanted.set()
+            return None
+
+    def serve_snapshot(self) -> None:
+        """Called by the rank's own thread at poll points: copy the state where a peer waits for it."""
+        if self._snapshot_wanted.is_set() and self.machine.healed:
+            snapshot = self.capture()
+            with self.lock:
+                self._snapshot = snapshot
+                self._retain()
+                self._snapshot_wanted.clear()
+
+    def _chain(self, have: StateId) -> Offer | None:
+        for index, (commit, _) in enumerate(self._commits):
+            if commit.before == have:
+                rest = self._commits[index:]
+                uses = {s: self.staging.uses[s] for _, s in rest if s is not None}
+                return Offer([c for c, _ in rest], None, partial(self._unused_since, uses))
+        return None
+
+    def _unused_since(self, uses: dict[int, int]) -> bool:
+        """True where no later step has begun to write into these staging sets."""
+        return all(self.staging.uses[s] == n for s, n in uses.items())
+
+    def _retain(self) -> None:
+        self._retain_until = time.monotonic() + RETAIN_SECONDS
+
+    def _remember(self, commit: Commit, staging_set: int | None, *, servable: bool) -> None:
+        with self.lock:
+            self.machine.committed(commit.after)
+            if not servable:
+                self._commits.clear()
+                return
+            if time.monotonic() > self._retain_until:
+                self._commits = [(commit, staging_set)]
+                self._snapshot = None
+                return
+            copies = [t.clone() for t in commit.tensors] if staging_set is not None else commit.tensors
+            self._commits.append((Commit(commit.before, commit.after, commit.meta, copies), None))
+            size = sum(t.nbytes for t in copies)
+            while len(self._commits) > 1 and len(self._commits) * size > RETAIN_BYTES:
+                self._commits.pop(0)
+
+    # ------------------------------------------------------------------ gradients
+
+    def _hook(self, index: int) -> Callable[[torch.Tensor], None]:
+        def arrived(_: torch.Tensor) -> None:
+            if self._armed:
+                if self._stop():
+                    raise Abandoned
+                self._fill(index)
+                self._launch_ready()
+
+        return arrived
+
+    def _fill(self, index: int) -> None:
+        grad = self._parameters[index][1].grad
+        view = self.staging.views[index]
+        if grad is None:
+            view.zero_()
+        else:
+            view.copy_(grad.to_dense() if grad.is_sparse else grad)
+            self._used.add(index)
+        self._arrived[self.staging.plan.slots[index].bucket] += 1
+
+    def _launch_ready(self) -> None:
+        """Start the next buckets that are complete; the last one waits for its tail."""
+        while len(self._pending) < len(self._arrived) - 1 and (
+            self._arrived[len(self._pending)] >= self._in_bucket[len(self._pending)]
+        ):
+            self._launch()
+
+    def _launch(self) -> None:
+        assert self._exchange is not None
+        self._pending.append(self._exchange.all_reduce(self.staging.buckets[len(self._pending)]))
+
+    def _fill_tail(self, loss_sum: float, samples: int, batch: int) -> None:
+        """Who used which parameter, how the buffers changed (weighted by samples), and the scalars."""
+        tail = self.staging.tail
+        count = len(self._parameters)
+        if len(self._used) == count:
+            tail[:count] = 1.0
+        else:
+            tail[:count] = torch.tensor([1.0 if i in self._used else 0.0 for i in range(count)])
+        position = count
+        weight = samples / batch
+        for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
+            part = tail[position : position + buffer.numel()]
+            if samples:
+                changed = buffer != saved  # infinite ones that stayed as they were must not become NaN
+                delta = torch.where(changed, buffer.double() - saved.double(), 0.0)
+                part.copy_(delta.reshape(-1)).mul_(weight)
+            else:
+                part.zero_()
+            position += buffer.numel()
+        tail[position:] = torch.tensor([loss_sum, float(samples)])
+
+    @torch.no_grad()
+    def _apply(self, meta: dict[str, Any]) -> None:
+        optimizer, scaler = self.replica.optimizer, self.replica.scaler
+        count = len(self._parameters)
+        tail = self.staging.tail
+        used = tail[:count].tolist()
+        for (_, parameter), view, users in zip(self._parameters, self.staging.views, used, strict=True):
+            if not users:
+                parameter.grad = None
+            elif self._copies_grads or parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+                parameter.grad = view.to(device=parameter.device, dtype=parameter.dtype, copy=True)
+            else:
+                parameter.grad = view
+        loss_sum, samples = tail[-len(_SCALARS) :].tolist()
+        meta["loss"] = loss_sum / samples if samples else None
+        meta["lr_current"] = float(optimizer.param_groups[0]["lr"])
+        with torch.enable_grad():
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            if self.clip_norm is not None:
+                grads = [p for _, p in self._parameters if p.grad is not None]
+                meta["gradient_norm"] = float(nn.utils.clip_grad_norm_(grads, self.clip_norm))
+            if scaler is not None:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
+            if self.replica.scheduler is not None:
+                self.replica.scheduler.step()
+        self._apply_buffers(tail[count : len(tail) - len(_SCALARS)])
+        self._clear_grads()
+
+    def _apply_buffers(self, deltas: torch.Tensor) -> None:
+        position = 0
+        for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
+            delta = deltas[position : position + buffer.numel()].view(buffer.shape).to(buffer.device)
+            position += buffer.numel()
+            if buffer.dtype.is_floating_point:
+                buffer.copy_(saved + delta.to(buffer.dtype))
+            elif buffer.dtype == torch.bool:
+                buffer.copy_((saved.float() + delta).round())
+            else:
+                buffer.copy_(saved + delta.round().to(buffer.dtype))
+
+    def _put_back_buffers(self) -> None:
+        with torch.no_grad():
+            for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
+                buffer.copy_(saved)
+
+    def _clear_grads(self) -> None:
+        for _, parameter in self._parameters:
+            parameter.grad = None
+
+    @staticmethod
+    def _hash(tensors: list[torch.Tensor]) -> int:
+        hasher = blake2b(digest_size=8)
+        for tensor in tensors:
+            stride = max(1, tensor.numel() // HASHED_ELEMENTS)
+            hasher.update(tensor_bytes(tensor[::stride]))
+        return int.from_bytes(hasher.digest(), "big")

@@ -1,0 +1,156 @@
+"""What outlives the processes: checkpoints while training, the state a job begins with, the task's result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from quantarion.v1 import control_pb2 as pb
+
+from workers.checkpoint import BackgroundWriter, CheckpointError, Published, check_fits, load_newest
+from workers.config import TrainingConfig
+from workers.engine import Engine
+from workers.errors import TaskError
+from workers.identity import Generation, StateId
+from workers.rank import Rank
+from workers.solo import SoloRank
+from workers.transfer import Snapshot
+
+logger = logging.getLogger("quantarion.keeper")
+
+SAVE_SECONDS = 600.0
+
+
+class Keeper:
+    """The lowest rank's duties towards storage; on other ranks it only waits to become the lowest."""
+
+    def __init__(self, rank: Rank | SoloRank, engine: Engine, config: TrainingConfig) -> None:
+        self._rank, self._engine, self._config = rank, engine, config
+        self._root = rank.folder / "checkpoints"
+        self._writer: BackgroundWriter | None = None
+
+    def after_step(self, step: int) -> None:
+        """Save every `checkpoint.every` steps, beside training (CK-3)."""
+        every = self._config.checkpoint.every
+        if every and step % every == 0 and self._rank.index == 0 and isinstance(self._rank, Rank):
+            self._submit()
+
+    def save_now(self) -> None:
+        """Save the present state and wait until it lies on disk; a failure is reported, not raised (CK-7)."""
+        if isinstance(self._rank, Rank):
+            writer, deadline = self._submit(), time.monotonic() + SAVE_SECONDS
+            while not writer.wait(0.05) and time.monotonic() < deadline:
+                self._rank.page.count_exchange()  # it gets on, at the pace of the storage
+                if self._rank.must_stop():
+                    return  # the next generation saves again
+
+    def _submit(self) -> BackgroundWriter:
+        if self._writer is None:
+            keep = self._config.checkpoint.keep
+            self._writer = BackgroundWriter(self._root, job=self._config.name, on_done=self._report, keep=keep)
+        snapshot = self._engine.capture()
+        snapshot.captured.meta.update(_ids(snapshot))
+        self._rank.faults.hit("in_publish")
+        state = snapshot.state
+        self._writer.submit(
+            snapshot.captured,
+            step=state.step,
+            generation=self._rank.machine.generation,
+            lineage=state.lineage,
+            world=self._rank.world,
+            fence=self._fence(),
+        )
+        return self._writer
+
+    def _fence(self) -> Callable[[], bool]:
+        """True as long as the generation that is running now is the job's newest: a stale one cannot publish (GM-6)."""
+        machine, path = self._rank.machine, self._rank.folder / "control" / "fence.json"
+        restores = self._engine.restores
+
+        def is_current() -> bool:
+            try:
+                fence = json.loads(path.read_text())
+            except (OSError, ValueError):
+                return False
+            # A state of an earlier generation is on the line as long as this rank has gone on from it without healing.
+            current = Generation(fence["incarnation"], fence["counter"]) <= machine.generation
+            return current and machine.healed and self._engine.restores == restores
+
+        return is_current
+
+    def _report(self, outcome: Published | CheckpointError) -> None:
+        """In the writer's thread."""
+        if isinstance(outcome, CheckpointError):
+            note = pb.Note(kind="checkpoint_failed", json=json.dumps({"error": str(outcome)}))
+            self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
+            return
+        published = pb.Published(
+            path=str(outcome.path.relative_to(self._rank.folder)),
+            tier="exact",
+            step=int(outcome.path.name.split("-")[1]),
+            bytes=outcome.bytes,
+            raw_bytes=outcome.raw_bytes,
+            seconds=outcome.seconds,
+        )
+        self._rank.post(pb.RankReport(worker=self._rank.worker, published=published))
+
+    def found(self) -> Snapshot | None:
+        """The newest sound checkpoint of this job's folder, or None where there is none (a fresh start).
+
+        Raises TaskError where it does not fit the model.
+        """
+        if not isinstance(self._rank, Rank):
+            return None
+        tier = "exact" if self._exact_only() else None
+        newest = load_newest(self._root, tier, lambda entry: self._skipped(str(entry.reason)))
+        if newest is None:
+            return None
+        entry, captured = newest
+        try:
+            check_fits(captured, self._engine.replica.expected(), optional=("optimizer.",))
+            self._engine.replica.check_settings(captured)
+        except (CheckpointError, ValueError) as error:
+            raise TaskError(f"{entry.path.name}: {error}; start afresh without --resume", exit_code=5) from None
+        meta = captured.meta
+        note = pb.Note(kind="resumed", json=json.dumps({"path": entry.path.name, "step": entry.step}))
+        self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
+        return Snapshot(_state(meta["state_id"]), _state(meta["previous_id"]), captured)
+
+    def _exact_only(self) -> bool:
+        try:
+            return bool(json.loads((self._rank.folder / "job.json").read_text()).get("exact"))
+        except (OSError, ValueError):
+            return False
+
+    def _skipped(self, reason: str) -> None:
+        note = pb.Note(kind="checkpoint_skipped", json=json.dumps({"reason": reason}))
+        self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """`result.json`, and the digest of the state it was made from."""
+        path = self._rank.folder / "result.json"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            temporary.write_text(json.dumps({**result, "digest": self._engine.replica.digest()}))
+            Path(temporary).replace(path)
+        except OSError as error:
+            note = pb.Note(kind="result_failed", json=json.dumps({"error": str(error)}))
+            self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
+
+
+def _ids(snapshot: Snapshot) -> dict[str, Any]:
+    return {"state_id": _flat(snapshot.state), "previous_id": _flat(snapshot.previous)}
+
+
+def _flat(state: StateId) -> list[int]:
+    return [state.step, state.round, *state.generation, state.lineage]
+
+
+def _state(values: list[int]) -> StateId:
+    step, round_, incarnation, counter, lineage = values
+    return StateId(step, round_, Generation(incarnation, counter), lineage)

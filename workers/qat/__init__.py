@@ -1,0 +1,1 @@
+"""Quantization-aware training: fake-quantized weights in training, integer weights afterwards."""

@@ -1,0 +1,438 @@
+"""A rank among its peers: hears directives, keeps promises, copies state, connects, and says so.
+
+Everything here runs in the rank's own thread. `poll` is cheap and is called at every point where the rank could be asked
+to stop; `ensure_training` is where it waits, heals and connects until it may train.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from quantarion.v1 import control_pb2 as pb
+
+from workers import wire
+from workers.collectives.exchange import (
+    Abandoned,
+    Connector,
+    ExchangeError,
+    FlatExchange,
+    Graveyard,
+    Place,
+    Topology,
+    store_prefix,
+)
+from workers.engine import ApplyError, Engine
+from workers.faults import Faults
+from workers.identity import GENESIS, NO_GENERATION, NOWHERE, Generation, StateId
+from workers.link import AgentLink, new_worker_id, page_path, socket_path
+from workers.page import Page
+from workers.protocol import PrepareOrder, RankMachine, RankState, Sync
+from workers.transfer import Commit, Offer, Snapshot, StateClient, StateServer, TransferError
+
+logger = logging.getLogger("quantarion.rank")
+
+NEAR_STEPS = 2
+"""A joiner that gains at most so many commits with one question keeps up; it follows on until it is admitted."""
+
+EXCHANGE_SECONDS = 900.0
+"""After this long gloo gives an operation up by itself. Abandoning does not rest on it; the slowest member's step does."""
+
+ORPHAN_SECONDS = 90.0
+"""A rank without an agent for this long has been given up by everyone."""
+
+
+class Host(Protocol):
+    """What the public `Job` does for its rank."""
+
+    def found(self) -> Snapshot | None:
+        """The state a job begins with: a checkpoint's, or None for the model as it was built."""
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take over a donor's or a checkpoint's state."""
+
+    def replay(self, commit: Commit) -> None:
+        """Apply a commit that a peer made."""
+
+    def entered(self) -> None:
+        """A generation is running: who writes, and which shares are ours, may have changed."""
+
+    def stop_requested(self) -> None:
+        """The job ends here: the lowest rank checkpoints."""
+
+
+class Rank:
+    """The process's place in the job."""
+
+    def __init__(self, *, job: str, host: str, address: str, folder: Path, runtime: Path, faults: list[str]) -> None:
+        self.job, self.host, self.address, self.folder, self.runtime = job, host, address, folder, runtime
+        self.worker = new_worker_id()
+        self.machine = RankMachine()
+        self.number = -1
+        self.attempt = 0
+        self.first_step = 0
+        self.topology = Topology((), -1)
+        self.exchange: FlatExchange | None = None
+        self.longest_step = 0.0
+        self.faults = Faults(faults, folder / "faults", self._where)
+        runtime.mkdir(parents=True, exist_ok=True, mode=0o700)  # where the agent is still starting
+        self.page = Page(page_path(runtime, self.worker), create=True)
+        self.link = AgentLink(socket_path(runtime, host), self.page, self._hello)
+        self.engine: Engine | None = None
+        self._server: StateServer | None = None
+        self._owner: Host | None = None
+        self._configure: pb.Configure | None = None
+        self._as_built = True  # the model holds the task's own initial values
+        self._join: list[str] = []
+        self._donor: str = ""
+        self._connector = Connector()
+        self._graveyard = Graveyard()
+        self._posted: deque[pb.RankReport] = deque()
+        self._on_exit: list[Callable[[], None]] = []
+
+    # ------------------------------------------------------------------ set-up
+
+    def serve(self, engine: Engine, owner: Host) -> None:
+        """The task has built its model: from now on this process can be given a place."""
+        self.engine, self._owner = engine, owner
+        self._server = StateServer(self.address, self._find_offer)
+        self._note_state()
+        list(self._poll_link())
+
+    def at_exit(self, action: Callable[[], None]) -> None:
+        """Run before the process leaves for good: flush what is buffered."""
+        self._on_exit.append(action)
+
+    def _where(self) -> dict[str, int]:
+        """What the conditions of a fault are compared with."""
+        generation = self.machine.generation.counter
+        return {"rank": self.number, "step": self.machine.state.step + 1, "generation": generation}
+
+    def _find_offer(self, have: StateId, generation: Generation) -> Offer | None:
+        """For a peer that needs state; called by the state server's threads."""
+        assert self.engine is not None
+        offer = self.engine.find_offer(have, generation)
+        if offer is not None:
+            self.faults.hit("in_serve", snapshot=int(offer.snapshot is not None))
+        return offer
+
+    def _hello(self) -> pb.WorkerUp:
+        machine = self.machine
+        return pb.WorkerUp(
+            worker=self.worker,
+            pid=os.getpid(),
+            peer_address=self._server.address if self._server else "",
+            state=wire.state_to_wire(machine.state),
+            previous=wire.state_to_wire(machine.previous),
+            generation=wire.generation_to_wire(machine.generation),
+            promised=wire.generation_to_wire(machine.promised),
+            healed=machine.healed,
+            phase=machine.phase.value,
+            rank=self.number,
+        )
+
+    # ------------------------------------------------------------------ poll points
+
+    @property
+    def index(self) -> int:
+        """Position among the members in rank order: 0 writes logs and checkpoints."""
+        return self.topology.index
+
+    @property
+    def world(self) -> int:
+        return self.topology.world
+
+    @property
+    def exchange_in_use(self) -> FlatExchange:
+        """The running generation's. Raises Abandoned where a directive has just closed it."""
+        if self.exchange is None:
+            raise Abandoned
+        return self.exchange
+
+    def must_stop(self) -> bool:
+        """Poll, and tell whether what is being done has to be abandoned."""
+        self.poll()
+        return self.machine.must_close
+
+    def post(self, report: pb.RankReport) -> None:
+        """Report from another thread of this process; sent at the rank's next poll."""
+        self._posted.append(report)
+
+    def poll(self) -> None:
+        """Hear the agent, serve a waiting peer. Cheap when there is nothing."""
+        while self._posted:
+            self.link.send(self._posted.popleft())
+        if self.link.rung:
+            self._poll_link()
+        if self.engine is not None:
+            self.engine.serve_snapshot()
+
+    def _poll_link(self) -> list[pb.Directive]:
+        directives = list(self.link.poll())
+        for directive in directives:
+            if directive.HasField("prepare"):
+                generation = wire.generation_from_wire(directive.prepare.generation)
+                self.machine.on_prepare(PrepareOrder(generation, directive.prepare.at_step))
+            elif directive.HasField("configure"):
+                self._configure = directive.configure
+            elif directive.HasField("join"):
+                self._join = [donor.peer_address for donor in directive.join.donors]
+            elif directive.HasField("exit"):
+                self.leave(directive.exit.reason)
+        if self.link.orphaned_for > ORPHAN_SECONDS:
+            self.leave("no agent")
+        return directives
+
+    def leave(self, reason: str) -> None:
+        """Flush and go: never through the interpreter's exit, where an abandoned operation could hang (EP-7)."""
+        logger.info("leaving: %s", reason)
+        for action in self._on_exit:
+            try:
+                action()
+            except Exception:
+                logger.exception("while leaving")
+        logging.shutdown()
+        os._exit(0)
+
+    # ------------------------------------------------------------------ getting to train
+
+    def ensure_training(self) -> None:
+        """Return when this rank is in a running generation and nobody has asked it to close it."""
+        while True:
+            self.poll()
+            if self.machine.must_close:
+                self._promise()
+            elif self.machine.phase in (RankState.TRAINING, RankState.FINISHED):
+                return
+            elif self.machine.phase is RankState.JOINING:
+                self._follow()
+            elif self._join and self.machine.on_join():
+                self._note_state()
+            elif self._configure is not None:
+                configure, self._configure = self._configure, None
+                self._enter(configure)
+            else:
+                self.link.wait(0.02 if self.machine.healed else 0.2)
+
+    def _promise(self) -> None:
+        """Close the old generation under the gate that guards apply, and say where we stand (EP-8)."""
+        self.faults.hit("before_prepared")
+        self._close_exchange()
+        answer = self.machine.close()
+        self._note_state()
+        self.link.send(pb.RankReport(worker=self.worker, prepared=wire.answer_to_wire(answer)))
+        self.faults.hit("after_prepared")
+
+    def _close_exchange(self) -> None:
+        if self.engine is not None:
+            self.engine.discard()
+        if self.exchange is not None:
+            self._graveyard.bury(self.exchange)
+            self.exchange = None
+
+    def _enter(self, configure: pb.Configure) -> None:
+        """CONFIGURE: take the place, get to the authority's state, connect (EP-9)."""
+        started = time.monotonic()
+        generation = wire.generation_from_wire(configure.generation)
+        mine = next((m for m in configure.members if m.worker == self.worker), None)
+        if mine is None:
+            return
+        authority = wire.state_from_wire(configure.authority)
+        assert self.engine is not None
+        with self.engine.lock:  # a peer that asks for our state sees all of this or nothing
+            sync = self.machine.on_configure(generation, NOWHERE if configure.first else authority, mine.on_line)
+        if sync is None:
+            return
+        self._join = []
+        self._seat(configure, mine)
+        self.faults.hit("in_configure")
+        try:
+            if configure.first:
+                sync = self._begin_job(configure, mine)
+            elif sync is not Sync.GO_ON:
+                self._get_state([m.peer_address for m in configure.members if m.donor], authority)
+            self.faults.hit("in_connect")
+            self.exchange = self._connector.connect(
+                self.topology, configure.store_address, store_prefix(self.job, generation), self.must_stop, EXCHANGE_SECONDS
+            )
+        except Abandoned:
+            return
+        except (ExchangeError, TransferError, ApplyError) as error:
+            self._report_failed(generation, str(error))
+            return
+        self._train(generation, configure, sync, time.monotonic() - started)
+
+    def _seat(self, configure: pb.Configure, mine: pb.Member) -> None:
+        places = tuple(Place(m.rank, m.host, m.peer_address.rpartition(":")[0]) for m in configure.members)
+        index = next(i for i, m in enumerate(configure.members) if m.worker == self.worker)
+        self.topology = Topology(places, index)
+        self.number = mine.rank
+        self.attempt = configure.attempt
+        self._note_state()
+
+    def _train(self, generation: Generation, configure: pb.Configure, sync: Sync, seconds: float) -> None:
+        assert self._owner is not None
+        self._as_built = False
+        self.first_step = self.machine.state.step + 1
+        self.machine.train()
+        self._note_state()
+        self._owner.entered()
+        running = pb.Running(
+            generation=wire.generation_to_wire(generation),
+            state=wire.state_to_wire(self.machine.state),
+            how=sync.value,
+            seconds=seconds,
+            rank=self.number,
+        )
+        self.link.send(pb.RankReport(worker=self.worker, running=running))
+        if configure.stop:
+            self._owner.stop_requested()
+            self.finish()
+
+    def _begin_job(self, configure: pb.Configure, mine: pb.Member) -> Sync:
+        """The first generation takes its state from the lowest rank (EP-15)."""
+        assert self.engine is not None and self._owner is not None
+        if not mine.donor:
+            self._get_state([m.peer_address for m in configure.members if m.donor], None)
+            return Sync.HEAL
+        snapshot = self._owner.found()
+        if snapshot is not None:
+            self._owner.restore(snapshot)
+            return Sync.HEAL
+        if not self._as_built:
+            self.leave("there is no checkpoint, and a job cannot begin with what this process has trained")
+        with self.engine.lock:
+            self.machine.synced(GENESIS, GENESIS)
+        return Sync.GO_ON
+
+    # ------------------------------------------------------------------ getting state
+
+    def _get_state(self, donors: list[str], authority: StateId | None) -> None:
+        """Catch up or heal from the first donor that can, until we are where it is: at `authority`, where that is known.
+
+        Raises Abandoned, TransferError.
+        """
+        last: TransferError | None = None
+        for address in sorted(donors, key=lambda a: a != self._donor):
+            try:
+                client = StateClient(address, self._poll_or_abandon, self.page.count_exchange)
+                try:
+                    while self._fetch(client, self.machine.generation):
+                        pass
+                    if authority is not None and self.machine.state != authority:
+                        raise TransferError(f"the donor stands at {self.machine.state}, not at {authority}")
+                    return
+                finally:
+                    client.close()
+            except TransferError as error:
+                last = error
+        raise last or TransferError("no donor was named")
+
+    def _fetch(self, client: StateClient, generation: Generation) -> bool:
+        """One question and its answer; False where we held the donor's state of that moment already."""
+        assert self.engine is not None and self._owner is not None
+        commits, snapshot = client.fetch(self.machine.state, generation)
+        self.faults.hit("in_heal")
+        self._as_built = False
+        if snapshot is not None:
+            self._owner.restore(snapshot)
+        for commit in commits:
+            self._owner.replay(commit)
+        with self.engine.lock:
+            self.machine.synced(self.machine.state, self.machine.previous)
+        return bool(commits) or snapshot is not None
+
+    def _poll_or_abandon(self) -> None:
+        if self.machine.phase is RankState.JOINING:
+            self.page.count_exchange()  # it holds nobody up: that it is awake is enough
+        if self.must_stop():
+            raise Abandoned
+
+    def _follow(self) -> None:
+        """Copy beside the running job until at most one step behind, then say so and keep following (EP-15)."""
+        donors, self._join = self._join, []
+        for address in donors:
+            try:
+                self._follow_donor(address)
+                return
+            except TransferError as error:
+                logger.info("donor %s: %s", address, error)
+        if self.machine.phase is RankState.JOINING:
+            self.machine.phase = RankState.IDLE
+            self._note_state()
+            self.link.send(pb.RankReport(worker=self.worker, note=pb.Note(kind="join_failed", json="{}")))
+
+    def _follow_donor(self, address: str) -> None:
+        client = StateClient(address, self._poll_or_abandon, self.page.count_exchange)
+        reported = False
+        self._donor = address
+        try:
+            while not self.must_stop():
+                before = self.machine.state
+                if self._join:  # a restarted coordinator asks again
+                    self._join, reported = [], False
+                self._fetch_beside(client)
+                self.faults.hit("in_join_copy")
+                if not reported and before != NOWHERE and self.machine.state.step - before.step <= NEAR_STEPS:
+                    reported = True
+                    ready = pb.Ready(state=wire.state_to_wire(self.machine.state))
+                    self.link.send(pb.RankReport(worker=self.worker, ready=ready))
+                    self.faults.hit("after_ready")
+                if self.machine.state == before:
+                    self.link.wait(0.005)
+        except Abandoned:
+            return
+        finally:
+            client.close()
+
+    def _fetch_beside(self, client: StateClient) -> None:
+        """Like `_fetch`, but a joiner stays unhealed: it is in no generation."""
+        self._fetch(client, NO_GENERATION)
+        self.machine.healed = False
+        self.page.count_exchange()
+
+    # ------------------------------------------------------------------ reports
+
+    def exchange_failed(self, error: str) -> None:
+        """Tell, then wait for the directive: nobody else may know yet."""
+        self._report_failed(self.machine.generation, error)
+        while not self.must_stop():
+            self.link.wait(0.1)
+
+    def _report_failed(self, generation: Generation, error: str) -> None:
+        if self.must_stop():
+            return
+        failed = pb.ExchangeFailed(generation=wire.generation_to_wire(generation), error=error)
+        self.link.send(pb.RankReport(worker=self.worker, exchange_failed=failed))
+
+    def apply_failed(self, error: str) -> None:
+        """EP-11: we are unhealed; the next generation heals us."""
+        self.link.send(pb.RankReport(worker=self.worker, note=pb.Note(kind="apply_failed", json=error)))
+        while not self.must_stop():
+            self.link.wait(0.1)
+
+    def committed(self, seconds: float) -> None:
+        """Bookkeeping after a step."""
+        self.longest_step = max(self.longest_step, seconds)
+        self.page.set_step(self.machine.state.step, self.longest_step)
+
+    def finish(self) -> None:
+        """The task has returned (or the job stops): stay reachable until told to leave."""
+        while True:
+            self.faults.hit("at_finish")
+            self.machine.finish()
+            self._note_state()
+            finished = pb.Finished(state=wire.state_to_wire(self.machine.state))
+            self.link.send(pb.RankReport(worker=self.worker, finished=finished))
+            while not self.must_stop():
+                self.link.wait(0.2)
+            self.ensure_training()
+
+    def _note_state(self) -> None:
+        self.page.set_state(self.machine.phase, self.machine.generation)
+        self.page.set_step(self.machine.state.step, self.longest_step)
