@@ -19,9 +19,10 @@ from workers.elastic import Job
 SAMPLES = 256
 DIGEST_EVERY = 8
 QUIET_STEPS = 18
-QUIET_SECONDS, PACE_SECONDS = 0.01, 0.05
-"""A step takes at least this long, first while nothing happens, then until the test is in a hurry: so faults and
-recoveries fall into the training."""
+LINGERING_STEPS = 24
+QUIET_SECONDS, PACE_SECONDS, LINGER_SECONDS = 0.01, 0.05, 1.0
+"""A step takes at least this long until the test is in a hurry: at first, while nothing happens; then, while faults and
+recoveries fall into the training; and in the last LINGERING_STEPS, for machines on which a recovery takes long."""
 
 
 def learning_rate(step: int) -> float:
@@ -50,14 +51,22 @@ def train() -> None:
 
     job = Job(model, optimizer, TensorDataset(inputs, targets), scheduler=scheduler, evaluate=correct)
     log = DigestLog(job)
-    hurry = job.folder / "hurry"
     for x, y in job.batches():
         log.note()
-        if not hurry.exists():
-            time.sleep((PACE_SECONDS if job.committed >= QUIET_STEPS else QUIET_SECONDS) / 2)
+        dawdle(job)
         job.step(cross_entropy(model(x), y))
     job.collect("parts", lambda part, parts: {"parts": 1.0})
     log.note(final=True)
+
+
+def dawdle(job: Job) -> None:
+    """Wait the share of a step's time that belongs to a micro-batch, or until the test is in a hurry."""
+    seconds = QUIET_SECONDS if job.committed < QUIET_STEPS else PACE_SECONDS
+    if job.committed >= job.total_steps - LINGERING_STEPS:
+        seconds = LINGER_SECONDS
+    deadline = time.monotonic() + seconds / 2
+    while time.monotonic() < deadline and not (job.folder / "hurry").exists():
+        time.sleep(min(0.025, seconds / 2))
 
 
 class DigestLog:
