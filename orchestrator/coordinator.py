@@ -333,9 +333,9 @@ class Coordinator:
 
     def _failed(self, report: pb.RankReport) -> None:
         failed = report.failed
-        if failed.traceback:
+        self.do(self.machine.failed(report.worker, failed.exit_code, failed.error, failed.step, self.now()))
+        if failed.traceback and self.machine.phase is ms.JobPhase.ENDED:
             (self.folder / "traceback.txt").write_text(failed.traceback)
-        self.do(self.machine.failed(report.worker, failed.exit_code, failed.error, self.now()))
 
     def _note(self, worker: str, note: pb.Note, now: float) -> None:
         if note.kind == "apply_failed":
@@ -487,7 +487,7 @@ def _phase(machine: ms.Membership) -> str:
 def _held(machine: ms.Membership, spec: JobSpec) -> str:
     if machine.below_min_since is None:
         return ""
-    return f"training is held: fewer than hosts.min={spec.hosts.min} hosts are up"
+    return f"training is held: fewer than hosts.min={spec.hosts.min} hosts are ready"
 
 
 def _logged(function: Callable[..., None], *arguments: Any) -> None:

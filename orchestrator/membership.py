@@ -85,6 +85,7 @@ class Membership:
         self.recovering_until: float | None = None  # a restarted coordinator waits for its hosts
         self.apply_failures = 0
         self.recovered_members: dict[str, int] = {}
+        self.failed_steps: set[int] = set()  # after which the task has raised on a member
 
     # ------------------------------------------------------------------ events: hosts
 
@@ -289,10 +290,22 @@ class Membership:
         view.finished = True
         return self._decide(now)
 
-    def failed(self, worker: str, exit_code: int, message: str, now: float) -> list[Action]:
-        """The task raised: bad input or a bug, the same on every rank."""
-        del worker, now
-        return self._end(exit_code, message)
+    def failed(self, worker: str, exit_code: int, message: str, step: int, now: float) -> list[Action]:
+        """The task raised after `step` committed steps.
+
+        Bad input or a bug is the same everywhere and ends the job. What befalls one rank alone (its memory, its disk, its
+        device) costs that rank; whether it was that shows when the others compute the same step.
+        """
+        view = self.workers.get(worker)
+        if self.phase is JobPhase.ENDED or (view is None and self.formed):
+            return []
+        others = any(w.role is Role.MEMBER for w in self.workers.values() if w is not view)
+        if view is None or not self.formed or not others or step in self.failed_steps:
+            return self._end(exit_code, message)
+        if view.role is Role.MEMBER:
+            self.failed_steps.add(step)
+        fields: dict[str, object] = {"host": view.host, "rank": view.rank, "step": step, "error": message}
+        return [Record("task_error", fields), SendExit(worker, message), *self._decide(now)]
 
     # ------------------------------------------------------------------ events: job
 
@@ -489,7 +502,7 @@ class Membership:
         """The gang is held until hosts.min are ready, and those that are being started with them (EP-13)."""
         ready_hosts = [h for h in self.hosts if self._complete(h)]
         if len(ready_hosts) < self.rules.hosts_min:
-            return []
+            return self._hold(now) if self.formed else []  # the first time hosts.wait is the limit
         if any(not self._complete(h) for h in self.expected_hosts):
             return []
         for host in ready_hosts:
@@ -546,15 +559,19 @@ class Membership:
         ]
         enough = len({w.host for w in promised}) >= self.rules.hosts_min
         if not promised or not (enough or self.stopping):
-            if self.below_min_since is None:
-                self.below_min_since = now
-            if now - self.below_min_since > self.rules.replace_wait:
-                return self._end(9, f"fewer than hosts.min={self.rules.hosts_min} hosts for {self.rules.replace_wait:g} s")
-            return []
-        self.below_min_since = None
+            return self._hold(now)
         return self._issue(promised, now)
 
+    def _hold(self, now: float) -> list[Action]:
+        """Too few hosts can train: wait for more, but not for ever."""
+        if self.below_min_since is None:
+            self.below_min_since = now
+        if now - self.below_min_since > self.rules.replace_wait:
+            return self._end(9, f"fewer than hosts.min={self.rules.hosts_min} hosts for {self.rules.replace_wait:g} s")
+        return []
+
     def _issue(self, promised: list[WorkerView], now: float) -> list[Action]:
+        self.below_min_since = None
         eligible = [w for w in promised if self._eligible(w)]
         first = not eligible
         order = list(self.hosts)  # newcomers of one host get neighbouring ranks

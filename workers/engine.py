@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from workers.collectives.buckets import Staging, plan_buckets
 from workers.collectives.exchange import Abandoned, Exchange, Pending
+from workers.errors import TaskError
 from workers.faults import Faults
 from workers.identity import NO_GENERATION, Generation, StateId, next_lineage
 from workers.protocol import RankMachine
@@ -63,6 +64,13 @@ class Engine:
             self._in_bucket[slot.bucket] += 1
         for index, (_, parameter) in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(self._hook(index))
+        self._held = [
+            (held, name, f"{prefix}.{name}" if prefix else name, tensor)
+            for prefix, module in model.named_modules()
+            for held in (module._parameters, module._buffers)
+            for name, tensor in held.items()
+            if tensor is not None
+        ]
         self._saved_buffers: list[torch.Tensor] = []
         self._exchange: Exchange | None = None
         self._stop: Callable[[], bool] = lambda: False
@@ -108,6 +116,7 @@ class Engine:
 
     def finish_exchange(self, loss_sum: float, samples: int, batch: int) -> None:
         """Launch what is left, in plan order, and wait for every bucket. Raises Abandoned, ExchangeError."""
+        self._check_tensors()
         plan = self.staging.plan
         for index in range(len(self._parameters)):
             if index not in self._used:
@@ -286,12 +295,21 @@ class Engine:
     def _fill(self, index: int) -> None:
         grad = self._parameters[index][1].grad
         view = self.staging.views[index]
+        bucket = self.staging.plan.slots[index].bucket
+        if index in self._used:  # once more in one backward pass
+            if bucket < len(self._pending):
+                raise TaskError(
+                    f"the gradient of {self._parameters[index][0]} was accumulated twice in one backward pass, the second "
+                    "time after it had been sent: write checkpoint(..., use_reentrant=False), and call backward nowhere "
+                    "but through job.step(loss)"
+                )
+            self._arrived[bucket] -= 1
         if grad is None:
             view.zero_()
         else:
             view.copy_(grad.to_dense() if grad.is_sparse else grad)
             self._used.add(index)
-        self._arrived[self.staging.plan.slots[index].bucket] += 1
+        self._arrived[bucket] += 1
 
     def _launch_ready(self) -> None:
         """Start the next buckets that are complete; the last one waits for its tail."""
@@ -303,6 +321,16 @@ class Engine:
     def _launch(self) -> None:
         assert self._exchange is not None
         self._pending.append(self._exchange.all_reduce(self.staging.buckets[len(self._pending)]))
+
+    def _check_tensors(self) -> None:
+        """The tensors of the model must still be those that the state is made of. Raises TaskError."""
+        for held, name, path, tensor in self._held:
+            if held.get(name) is not tensor:
+                kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+                raise TaskError(
+                    f"the {kind} {path} is no longer the tensor that it was when the Job was made: write into it in place "
+                    f"({name}.copy_(value)), and move or convert the model before you make the Job"
+                )
 
     def _fill_tail(self, loss_sum: float, samples: int, batch: int) -> None:
         """Who used which parameter, how the buffers changed (weighted by samples), and the scalars."""

@@ -258,7 +258,12 @@ class Rank:
                 self._get_state([m.peer_address for m in configure.members if m.donor], authority)
             self.faults.hit("in_connect")
             self.exchange = self._connector.connect(
-                self.topology, configure.store_address, store_prefix(self.job, generation), self.must_stop, EXCHANGE_SECONDS
+                self.topology,
+                configure.store_address,
+                store_prefix(self.job, generation),
+                self.machine.state,
+                self.must_stop,
+                EXCHANGE_SECONDS,
             )
         except Abandoned:
             return

@@ -64,7 +64,7 @@ def _fail(rank: Any, error: BaseException) -> None:
     logger.error("the task failed: %s\n%s", error, text)
     message = str(error) if user_error else f"{type(error).__name__}: {error}"
     code = error.exit_code if isinstance(error, TaskError) else 3 if isinstance(error, DataError) else 1
-    failed = pb.Failed(error=message, traceback=text, exit_code=code)
+    failed = pb.Failed(error=message, traceback=text, exit_code=code, step=max(0, rank.machine.state.step))
     rank.link.send(pb.RankReport(worker=rank.worker, failed=failed))
     for _ in range(3000):
         rank.poll()

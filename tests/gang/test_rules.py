@@ -76,6 +76,17 @@ def test_ep7_ep8_a_stopped_rank_is_killed_and_nobody_hangs_in_its_exchange(gang:
     g.check()
 
 
+def test_ep11_what_one_rank_alone_runs_into_costs_that_rank(gang: StartGang) -> None:
+    """The task raises in a backward pass: that process leaves, its spare takes over, the step is computed again."""
+    g = gang(faults=("in_backward@rank=2,step=20=raise",))
+    g.wait_until_whole()
+    (error,) = g.events("task_error")
+    assert (error["rank"], error["step"]) == (2, 19)
+    assert g.events("generation")[1]["authority_step"] == 19
+    assert not (g.folder / "traceback.txt").exists()
+    g.check()
+
+
 def test_ep11_a_broken_apply_is_healed_in_place(gang: StartGang) -> None:
     g = gang(faults=("in_apply@rank=2,step=20=raise",))
     g.wait_until_whole()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ import workers.engine
 from workers.collectives.buckets import plan_buckets
 from workers.collectives.exchange import Abandoned
 from workers.engine import ApplyError, Engine
+from workers.errors import TaskError
 from workers.faults import Faults
 from workers.identity import GENESIS, NOWHERE, Generation, StateId
 from workers.protocol import RankMachine, RankState
@@ -198,6 +199,68 @@ def test_ep7_a_backward_pass_is_abandoned_at_the_next_gradient(batch: tuple[torc
     with pytest.raises(Abandoned):
         rank.engine.backward(mse_loss(rank.model(batch[0]), batch[1]), BATCH, BATCH, last=True)
     assert rank.exchange.operands == []
+
+
+def test_a_gradient_that_arrives_again_before_it_was_sent_counts_once(
+    batch: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers.engine, "plan_buckets", plan_buckets)  # one bucket, sent at the end
+    once, twice = OneRank(), OneRank()
+    once.compute(*batch)
+    twice.engine.begin_step(twice.exchange, lambda: False)
+    twice.engine.backward(in_two_passes(twice.model, *batch), BATCH, BATCH, last=True)
+    twice.engine.finish_exchange(0.0, BATCH, BATCH)
+    for mine, theirs in zip(twice.engine.staging.buckets, once.engine.staging.buckets, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_gradient_that_arrives_again_after_it_was_sent_is_refused(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    rank = OneRank()
+    rank.engine.begin_step(rank.exchange, lambda: False)
+    with pytest.raises(TaskError, match=r"gradient of 2\.\w+ was accumulated twice .* use_reentrant=False"):
+        rank.engine.backward(in_two_passes(rank.model, *batch), BATCH, BATCH, last=True)
+
+
+def in_two_passes(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The loss of a batch whose second half runs its own backward pass inside the first one's, as re-entrant checkpointing
+    does."""
+    hidden = cast(nn.Sequential, model)[:2](inputs)
+    return Halves.apply(hidden, targets, cast(nn.Sequential, model)[2])
+
+
+class Halves(torch.autograd.Function):
+    """Mean squared error of `head(hidden)`, accumulated into the head's parameters half by half."""
+
+    @staticmethod
+    def forward(context: Any, hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
+        context.head = head
+        context.save_for_backward(hidden, targets)
+        return mse_loss(head(hidden), targets)
+
+    @staticmethod
+    def backward(context: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        hidden, targets = context.saved_tensors
+        grads = []
+        for half in (slice(0, BATCH // 2), slice(BATCH // 2, BATCH)):
+            with torch.enable_grad():
+                part = hidden[half].detach().requires_grad_()
+                (mse_loss(context.head(part), targets[half]) * outputs[0] / 2).backward()
+            assert part.grad is not None
+            grads.append(part.grad)
+        return torch.cat(grads), None, None
+
+
+def test_a_buffer_or_parameter_that_is_replaced_is_refused(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """The state would no longer be what the model computes with."""
+    rank = OneRank()
+    norm = rank.model.get_submodule("1")
+    norm.running_mean = torch.zeros(4)
+    with pytest.raises(TaskError, match=r"the buffer 1\.running_mean is no longer the tensor .*running_mean\.copy_"):
+        rank.compute(*batch)
+    rank = OneRank()
+    rank.model.get_submodule("0").register_parameter("bias", nn.Parameter(torch.zeros(4)))
+    with pytest.raises(TaskError, match=r"the parameter 0\.bias is no longer"):
+        rank.compute(*batch)
 
 
 def test_ep11_an_exception_inside_apply_makes_the_rank_unhealed(

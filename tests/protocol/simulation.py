@@ -41,6 +41,7 @@ class Worker:
     bytes: StateId | None = None
     ready: bool = False
     failed_in: Generation | None = None
+    raised: bool = False  # the task has raised: it only waits to be told to leave
 
 
 @dataclass
@@ -117,6 +118,12 @@ class Simulation:
         if host.attached and self.machine is not None:
             self.do(self.machine.detach(name, self.now))
 
+    def raise_task(self, name: str) -> None:
+        """The task raises on one rank alone."""
+        worker = self.workers[name]
+        worker.raised = True
+        self.tell(worker, "raised")
+
     def cut_stream(self, name: str) -> None:
         host = self.hosts[name]
         was = host.attached
@@ -136,7 +143,7 @@ class Simulation:
     def do(self, actions: list[ms.Action]) -> None:
         for action in actions:
             match action:
-                case ms.SendPrepare() | ms.SendConfigure() | ms.SendJoin() | ms.KillWorker():
+                case ms.SendPrepare() | ms.SendConfigure() | ms.SendJoin() | ms.SendExit() | ms.KillWorker():
                     if isinstance(action, ms.SendConfigure):
                         self._check_plan(action.plan)
                     assert self.machine is not None
@@ -217,6 +224,10 @@ class Simulation:
             self.do(machine.exchange_failed(who, rest[0], "", self.now))  # type: ignore[arg-type]
         elif kind == "join_failed":
             self.do(machine.join_failed(who, self.now))
+        elif kind == "raised" and machine.formed:
+            others = [w for w in machine.workers.values() if w.role is ms.Role.MEMBER and w.worker != who]
+            if others:  # else the job ends, rightly
+                self.do(machine.failed(who, 1, "", next(self.names), self.now))
 
     def deliver_down(self, name: str) -> None:
         action = self.hosts[name].down.popleft()
@@ -237,7 +248,11 @@ class Simulation:
         """One thing a rank does at a poll point."""
         worker = self.workers[name]
         machine = worker.machine
-        if worker.inbox:
+        if worker.raised:
+            told = any(isinstance(action, ms.SendExit) for action in worker.inbox)
+            if told or self.random.random() < 0.05:  # its agent loses patience with it
+                self.kill_worker(name)
+        elif worker.inbox:
             self._hear(worker)
         elif machine.must_close:
             worker.plan = None

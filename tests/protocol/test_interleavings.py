@@ -71,6 +71,8 @@ def break_something(world: Simulation) -> None:
         world.add_host()
     elif choice < 0.9:
         world.kill_coordinator()
+    elif choice < 0.95 and world.workers:
+        world.raise_task(chance.choice(list(world.workers)))
     elif world.machine is not None and world.machine.phase is ms.JobPhase.TRAINING:
         world.add_host()
 

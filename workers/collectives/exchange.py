@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from workers.identity import Generation
+from workers.identity import Generation, StateId
 
 SLICE = timedelta(milliseconds=10)
 """How long a wait goes without looking at the bell."""
@@ -150,10 +150,15 @@ class Connector:
         topology: Topology,
         store_address: str,
         prefix: str,
+        state: StateId,
         stop: Callable[[], bool],
         timeout: float = MIN_TIMEOUT_SECONDS,
     ) -> FlatExchange:
-        """Connect all members of `topology`. Raises Abandoned as soon as `stop()`, ExchangeError if it fails."""
+        """Connect all members of `topology`, which must all stand at `state`.
+
+        Raises Abandoned as soon as `stop()`; ExchangeError if it fails, or if a member stands elsewhere: two ranks that
+        issue different operations in one group would be ended by gloo.
+        """
         if topology.world == 1:
             return FlatExchange(topology, None)
         outcome: list[Any] = []
@@ -162,7 +167,9 @@ class Connector:
         def work() -> None:
             try:
                 store = dist.PrefixStore(prefix, _store_client(store_address))
-                outcome.append(_gloo_group(store, topology, timeout))
+                group = _gloo_group(store, topology, timeout)
+                _check_agreement(group, topology, state)
+                outcome.append(group)
             except BaseException as error:
                 outcome.append(error)
             done.set()
@@ -190,6 +197,17 @@ def _gloo_group(store: dist.Store, topology: Topology, timeout: float) -> Any:
     options._timeout = timedelta(seconds=timeout)
     options._threads = 2
     return gloo(store, topology.index, topology.world, options)
+
+
+def _check_agreement(group: Any, topology: Topology, state: StateId) -> None:
+    """Compare state ids over the new group."""
+    words = [state.step, state.round, *state.generation, state.lineage >> 32, state.lineage & 0xFFFFFFFF]
+    mine = torch.tensor(words, dtype=torch.int64)
+    theirs = [torch.empty_like(mine) for _ in topology.places]
+    group.allgather([theirs], [mine]).wait()
+    for place, words_there in zip(topology.places, theirs, strict=True):
+        if not torch.equal(words_there, mine):
+            raise ExchangeError(f"rank {place.rank} stands at {words_there.tolist()}, this rank at {words}")
 
 
 def store_prefix(job: str, generation: Generation) -> str:

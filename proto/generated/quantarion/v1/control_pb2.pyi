@@ -209,14 +209,16 @@ class Finished(_message.Message):
     def __init__(self, state: _Optional[_Union[StateId, _Mapping]] = ...) -> None: ...
 
 class Failed(_message.Message):
-    __slots__ = ("error", "traceback", "exit_code")
+    __slots__ = ("error", "traceback", "exit_code", "step")
     ERROR_FIELD_NUMBER: _ClassVar[int]
     TRACEBACK_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     error: str
     traceback: str
     exit_code: int
-    def __init__(self, error: _Optional[str] = ..., traceback: _Optional[str] = ..., exit_code: _Optional[int] = ...) -> None: ...
+    step: int
+    def __init__(self, error: _Optional[str] = ..., traceback: _Optional[str] = ..., exit_code: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
 
 class Note(_message.Message):
     __slots__ = ("kind", "json")
