@@ -359,7 +359,7 @@ class Coordinator:
         reply = op.StatusReply(
             job=self.spec.name,
             phase=phase,
-            step=machine.step,
+            step=machine.pace.step,
             total_steps=self.total_steps,
             generation=wire.generation_to_wire(machine.generation),
             message=self.message or _held(machine, self.spec),
@@ -481,7 +481,7 @@ def _phase(machine: ms.Membership) -> str:
         case ms.JobPhase.FORMING if machine.below_min_since is not None:
             return "waiting"
         case _:
-            return "starting" if not machine.step else "training"
+            return "starting" if not machine.pace.step else "training"
 
 
 def _held(machine: ms.Membership, spec: JobSpec) -> str:

@@ -6,6 +6,8 @@ socket, no Ray: the shell (`coordinator.py`) and the model-checking test drive t
 
 from __future__ import annotations
 
+from collections import deque
+
 from orchestrator.actions import (
     Action,
     DropHost,
@@ -20,7 +22,8 @@ from orchestrator.actions import (
     SendPrepare,
     SpawnWorker,
 )
-from orchestrator.roster import HostView, Incident, JobPhase, Role, Rules, WorkerView
+from orchestrator.pace import Pace
+from orchestrator.roster import HostView, Incident, JobPhase, Role, Roster, Rules, WorkerView
 from workers.identity import NO_GENERATION, NOWHERE, Generation, StateId
 from workers.protocol import Answer, RankState
 
@@ -46,20 +49,18 @@ __all__ = [
     "WorkerView",
 ]
 
-MEASURE_SECONDS = 0.4
-"""Shortest time over which steps are counted: the beats of two hosts may come right after one another."""
-
 
 class Membership:
     """The machine. `generation` is the last one that was configured, `round_generation` the one being formed."""
 
     def __init__(self, rules: Rules, incarnation: int) -> None:
         self.rules = rules
+        self.roster = Roster(rules)
+        self.hosts, self.workers = self.roster.hosts, self.roster.workers
+        self.pace = Pace()
         self.incarnation = incarnation
         self.counter = 0
         self.phase = JobPhase.WAITING
-        self.hosts: dict[str, HostView] = {}
-        self.workers: dict[str, WorkerView] = {}
         self.generation = NO_GENERATION
         self.round_generation = NO_GENERATION
         self.waiting: set[str] = set()
@@ -73,17 +74,11 @@ class Membership:
         self.expected_hosts: set[str] = set()
         self.attempt_step = 0
         self.attempt = 0
-        self.step = 0
-        self.step_at = 0.0
-        self.step_seconds = 0.0  # mean, recent
-        self.mark: tuple[int, float] | None = None  # step and time from which the next mean is taken
-        self.longest_step = 0.0
-        self.progress_at = 0.0
         self.exchange_error_at: float | None = None
         self.below_min_since: float | None = None
         self.incidents: list[Incident] = []
         self.recovering_until: float | None = None  # a restarted coordinator waits for its hosts
-        self.apply_failures = 0
+        self.apply_failures: deque[float] = deque()  # when
         self.recovered_members: dict[str, int] = {}
         self.failed_steps: set[int] = set()  # after which the task has raised on a member
 
@@ -128,7 +123,7 @@ class Membership:
         view.address = address
         view.attached = view.met = True
         alive = {worker.worker for worker, _, _ in workers}
-        for known in [w for w in self.workers.values() if w.host == host and w.worker not in alive]:
+        for known in [w for w in self.roster.on(host) if w.worker not in alive]:
             actions += self.worker_exit(known.worker, -9, now)
         for worker, state, answer in workers:
             actions += self._meet(worker, state, answer, now)
@@ -152,7 +147,7 @@ class Membership:
         del self.hosts[host]
         self.expected_hosts.discard(host)
         actions: list[Action] = [Record("host_lost", {"host": host, "reason": reason}), DropHost(host)]
-        gone = [w for w in self.workers.values() if w.host == host]
+        gone = self.roster.on(host)
         for worker in gone:
             del self.workers[worker.worker]
             self.waiting.discard(worker.worker)
@@ -252,7 +247,7 @@ class Membership:
         if view is None or generation != self.generation or self.phase is not JobPhase.SYNCING:
             return []
         view.running = view.useful = True
-        self.progress_at = now
+        self.pace.progress_at = now
         actions: list[Action] = [
             Record("running", {"generation": list(generation), "rank": view.rank, "how": how, "seconds": seconds})
         ]
@@ -276,10 +271,12 @@ class Membership:
     def apply_failed(self, worker: str, error: str, now: float) -> list[Action]:
         """An exception inside apply: that rank is unhealed and is healed by the next generation (EP-11)."""
         view = self.workers.get(worker)
-        self.apply_failures += 1
         actions: list[Action] = [Record("apply_failed", {"rank": view.rank if view else None, "error": error})]
-        if self.apply_failures > 3:
-            return actions + self._end(1, f"apply failed {self.apply_failures} times, last: {error}")
+        self.apply_failures.append(now)
+        while self.apply_failures[0] < now - self.rules.exits_window:
+            self.apply_failures.popleft()
+        if len(self.apply_failures) > self.rules.apply_failures_allowed:
+            return actions + self._end(1, f"apply failed {len(self.apply_failures)} times, last: {error}")
         return actions + self._begin("apply failed", now)
 
     def finished(self, worker: str, now: float) -> list[Action]:
@@ -299,7 +296,7 @@ class Membership:
         view = self.workers.get(worker)
         if self.phase is JobPhase.ENDED or (view is None and self.formed):
             return []
-        others = any(w.role is Role.MEMBER for w in self.workers.values() if w is not view)
+        others = any(w is not view for w in self.roster.members)
         if view is None or not self.formed or not others or step in self.failed_steps:
             return self._end(exit_code, message)
         if view.role is Role.MEMBER:
@@ -310,17 +307,8 @@ class Membership:
     # ------------------------------------------------------------------ events: job
 
     def progress(self, step: int, longest_step: float, now: float) -> None:
-        """From the beats: the highest step seen in shared memory. It never decides an authority (EP-9)."""
-        self.longest_step = max(self.longest_step, longest_step)
-        if step <= self.step:
-            return
-        self.step, self.step_at, self.progress_at = step, now, now
-        if self.mark is None:
-            self.mark = (step, now)
-        elif now - self.mark[1] >= MEASURE_SECONDS:
-            recent = (now - self.mark[1]) / (step - self.mark[0])
-            self.step_seconds = recent if not self.step_seconds else 0.7 * self.step_seconds + 0.3 * recent
-            self.mark = (step, now)
+        """From the beats: the highest step that any rank has seen."""
+        self.pace.saw(step, longest_step, now)
 
     def activity(self, worker: str, now: float) -> None:
         """A worker made progress other than a step (a micro-batch, a collect round, a copy)."""
@@ -328,7 +316,7 @@ class Membership:
         if view is not None:
             view.moved_at = now
             if view.role is Role.MEMBER:
-                self.progress_at = now
+                self.pace.progress_at = now
 
     def busy(self, worker: str, busy: bool) -> None:
         """From the beats: the worker is in code of the task whose length nobody knows."""
@@ -342,23 +330,23 @@ class Membership:
             return []
         self.stopping = True
         actions: list[Action] = [Record("stopping", {"reason": reason})]
-        if not any(w.role is Role.MEMBER for w in self.workers.values()):
+        if not self.roster.members:
             return actions + self._end(130, "stopped before the first step")
-        return actions + self._begin(reason, now, self._soon(now) if self.phase is JobPhase.TRAINING else 0)
+        return actions + self._begin(reason, now, self.pace.soon(now) if self.phase is JobPhase.TRAINING else 0)
 
     def tick(self, now: float) -> list[Action]:
         """Time passes: limits run out."""
         if self.phase is JobPhase.ENDED:
             return []
         actions: list[Action] = []
-        for host in [h for h in self.hosts.values() if not h.attached]:
+        for host in self.roster.away:
             grace = self.rules.agent_grace if host.met else self.rules.spawn_timeout
             if now - host.detached_at > grace:
                 actions += self.host_lost(host.host, f"no agent for {grace:g} s", now)
-        if self.phase is JobPhase.FORMING and self.at_step and now - self.round_started > self._patience():
+        if self.phase is JobPhase.FORMING and self.at_step and now - self.round_started > self._patience:
             actions += self._begin(f"{self.reason}: the ranks did not reach step {self.at_step}", now)
         forming_for = now - self.round_started
-        if self.phase is JobPhase.FORMING and self._due() and forming_for > self._prepare_timeout() + 5.0:
+        if self.phase is JobPhase.FORMING and self._due() and forming_for > self.pace.answer_limit + 5.0:
             for worker in sorted(self.waiting):
                 view = self.workers.get(worker)
                 if (
@@ -368,12 +356,12 @@ class Membership:
                 ):
                     actions += self.host_lost(view.host, f"rank {view.rank} neither answers nor can be killed", now)
         for view in self.workers.values():
-            if view.role is Role.JOINING and self.hosts[view.host].attached and now - view.moved_at > self._patience():
+            if view.role is Role.JOINING and self.hosts[view.host].attached and now - view.moved_at > self._patience:
                 actions.append(KillWorker(view.worker, "it stands still while it should copy the state"))
                 view.moved_at = now
-        if self.phase is JobPhase.TRAINING and now - self.progress_at > self._patience():
+        if self.phase is JobPhase.TRAINING and now - self.pace.progress_at > self._patience:
             actions += self._begin("no progress", now)
-        if self.phase is JobPhase.SYNCING and now - self.progress_at > max(30.0, self._patience()):
+        if self.phase is JobPhase.SYNCING and now - self.pace.progress_at > max(30.0, self._patience):
             actions += self._begin("a member did not get running", now)
         return actions + self._decide(now)
 
@@ -436,7 +424,7 @@ class Membership:
             self.recovering_until = None
             actions += self._adopt(now)
         actions += self._reveal_lost_hosts(now)
-        candidates = [w for w in self.workers.values() if w.role in (Role.MEMBER, Role.READY)]
+        candidates = self.roster.candidates
         if not candidates and self.stopping:
             return actions + self._end(130, "stopped; no rank was left to save the last state")
         if not candidates:
@@ -447,16 +435,16 @@ class Membership:
         if self.phase is JobPhase.FORMING and not self.waiting and not self.stopping:
             if any(w.answer is None or w.answer.generation != self.round_generation for w in candidates):
                 actions += self._begin("join", now)  # training is held for hosts, and here is one
-        if self.phase is JobPhase.SYNCING and all(w.running for w in self.workers.values() if w.role is Role.MEMBER):
+        if self.phase is JobPhase.SYNCING and all(w.running for w in self.roster.members):
             self.phase = JobPhase.TRAINING
-            self.step_at, self.mark = now, None  # the pause is no measure of a step
+            self.pace.resumed(now)
             actions += self._recovered(now)
-        if self.phase is JobPhase.TRAINING and all(w.finished for w in self.workers.values() if w.role is Role.MEMBER):
+        if self.phase is JobPhase.TRAINING and all(w.finished for w in self.roster.members):
             code, message = (130, "stopped") if self.stopping else (0, "finished")
             return actions + self._end(code, message)
         if self.phase is JobPhase.TRAINING and not self.stopping:
-            if any(w.role is Role.READY for w in self.workers.values()):
-                actions += self._begin("join", now, self._soon(now))
+            if self.roster.in_role(Role.READY):
+                actions += self._begin("join", now, self.pace.soon(now))
         if self.phase is JobPhase.FORMING and not self.waiting:
             actions += self._configure(now)
         actions += self._fill(now)
@@ -466,8 +454,8 @@ class Membership:
         """An exchange error with a reset stream means the host is gone; with all streams up, go on without a verdict."""
         if self.exchange_error_at is None or self.phase not in (JobPhase.TRAINING, JobPhase.SYNCING):
             return []
-        member_hosts = {w.host for w in self.workers.values() if w.role is Role.MEMBER}
-        away = [h for h in self.hosts.values() if not h.attached and h.host in member_hosts]
+        member_hosts = {w.host for w in self.roster.members}
+        away = [h for h in self.roster.away if h.host in member_hosts]
         if now - self.exchange_error_at < self.rules.error_settle:
             return []  # news of an exit on a host that is there would explain it
         if away:
@@ -483,38 +471,28 @@ class Membership:
 
     def _adopt(self, now: float) -> list[Action]:
         """Every known host has attached (or had its time): go on with the generation that trains, or form a new one."""
-        members = [w for w in self.workers.values() if w.role is Role.MEMBER]
+        members = self.roster.members
         if not members:
             self.formed = False
             return []
-        self.progress_at = now
-        if all(w.running for w in members) and not self._short():
+        self.pace.progress_at = now
+        if all(w.running for w in members) and not self.roster.short:
             self.phase = JobPhase.TRAINING
             return []
         return self._begin("coordinator restarted", now)
 
-    def _short(self) -> bool:
-        """True where a known host is away, or a generation's rank has no process: a member may be missing."""
-        ranks = sorted(w.rank for w in self.workers.values() if w.role is Role.MEMBER and w.rank is not None)
-        return ranks != list(range(len(ranks))) or any(not h.attached for h in self.hosts.values())
-
     def _try_first(self, now: float) -> list[Action]:
         """The gang is held until hosts.min are ready, and those that are being started with them (EP-13)."""
-        ready_hosts = [h for h in self.hosts if self._complete(h)]
+        ready_hosts = [h for h in self.hosts if self.roster.complete(h)]
         if len(ready_hosts) < self.rules.hosts_min:
             return self._hold(now) if self.formed else []  # the first time hosts.wait is the limit
-        if any(not self._complete(h) for h in self.expected_hosts):
+        if any(not self.roster.complete(h) for h in self.expected_hosts):
             return []
         for host in ready_hosts:
-            mine = [w for w in self.workers.values() if w.host == host and w.role is Role.IDLE]
+            mine = [w for w in self.roster.on(host) if w.role is Role.IDLE]
             for worker in mine[: self.rules.ranks_per_host]:
                 worker.role = Role.READY
         return self._begin("first generation", now)
-
-    def _complete(self, host: str) -> bool:
-        view = self.hosts.get(host)
-        count = sum(1 for w in self.workers.values() if w.host == host and w.role is Role.IDLE)
-        return view is not None and view.attached and count >= self.rules.ranks_per_host
 
     def _member_left(self, reason: str, now: float) -> list[Action]:
         if self.phase in (JobPhase.TRAINING, JobPhase.SYNCING):
@@ -533,7 +511,7 @@ class Membership:
         self.phase = JobPhase.FORMING
         self.reason, self.at_step, self.round_started = reason, at_step, now
         self.exchange_error_at = None
-        candidates = [w for w in self.workers.values() if w.role in (Role.MEMBER, Role.READY)]
+        candidates = self.roster.candidates
         self.waiting = {w.worker for w in candidates}
         fields: dict[str, object] = {
             "generation": list(self.round_generation),
@@ -545,9 +523,9 @@ class Membership:
         return actions
 
     def _prepare(self, worker: str) -> SendPrepare:
-        timeout = self._prepare_timeout()
+        timeout = self.pace.answer_limit
         if self.at_step:
-            timeout += self._patience()  # after which `tick` asks again, for an answer at once
+            timeout += self._patience  # after which `tick` asks again, for an answer at once
         return SendPrepare(worker, self.round_generation, self.at_step, timeout, self.rules.busy)
 
     def _configure(self, now: float) -> list[Action]:
@@ -574,12 +552,7 @@ class Membership:
         self.below_min_since = None
         eligible = [w for w in promised if self._eligible(w)]
         first = not eligible
-        order = list(self.hosts)  # newcomers of one host get neighbouring ranks
-        for worker in sorted(promised, key=lambda w: order.index(w.host)):
-            if worker.rank is None:
-                worker.rank = self._free_rank()
-            worker.role = Role.MEMBER
-        promised.sort(key=lambda w: w.rank if w.rank is not None else 0)
+        promised = self.roster.seat(promised)
         authority = NOWHERE if first else max((w.state for w in eligible), key=lambda s: s.position)
         if authority.step + 1 == self.attempt_step and not first:
             self.attempt += 1
@@ -602,10 +575,10 @@ class Membership:
         self.plan = Plan(generation, tuple(members), authority, self.attempt, first, self.stopping)
         self.generation = generation
         if first:
-            self.step, self.mark = 0, None  # the line begins anew, perhaps far behind
+            self.pace.begins_anew()
         self.phase = JobPhase.SYNCING
         self.formed = True
-        self.progress_at = now
+        self.pace.progress_at = now
         self.exchange_error_at = None
         fields: dict[str, object] = {
             "generation": list(generation),
@@ -627,16 +600,12 @@ class Membership:
             return False
         return worker.off_line_since is None or answer.configured >= worker.off_line_since
 
-    def _free_rank(self) -> int:
-        taken = {w.rank for w in self.workers.values() if w.rank is not None}
-        return next(r for r in range(len(taken) + 1) if r not in taken)
-
     def _recovered(self, now: float) -> list[Action]:
         """All members run. Close the incidents that this generation answers."""
         assert self.plan is not None
         actions: list[Action] = []
         world = len(self.plan.members)
-        full = not self._lacking()
+        full = not self.roster.lacking
         for incident in self.incidents:
             fields: dict[str, object] = {
                 "incident": incident.kind,
@@ -660,10 +629,6 @@ class Membership:
         """Ranks of the generation that was configured last."""
         return len(self.plan.members) if self.plan is not None else len(self.recovered_members)
 
-    def _lacking(self) -> bool:
-        members = [w for w in self.workers.values() if w.role is Role.MEMBER]
-        return len(members) < len(self.hosts) * self.rules.ranks_per_host or len(self.hosts) < self.rules.hosts_min
-
     def _fill(self, now: float) -> list[Action]:
         """Promote idle workers where a host lacks ranks; start processes where it lacks workers."""
         if self.stopping or self.recovering_until is not None:
@@ -676,7 +641,7 @@ class Membership:
 
     def _fill_host(self, host: HostView, now: float) -> list[Action]:
         actions: list[Action] = []
-        mine = [w for w in self.workers.values() if w.host == host.host]
+        mine = self.roster.on(host.host)
         active = sum(1 for w in mine if w.role is not Role.IDLE)
         idle = [w for w in mine if w.role is Role.IDLE]
         can_join = self.formed and self.phase in (JobPhase.TRAINING, JobPhase.FORMING)
@@ -710,37 +675,26 @@ class Membership:
 
     def _unsettled(self) -> bool:
         """A replacement can wait until the joiners it would compete with for the processor are in."""
-        return self.phase is not JobPhase.TRAINING or any(w.role is Role.JOINING for w in self.workers.values())
+        return self.phase is not JobPhase.TRAINING or bool(self.roster.in_role(Role.JOINING))
 
     def _donors(self) -> tuple[MemberPlan, ...]:
         """Members that a joiner may copy from, the highest rank first: the lowest ones write logs and checkpoints."""
-        members = [w for w in self.workers.values() if w.role is Role.MEMBER and (w.running or self._eligible(w))]
+        members = [w for w in self.roster.members if w.running or self._eligible(w)]
         members.sort(key=lambda w: -(w.rank or 0))
         return tuple(MemberPlan(w.worker, w.rank or 0, w.host, w.peer_address, w.state, True, True) for w in members)
 
     def _due(self) -> bool:
         """Have the ranks to answer by now? While the step they are to close at is not committed, they have not."""
-        return self.at_step == 0 or self.step >= self.at_step
+        return self.at_step == 0 or self.pace.step >= self.at_step
 
-    def _soon(self, now: float) -> int:
-        """A step that no rank has passed yet when the order arrives, so that a planned change discards nothing."""
-        if not self.step or not self.step_seconds:
-            return 0
-        since = max(0.0, now - self.step_at)
-        return self.step + int((since + 0.15) / self.step_seconds) + 2
-
-    def _prepare_timeout(self) -> float:
-        return max(5.0, 5.0 * self.longest_step)
-
+    @property
     def _patience(self) -> float:
-        """How long nothing at all may happen before ranks are asked (limit learned from the longest step seen)."""
-        if any(w.busy for w in self.workers.values() if w.role is Role.MEMBER):
-            return self.rules.busy
-        return 60.0 if not self.longest_step else max(10.0, 5.0 * self.longest_step)
+        """Seconds in which nothing at all may happen; longer while a member is in the task's own code."""
+        return self.rules.busy if any(w.busy for w in self.roster.members) else self.pace.patience
 
     def _end(self, exit_code: int, message: str) -> list[Action]:
         self.phase = JobPhase.ENDED
         kind = "finished" if exit_code in (0, 130) else "failed"
-        actions: list[Action] = [Record(kind, {"step": self.step, "message": message, "exit_code": exit_code})]
+        actions: list[Action] = [Record(kind, {"step": self.pace.step, "message": message, "exit_code": exit_code})]
         actions += [SendExit(worker, message) for worker in self.workers]
         return [*actions, EndJob(exit_code, message)]

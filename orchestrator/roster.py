@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -71,6 +72,7 @@ class Rules:
     exits_window: float = 600.0
     replace_wait: float = 300.0
     crash_limit: int = 5
+    apply_failures_allowed: int = 3  # within exits_window
     busy: float = 600.0  # how long an evaluation, a first step, or the end of a script may take
     spawn_timeout: float = 90.0  # a process that has not said hello by then counts as never started
     error_settle: float = 0.25  # an exchange error is usually followed by the news of a death
@@ -86,3 +88,64 @@ class Incident:
     rank: int | None
     world: int  # ranks before it
     recovered: bool = False
+
+
+class Roster:
+    """Every host and worker, and what can be asked of them without knowing what goes on."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.hosts: dict[str, HostView] = {}
+        self.workers: dict[str, WorkerView] = {}
+
+    def in_role(self, *roles: Role) -> list[WorkerView]:
+        return [w for w in self.workers.values() if w.role in roles]
+
+    @property
+    def members(self) -> list[WorkerView]:
+        return self.in_role(Role.MEMBER)
+
+    @property
+    def candidates(self) -> list[WorkerView]:
+        """Who may be in the next generation."""
+        return self.in_role(Role.MEMBER, Role.READY)
+
+    def on(self, host: str) -> list[WorkerView]:
+        return [w for w in self.workers.values() if w.host == host]
+
+    @property
+    def away(self) -> list[HostView]:
+        """Hosts whose agent has no stream."""
+        return [h for h in self.hosts.values() if not h.attached]
+
+    def complete(self, host: str) -> bool:
+        """Could this host give all its ranks to a first generation?"""
+        view = self.hosts.get(host)
+        idle = [w for w in self.on(host) if w.role is Role.IDLE]
+        return view is not None and view.attached and len(idle) >= self.rules.ranks_per_host
+
+    def free_rank(self) -> int:
+        taken = {w.rank for w in self.workers.values() if w.rank is not None}
+        return next(r for r in range(len(taken) + 1) if r not in taken)
+
+    def seat(self, workers: Iterable[WorkerView]) -> list[WorkerView]:
+        """Give a rank to each that has none, neighbouring ones to those of one host; in rank order."""
+        order = list(self.hosts)
+        seated = sorted(workers, key=lambda w: order.index(w.host))
+        for worker in seated:
+            if worker.rank is None:
+                worker.rank = self.free_rank()
+            worker.role = Role.MEMBER
+        return sorted(seated, key=lambda w: w.rank if w.rank is not None else 0)
+
+    @property
+    def short(self) -> bool:
+        """True where a known host is away, or a generation's rank has no process: a member may be missing."""
+        ranks = sorted(w.rank for w in self.members if w.rank is not None)
+        return ranks != list(range(len(ranks))) or bool(self.away)
+
+    @property
+    def lacking(self) -> bool:
+        """Fewer members than the hosts have room for, or fewer hosts than the job needs."""
+        full = len(self.hosts) * self.rules.ranks_per_host
+        return len(self.members) < full or len(self.hosts) < self.rules.hosts_min
