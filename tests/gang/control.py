@@ -24,6 +24,7 @@ from orchestrator import membership as ms
 from orchestrator.coordinator import Coordinator, CoordinatorActor, logger
 from orchestrator.hosts import PlacedHost, RayHosts
 from orchestrator.jobspec import JobSpec
+from orchestrator.pace import Pace
 from orchestrator.placement import HostSlot
 from tests.gang.zygote import ask
 from workers.actors import settle
@@ -141,9 +142,9 @@ class GangCoordinatorActor(CoordinatorActor):
 
         limits = self._settings["limits"]
         if "prepare" in limits:
-            _limit("_prepare_timeout", limits["prepare"])
+            _limit(Pace, "answer_limit", limits["prepare"])
         if "patience" in limits:
-            _limit("_patience", limits["patience"])
+            _limit(ms.Membership, "_patience", limits["patience"])
         store = TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False)
         hosts = cast(RayHosts, ZygoteHosts(folder, self._settings["zygote"], {}))
         coordinator = GangCoordinator(
@@ -154,8 +155,9 @@ class GangCoordinatorActor(CoordinatorActor):
         logger.info("the coordinator is done")
 
 
-def _limit(name: str, seconds: float) -> None:
-    setattr(ms.Membership, name, lambda _: seconds)
+def _limit(owner: type, name: str, seconds: float) -> None:
+    assert isinstance(getattr(owner, name), property)
+    setattr(owner, name, property(lambda _: seconds))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

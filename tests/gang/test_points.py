@@ -126,8 +126,8 @@ def test_ep19_a_joiner_stops(point: str, gang: StartGang) -> None:
 
 
 def test_ep19_a_bug_in_the_task_ends_the_job(gang: StartGang) -> None:
-    """What the task raises is not healed away: exit code 1, the traceback kept, no process left."""
-    g = gang(faults=("in_backward@rank=2,step=20=raise",))
+    """What the task raises on more than one rank is not healed away: exit code 1, the traceback kept, no process left."""
+    g = gang(faults=("in_backward@rank=2,step=20=raise", "in_backward@rank=1,step=20=raise"))
     assert g.finish() == 1
     assert "InjectedFault: injected at in_backward" in (g.folder / "traceback.txt").read_text()
     assert g.left_over == []
