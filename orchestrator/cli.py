@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.errors import UserError
+from orchestrator.errors import DEFAULT_STORAGE, UserError
 
 app = typer.Typer(
     name="quantarion",
@@ -20,7 +20,6 @@ app = typer.Typer(
 )
 
 Storage = Annotated[Path, typer.Option(help="Folder that holds a folder per job.")]
-DEFAULT_STORAGE = Path("runs")
 
 
 @app.command()

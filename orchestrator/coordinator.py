@@ -182,6 +182,11 @@ class Coordinator:
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """The loop that the Ray threads post to."""
         self.__loop = loop
+        self.ray_hosts.on_dead = self._stillborn
+
+    def _stillborn(self, host: str) -> None:
+        """In a thread of `RayHosts`."""
+        self._loop.call_soon_threadsafe(lambda: self.do(self.machine.stillborn(host, self.now())))
 
     async def _wind_down(self) -> None:
         """Everybody has been told to leave: wait for them a little, remove the hosts, stay for the last question."""
@@ -267,6 +272,8 @@ class Coordinator:
         if lost_at is not None:
             self.event("agent_back", {"host": hello.host, "seconds": self.now() - lost_at})
         described = [_describe(up, hello.host) for up in hello.workers]
+        for up in hello.workers:
+            self.ray_hosts.met(hello.host, up.pid)
         for left in hello.exits:
             self.do(self.machine.worker_exit(left.worker, _status(left), self.now()))
         self.do(self.machine.attach(hello.host, hello.address, described, self.now()))
@@ -284,6 +291,7 @@ class Coordinator:
             case "beat":
                 self._beat(message.beat)
             case "worker_up":
+                self.ray_hosts.met(host, message.worker_up.pid)
                 self.do(self.machine.worker_up(*_describe(message.worker_up, host), self.now()))
             case "worker_exit":
                 left = message.worker_exit

@@ -1,8 +1,18 @@
-"""What a user can cause is a `UserError`: one sentence and an exit code, never a traceback."""
+"""What a user can cause is a `UserError`: one sentence and an exit code, never a traceback.
+
+Commands that such a sentence names can be pasted into the shell that it stands in (`command`, `again`).
+"""
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from enum import IntEnum
+from pathlib import Path
+
+DEFAULT_STORAGE = Path("runs")
+"""Folder that holds a folder per job, where nothing else is written."""
 
 
 class ExitCode(IntEnum):
@@ -27,3 +37,25 @@ class UserError(Exception):
     def __init__(self, message: str, exit_code: int = ExitCode.USAGE) -> None:
         super().__init__(message)
         self.exit_code = int(exit_code)
+
+
+def command(*words: object, storage: Path = DEFAULT_STORAGE) -> str:
+    """`quantarion stop demo --storage /mnt/runs`; without `--storage` where it is the default one."""
+    elsewhere = [] if storage.absolute() == DEFAULT_STORAGE.absolute() else ["--storage", str(storage)]
+    return shlex.join([*_program(), *map(str, words), *elsewhere])
+
+
+def again(*words: str) -> str:
+    """The command line of this process with `words` at its end, where they do not stand in it yet."""
+    given = sys.argv[1:]
+    return shlex.join([*_program(), *given, *(word for word in words if word not in given)])
+
+
+def _program() -> list[str]:
+    """`quantarion`; where the shell would find another one or none, the way in which this process was called."""
+    called = Path(sys.argv[0])
+    ours = called if called.name == "quantarion" else Path(sys.executable).with_name("quantarion")
+    found = shutil.which("quantarion")
+    if found is not None and Path(found).absolute() == ours.absolute():
+        return ["quantarion"]
+    return [str(called)] if called.name == "quantarion" else [sys.executable, "-m", "orchestrator"]

@@ -8,6 +8,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,9 @@ from workers.actors import AgentActor, WorkerActor
 logger = logging.getLogger("quantarion.hosts")
 
 RESERVE_SECONDS = 10.0
+PING_SECONDS = 0.5
+WATCH_SECONDS = 90.0
+"""How long a new worker is watched; then it counts as never started anyway (`roster.Rules.spawn_timeout`)."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +40,27 @@ class PlacedHost:
 
 
 class RayHosts:
-    """Starts and removes what runs on the job's hosts."""
+    """Starts and removes what runs on the job's hosts.
 
-    def __init__(self, *, job: str, job_folder: Path, ranks_per_host: int, namespace: str) -> None:
+    `on_dead` is called, in a thread of its own, with the host of each worker that died before `met` was told of it:
+    no agent knows such a process. Set it before the first `spawn_worker`.
+    """
+
+    def __init__(
+        self,
+        *,
+        job: str,
+        job_folder: Path,
+        ranks_per_host: int,
+        namespace: str,
+        on_dead: Callable[[str], None] = lambda host: None,
+    ) -> None:
         self._job, self._folder, self._ranks, self._namespace = job, job_folder, ranks_per_host, namespace
+        self.on_dead = on_dead
         self.placed: dict[str, PlacedHost] = {}
         self._groups: dict[str, PlacementGroup] = {}
         self._numbers = itertools.count(1)
+        self._newborn = Newborn(lambda host: self.on_dead(host))
 
     def adopt(self, hosts: dict[str, dict[str, Any]]) -> None:
         """After a restart of the coordinator: the hosts that the journal knows."""
@@ -75,13 +95,21 @@ class RayHosts:
         placed = self.placed.get(host)
         if placed is None or host not in self._groups:
             return
-        ray.remote(WorkerActor).options(max_restarts=0, max_concurrency=2, **self._on(host)).remote(
-            job_folder=str(self._folder), host=host, address=placed.address
+        worker = (
+            ray.remote(WorkerActor)
+            .options(max_restarts=0, max_concurrency=2, **self._on(host))
+            .remote(job_folder=str(self._folder), host=host, address=placed.address)
         )
+        self._newborn.watch(host, worker)
+
+    def met(self, host: str, pid: int) -> None:
+        """The worker with this process id has said hello to the agent of `host`, which watches it from now on."""
+        self._newborn.met(host, pid)
 
     def drop(self, host: str) -> None:
         """Remove a host: its agent, and its placement group with every actor in it."""
         self.placed.pop(host, None)
+        self._newborn.forget(host)
         with contextlib.suppress(ValueError):
             ray.kill(ray.get_actor(f"agent-{host}", self._namespace), no_restart=True)
         group = self._groups.pop(host, None)
@@ -103,3 +131,88 @@ class RayHosts:
             "num_cpus": 0,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[host], placement_group_bundle_index=0),
         }
+
+
+class Newborn:
+    """Workers that no agent watches yet, asked by Ray whether they live.
+
+    A ping of a dead actor fails as soon as Ray knows of its death, whatever the process died of: its import, the memory
+    of the host, `kill -9`. An actor that Ray cannot reach for the moment is asked again.
+    """
+
+    def __init__(self, on_dead: Callable[[str], None]) -> None:
+        self._on_dead = on_dead
+        self._lock = threading.Lock()
+        self._watched: dict[Any, _Watched] = {}  # by the reference of the ping that is on its way
+        self._met: set[tuple[str, int]] = set()  # (host, pid)
+        self._thread: threading.Thread | None = None
+
+    def watch(self, host: str, worker: Any) -> None:
+        """`worker` is the actor's handle."""
+        with self._lock:
+            self._watched[worker.ping.remote()] = _Watched(host, worker, time.monotonic() + WATCH_SECONDS)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._watch, name="newborn", daemon=True)
+                self._thread.start()
+
+    def met(self, host: str, pid: int) -> None:
+        """Somebody else watches it from now on."""
+        with self._lock:
+            self._met.add((host, pid))
+
+    def forget(self, host: str) -> None:
+        """The host is gone: nobody waits for its workers."""
+        with self._lock:
+            self._watched = {ping: each for ping, each in self._watched.items() if each.host != host}
+            self._met = {(known, pid) for known, pid in self._met if known != host}
+
+    def _watch(self) -> None:
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                waited_for = {ping for ping, each in self._watched.items() if now < each.until and not self._is_met(each)}
+                self._watched = {ping: self._watched[ping] for ping in waited_for}
+                if not self._watched:
+                    self._thread = None
+                    return
+                pings = list(self._watched)
+            answered, _ = ray.wait(pings, num_returns=len(pings), timeout=PING_SECONDS, fetch_local=False)
+            dead = [host for ping in answered if (host := self._look(ping)) is not None]
+            for host in dead:
+                self._on_dead(host)
+            if len(answered) == len(pings):
+                time.sleep(PING_SECONDS)
+
+    def _look(self, ping: Any) -> str | None:
+        """What a ping came to: the host of a worker that is dead, or another ping of one that lives."""
+        pid = 0
+        dead = ""
+        try:
+            pid = int(ray.get(ping))
+        except ray.exceptions.ActorDiedError as error:
+            dead = str(error)
+        except ray.exceptions.RayError as error:
+            logger.info("a worker that is starting cannot be reached: %s", error)
+        with self._lock:
+            each = self._watched.pop(ping, None)
+            if each is None or self._is_met(each):
+                return None
+            if dead:
+                logger.warning("a worker on %s died before it said hello: %s", each.host, dead)
+                return each.host
+            each.pid = pid or each.pid
+            self._watched[each.worker.ping.remote()] = each
+            return None
+
+    def _is_met(self, each: _Watched) -> bool:
+        return (each.host, each.pid) in self._met
+
+
+@dataclass
+class _Watched:
+    """One worker that has not said hello."""
+
+    host: str
+    worker: Any  # the actor's handle; while it is held, and only then, Ray tells of its death
+    until: float  # monotonic seconds
+    pid: int = 0  # 0 until it has answered a ping

@@ -6,10 +6,11 @@ import json
 import logging
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import Any
 
 from orchestrator import rayenv, report, status, stop
 from orchestrator.embedded import HEAD_ADDRESS, EmbeddedCluster
-from orchestrator.errors import ExitCode, UserError
-from orchestrator.folder import prepare
+from orchestrator.errors import ExitCode, UserError, again
+from orchestrator.folder import JobFolder
 from orchestrator.jobspec import JobSpec
+from orchestrator.records import EVENT_KEYS, EVENTS, signal_name
 from orchestrator.view import View
+from workers.actors import log_to
 
 logger = logging.getLogger("quantarion.launch")
 
@@ -29,30 +32,70 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOOK_SECONDS = 0.25
 SILENCE_SECONDS = 120.0
 """After this long without a word from the coordinator the job is given up."""
+END_SECONDS = 5.0
+"""After this long without a word the end is looked for in the record."""
+HEAD_LOOK_SECONDS = 2.0
+HEAD_SILENCE_SECONDS = 30.0
 
 
 def train(spec: JobSpec, *, address: str | None, resume: bool, exact: bool, report: Path | None) -> int:
     """Run a job to its end and show it; returns the exit code.
 
-    Raises UserError for everything a user can put right before the job starts.
+    Raises UserError for everything a user can put right. A start that comes to no step leaves an earlier run as it was.
     """
     started = time.time()
-    folder = prepare(spec, cluster=rayenv.cluster_address(address), resume=resume, exact=exact)
-    with ExitStack() as stack:
-        interrupts, answers = stack.enter_context(_interrupts()), _Answers(folder)
-        view = stack.enter_context(View(folder, status=lambda: answers.last, since=started))
-        exit_code = _run(spec, folder, address, view, interrupts, answers)
-    _conclude(folder, time.time() - started, exit_code, report)
+    if report is not None and report.is_dir():
+        raise UserError(f"--report {report} is a folder; write the path of a file")
+    logging.getLogger("quantarion").addHandler(logging.NullHandler())  # what users are to know is told by the view
+    cluster = rayenv.cluster_address(address)
+    with JobFolder(spec, cluster=cluster, resume=resume, exact=exact) as folder:
+        try:
+            with ExitStack() as stack:
+                interrupts, answers = stack.enter_context(_interrupts()), _Answers(folder.path)
+                view = View(folder.path, status=lambda: answers.last, phases=_has_phases(spec))
+                exit_code = _run(folder, cluster, stack.enter_context(view), interrupts, answers)
+        except BaseException:
+            _give_back(folder)
+            raise
+        if exit_code == ExitCode.DONE:
+            folder.keep()
+            logs = folder.path
+        else:
+            logs = _give_back(folder)
+        if folder.taken:
+            _conclude(logs, time.time() - started, exit_code, report)
+        else:
+            sys.stdout.write("stopped: 0 steps, before the job began\n")
     return exit_code
 
 
-def _run(spec: JobSpec, folder: Path, address: str | None, view: View, interrupts: Interrupts, answers: _Answers) -> int:
-    cluster = rayenv.cluster_address(address)
+def _has_phases(spec: JobSpec) -> bool:
+    """A script has phases only where its JobSpec gives it a second one."""
+    return spec.task.script is None or ("qat_epochs" in spec.phases.model_fields_set and spec.phases.qat_epochs > 0)
+
+
+def _give_back(folder: JobFolder) -> Path:
+    """After a start that has come to no step; returns the folder with its logs."""
+    try:
+        logs = folder.give_back()
+    except OSError as error:
+        sys.stderr.write(f"{folder.aside or folder.path} cannot be put back ({error.strerror}); nothing in it is lost\n")
+        return folder.path
+    if logs is None:
+        return folder.path
+    sys.stdout.write(f"{folder.path} is as the run before has left it; the logs of this one are in {logs}\n")
+    sys.stdout.flush()
+    return logs
+
+
+def _run(folder: JobFolder, cluster: str | None, view: View, interrupts: Interrupts, answers: _Answers) -> int:
+    spec = folder.spec
     with ExitStack() as stack:
+        stack.callback(_remove_runtime, folder)
         if cluster is None:
             view.note(f"starting Ray with {spec.hosts.max} host{'s' if spec.hosts.max > 1 else ''} in this machine")
             embedded = stack.enter_context(
-                EmbeddedCluster(spec.hosts.max, spec.ranks_per_host + spec.spares_per_host, folder)
+                EmbeddedCluster(spec.hosts.max, spec.ranks_per_host + spec.spares_per_host, folder.path)
             )
             connection = rayenv.connect(embedded.address, rayenv.namespace(spec.name), node_address=HEAD_ADDRESS)
             keep: Callable[[], str | None] = partial(_look_after, embedded)
@@ -60,13 +103,17 @@ def _run(spec: JobSpec, folder: Path, address: str | None, view: View, interrupt
         else:
             connection = rayenv.connect(cluster, rayenv.namespace(spec.name))
             stack.callback(rayenv.disconnect)
-            keep = _nothing
-            pinned = {}
+            head = _Head(connection.address)
+            keep, pinned = head.look, {}
         interrupts.listen()  # Ray has put its own handlers in their place
-        if interrupts.count:
+        if interrupts.signals:
             return ExitCode.STOPPED
-        stack.enter_context(_Actors(spec, folder, connection, pinned))
-        return _watch(spec, folder, view, interrupts, keep, answers)
+        folder.take()
+        _start_coordinator(folder, connection, pinned)
+        if cluster is not None:
+            stack.callback(head.sweep, connection.namespace)
+        log_to(folder.path / "logs" / "launch.log")
+        return _watch(spec, folder.path, view, interrupts, keep, answers)
 
 
 def _look_after(embedded: EmbeddedCluster) -> str | None:
@@ -86,28 +133,31 @@ def _watch(
     answers: _Answers,
 ) -> int:
     """Until the coordinator says how it ended."""
-    asked = 0
-    heard = time.monotonic()
+    request = _StopRequest(folder, view)
+    begun, heard = False, time.monotonic()
     while True:
         time.sleep(LOOK_SECONDS)
         failure = keep()
-        if failure is not None:
-            raise UserError(f"{failure} Go on with: quantarion train … --resume", ExitCode.FAILED)
         answer = answers.ask()
         view.update()
-        if interrupts.count > asked:
-            asked = interrupts.count
-            _ask_to_stop(folder, view, asked)
-        if asked > 1 and answer is None:
-            return ExitCode.STOPPED
+        silent = 0.0 if answer is not None else time.monotonic() - heard
+        if failure is not None or silent > END_SECONDS:
+            end = recorded_end(folder)
+            if end is not None:
+                return _ended(folder, end)
+        if failure is not None:
+            raise UserError(f"{failure.rstrip('.')}; go on with: {again('--resume')}", ExitCode.FAILED)
+        request.follow(interrupts.signals)
+        if answer is None and interrupts.signals and (not begun or len(interrupts.signals) > 1):
+            return ExitCode.STOPPED  # there is nobody to ask
         if answer is not None:
-            heard = time.monotonic()
+            begun, heard = True, time.monotonic()
             if answer["phase"] in ("finished", "failed"):
                 return _ended(folder, answer)
-        elif time.monotonic() - heard > SILENCE_SECONDS:
+        elif silent > SILENCE_SECONDS:
             raise UserError(
                 f"the coordinator of {spec.name} has not answered for {SILENCE_SECONDS:g} s; see {folder / 'logs'}, and "
-                f"go on with: quantarion train … --resume",
+                f"go on with: {again('--resume')}",
                 ExitCode.FAILED,
             )
 
@@ -118,42 +168,101 @@ def _ended(folder: Path, answer: dict[str, Any]) -> int:
         traceback = folder / "traceback.txt"
         if traceback.exists():
             sys.stderr.write(traceback.read_text())
-        raise UserError(answer["message"], code)
+        go_on = f"; go on with: {again('--resume')}" if code == ExitCode.FAILED and _has_checkpoint(folder) else ""
+        raise UserError(f"{answer['message']}{go_on}", code)
     return code
 
 
-def _ask_to_stop(folder: Path, view: View, times: int) -> None:
-    """Ctrl-C once: finish the step, checkpoint, end. Twice: end now."""
-    if times == 1:
-        view.note("stopping: the step is finished and saved; press Ctrl-C again to end at once, without saving")
-    else:
-        view.note("ending at once")
+def recorded_end(folder: Path) -> dict[str, Any] | None:
+    """The end that the coordinator has put on record in this run, where it cannot be asked any more."""
+    for event in reversed(status.tail(folder / EVENTS, EVENT_KEYS)):
+        if event["kind"] in ("finished", "failed"):
+            return event
+        if event["kind"] == "coordinator_started":
+            return None
+    return None
 
-    def ask() -> None:
-        with suppress(UserError):  # no coordinator to ask: the watch sees that too
-            stop.ask(folder, times > 1, "Ctrl-C")
 
-    threading.Thread(target=ask, daemon=True).start()
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("step-*"))
+
+
+class _StopRequest:
+    """Ctrl-C or SIGTERM, once: finish the step, checkpoint, end. Twice: end now. Asks until the coordinator has heard."""
+
+    def __init__(self, folder: Path, view: View) -> None:
+        self._folder, self._view = folder, view
+        self._noted = 0
+        self._heard = 0
+        self._asking: threading.Thread | None = None
+
+    def follow(self, signals: Sequence[int]) -> None:
+        """Tell the user and the coordinator about the signals so far."""
+        if len(signals) > self._noted:
+            self._noted = len(signals)
+            self._view.note(stop_sentence(signals, saves=self._view.seen.step > 0))
+        if self._noted > self._heard and (self._asking is None or not self._asking.is_alive()):
+            self._asking = threading.Thread(target=self._ask, args=(self._noted, signal_words(signals[-1])), daemon=True)
+            self._asking.start()
+
+    def _ask(self, times: int, reason: str) -> None:
+        with suppress(UserError):  # no coordinator yet, or it is away
+            stop.ask(self._folder, times > 1, reason)
+            self._heard = times
+
+
+def stop_sentence(signals: Sequence[int], *, saves: bool) -> str:
+    """What a signal to the launcher brings about; `saves`: there is a step to be saved."""
+    name = signal_words(signals[-1])
+    if len(signals) > 1:
+        return f"{name}: ending at once, without saving"
+    if not saves:
+        return f"{name}: ending, there is no step to be saved"
+    once_more = "press Ctrl-C again" if name == "Ctrl-C" else f"send {name} again"
+    return f"{name}: the step is finished and saved; {once_more} to end at once, without saving"
+
+
+def signal_words(number: int) -> str:
+    """A signal as a user knows it."""
+    return "Ctrl-C" if number == signal.SIGINT else signal_name(number)
 
 
 def _conclude(folder: Path, seconds: float, exit_code: int, copy: Path | None) -> None:
     """The report, the picture, the last line."""
-    content = report.build(folder, seconds_total=seconds)
-    if copy is not None:
-        report.write(content, copy)
     try:
-        from orchestrator import picture
+        content = report.build(folder, seconds_total=seconds)
+        if copy is not None:
+            report.write(content, copy)
+        for draw in (_draw_picture, _export_to_tensorboard):
+            try:
+                draw(folder)
+            except UserError as error:  # what it needs is not installed; nothing else depends on it
+                sys.stderr.write(f"{error}\n")
+    except OSError as error:
+        raise UserError(
+            f"the job has ended, but its report cannot be written: {error.filename or folder} ({error.strerror or error}); "
+            "make room there, the steps and checkpoints are safe",
+            ExitCode.STORAGE,
+        ) from None
+    if exit_code == ExitCode.STOPPED and _has_checkpoint(folder):
+        sys.stdout.write(f"go on with: {again('--resume')}\n")
+        sys.stdout.flush()
+    report.show(content, folder / report.REPORT, outcome="stopped" if exit_code == ExitCode.STOPPED else "done")
 
-        picture.draw(folder)
-    except UserError as error:
-        sys.stderr.write(f"quantarion: {error}\n")
+
+def _draw_picture(folder: Path) -> None:
+    from orchestrator import picture
+
+    picture.draw(folder)
+
+
+def _export_to_tensorboard(folder: Path) -> None:
     if json.loads((folder / "job.json").read_text()).get("tensorboard"):
         from orchestrator.tensorboard import TensorBoardExport
 
         export = TensorBoardExport(folder)
         export.update()
         export.close()
-    report.show(content, folder / report.REPORT, outcome="stopped" if exit_code == ExitCode.STOPPED else "done")
 
 
 class _Answers:
@@ -168,55 +277,72 @@ class _Answers:
         return self.last
 
 
-class _Actors:
-    """The coordinator, and everything it started, removed at the end.
+def _start_coordinator(folder: JobFolder, connection: rayenv.Connection, pinned: dict[str, float]) -> None:
+    """It prefers the driver's node; `pinned` are Ray resources that only the node has on which it must be.
 
-    The coordinator prefers the driver's node; `pinned` are Ray resources that only the node has on which it must be: a
-    raylet that has just come up does not know the other nodes yet, and then keeps what only prefers one of them.
+    A raylet that has just come up does not know the other nodes yet, and then keeps what only prefers one of them.
     """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def __init__(self, spec: JobSpec, folder: Path, connection: rayenv.Connection, pinned: dict[str, float]) -> None:
-        self._spec, self._folder, self._connection, self._pinned = spec, folder, connection, pinned
+    from orchestrator.coordinator import CoordinatorActor
 
-    def __enter__(self) -> _Actors:
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    actor: Any = ray.remote(CoordinatorActor)
+    options = {
+        "name": "coordinator",
+        "namespace": connection.namespace,
+        "lifetime": "detached",
+        "max_restarts": -1,
+        "max_concurrency": 2,
+        "num_cpus": 0,
+        "resources": pinned,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(connection.node_id, soft=True),
+    }
+    spec = folder.spec.model_dump(mode="json")
+    try:
+        actor.options(**options).remote(spec=spec, folder=str(folder.path), namespace=connection.namespace)
+    except ValueError:
+        raise UserError(
+            f"a job named {folder.spec.name} runs on this cluster already; choose another name with --set name=…, or stop "
+            "it where it was started",
+            ExitCode.RUNNING,
+        ) from None
 
-        from orchestrator.coordinator import CoordinatorActor
 
-        spec = self._spec.model_dump(mode="json")
-        try:
-            self._handle: Any = (
-                ray.remote(CoordinatorActor)
-                .options(
-                    name="coordinator",
-                    namespace=self._connection.namespace,
-                    lifetime="detached",
-                    max_restarts=-1,
-                    max_concurrency=2,
-                    num_cpus=0,
-                    resources=self._pinned,
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(self._connection.node_id, soft=True),
-                )
-                .remote(spec=spec, folder=str(self._folder), namespace=self._connection.namespace)
-            )
-        except ValueError:
-            raise UserError(
-                f"a job named {self._spec.name} runs on this cluster already; choose another name, or stop it with: "
-                f"quantarion stop {self._spec.name}",
-                ExitCode.RUNNING,
-            ) from None
-        return self
+def _remove_runtime(folder: JobFolder) -> None:
+    from workers.paths import runtime_dir
 
-    def __exit__(self, *_: object) -> None:
-        import ray
+    shutil.rmtree(runtime_dir(folder.spec.name, folder.path), ignore_errors=True)
 
-        from workers.paths import runtime_dir
 
-        with suppress(Exception):
-            ray.kill(self._handle, no_restart=True)
-        sweep_actors(self._connection.namespace)
-        shutil.rmtree(runtime_dir(self._spec.name, self._folder), ignore_errors=True)
+class _Head:
+    """The head of a cluster that runs already, asked from time to time: Ray ends a driver that has lost it for a minute."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._answered = self._asked = time.monotonic()
+
+    def look(self) -> str | None:
+        """A sentence once it has been away for long."""
+        now = time.monotonic()
+        if now - self._asked >= HEAD_LOOK_SECONDS:
+            self._asked = now
+            if self.answers():
+                self._answered = now
+        if now - self._answered > HEAD_SILENCE_SECONDS:
+            return f"The head of the Ray cluster at {self.address} has not answered for {HEAD_SILENCE_SECONDS:g} s."
+        return None
+
+    def answers(self) -> bool:
+        host, _, port = self.address.rpartition(":")
+        with suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=1.0):
+            return True
+        return False
+
+    def sweep(self, namespace: str) -> None:
+        """`sweep_actors`, where somebody answers."""
+        if self.answers():
+            sweep_actors(namespace)
 
 
 def sweep_actors(namespace: str) -> None:
@@ -235,10 +361,10 @@ def sweep_actors(namespace: str) -> None:
 
 
 class Interrupts:
-    """How often Ctrl-C (or SIGTERM) came."""
+    """Which of `SIGNALS` came, in their order."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.signals: list[int] = []
 
     def listen(self) -> None:
         """Count signals from here on instead of dying of them."""
@@ -246,8 +372,8 @@ class Interrupts:
             signal.signal(number, self._take)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self.count += 1
+        del frame
+        self.signals.append(number)
 
 
 @contextmanager
@@ -261,8 +387,3 @@ def _interrupts() -> Iterator[Interrupts]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _nothing() -> None:
-    """A cluster looks after its own hosts."""
-    return None

@@ -50,6 +50,9 @@ __all__ = [
 ]
 
 
+_CRASHES = "{} workers in a row died on {} before they could train ({})"
+
+
 class Membership:
     """The machine. `generation` is the last one that was configured, `round_generation` the one being formed."""
 
@@ -161,11 +164,8 @@ class Membership:
 
     def worker_up(self, worker: WorkerView, state: RankState, answer: Answer, now: float) -> list[Action]:
         """A worker process has said hello to its agent."""
-        host = self.hosts.get(worker.host)
-        if host is None:
+        if worker.host not in self.hosts:
             return [KillWorker(worker.worker, "its host is not part of the job")]
-        if host.spawning:
-            host.spawning.popleft()
         return self._meet(worker, state, answer, now) + self._decide(now)
 
     def worker_exit(self, worker: str, status: int, now: float) -> list[Action]:
@@ -197,16 +197,28 @@ class Membership:
                 fields: dict[str, object] = {"host": view.host, "code": "PROC_EXIT", "exits": len(host.exits)}
                 actions.append(Record("evidence", fields))
             host.crashes = 0 if view.useful else host.crashes + 1
-            if host.crashes >= self.rules.crash_limit and not any(w.useful for w in self.workers.values()):
-                message = (
-                    f"{host.crashes} workers in a row died on {view.host} before they could train "
-                    f"(last exit status {status})"
-                )
-                return actions + self._end(9, message)
+            if self._hopeless(host):
+                return actions + self._end(9, _CRASHES.format(host.crashes, host.host, f"last exit status {status}"))
         if view.role is Role.MEMBER and self.phase is not JobPhase.ENDED:
             self.incidents.append(Incident(now, "worker_killed", view.host, view.rank, self._planned()))
             actions += self._member_left(f"rank {view.rank} on {view.host} exited", now)
         return actions + self._decide(now)
+
+    def stillborn(self, host: str, now: float) -> list[Action]:
+        """A worker process that was started there has died before it said hello."""
+        view = self.hosts.get(host)
+        if view is None or not view.spawning or self.phase is JobPhase.ENDED:
+            return []
+        view.spawning.popleft()
+        view.crashes += 1
+        actions: list[Action] = [Record("worker_stillborn", {"host": host, "crashes": view.crashes})]
+        if self._hopeless(view):
+            return actions + self._end(9, _CRASHES.format(view.crashes, host, "see the logs of Ray there"))
+        return actions + self._decide(now)
+
+    def _hopeless(self, host: HostView) -> bool:
+        """No worker lives long enough there, and none has trained anywhere."""
+        return host.crashes >= self.rules.crash_limit and not any(w.useful for w in self.workers.values())
 
     def prepared(self, worker: str, answer: Answer, now: float) -> list[Action]:
         """A rank promised."""
@@ -373,6 +385,8 @@ class Membership:
         if known is None:
             known = self.workers[worker.worker] = worker
             known.up_at = known.moved_at = now
+            if self.hosts[worker.host].spawning:
+                self.hosts[worker.host].spawning.popleft()
             actions: list[Action] = [Record("worker_up", {"host": worker.host, "pid": worker.pid, "worker": worker.worker})]
             if worker.worker in self.recovered_members:
                 known.rank = self.recovered_members[worker.worker]

@@ -108,37 +108,50 @@ def read_object(path: Path) -> Record:
 
 
 class Tail:
-    """Reads a growing `.jsonl` file piece by piece.
+    """Reads a growing text file piece by piece.
 
     The file may not exist yet; a last line without a newline is left for the next call; a file that shrank or was
     replaced is read again from its start.
     """
 
-    def __init__(self, path: Path, required: frozenset[str]) -> None:
+    def __init__(self, path: Path, required: frozenset[str] = frozenset()) -> None:
         self.path = path
         self.required = required
         self._offset = 0
         self._inode: int | None = None
 
     def read(self) -> list[Record]:
-        """The whole records that were appended since the last call.
+        """The whole records of a `.jsonl` file that were appended since the last call.
 
         Raises:
             OSError: the file is there and cannot be read.
         """
+        records = (parse_line(line, self.required) for line in self.lines())
+        return [record for record in records if record is not None]
+
+    def lines(self) -> list[bytes]:
+        """The whole lines that were appended since the last call, without their newlines. Raises as `read`."""
+        data = self._appended()
+        whole = data.rfind(b"\n") + 1
+        self._offset += whole
+        return data[:whole].split(b"\n")[:-1]
+
+    def rest(self) -> bytes:
+        """What follows the last newline, where nothing more will come. Raises as `read`."""
+        data = self._appended()
+        self._offset += len(data)
+        return data
+
+    def _appended(self) -> bytes:
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
                 if status.st_ino != self._inode or status.st_size < self._offset:
                     self._inode, self._offset = status.st_ino, 0
                 file.seek(self._offset)
-                data = file.read()
+                return file.read()
         except FileNotFoundError:
-            return []
-        whole = data.rfind(b"\n") + 1
-        self._offset += whole
-        records = (parse_line(line, self.required) for line in data[:whole].split(b"\n"))
-        return [record for record in records if record is not None]
+            return b""
 
 
 @dataclass

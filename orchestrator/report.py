@@ -16,16 +16,18 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.audit import SAMPLES, AuditResult, audit
+from orchestrator.output import output_path
 from orchestrator.records import Incident, Record, read_events, read_incidents, read_object, read_steps
 
 REPORT = "report.json"
 
 Report = dict[str, Any]
 """`job`, `seed`, `world {min, max, final}`, `steps {committed, discarded}`, `samples {per_epoch, each_once}`,
-`accuracy {fp32, int8}`, `bytes {fp32, int8_packed}`, `checkpoint {path, tier, bytes, ratio}`,
-`incidents [{t, kind, host, rank, recovery_seconds, back_seconds}]`, `seconds {total}`, `result`.
+`accuracy {fp32, int8, evaluation}`, `bytes {fp32, int8_packed}`, `checkpoint {path, tier, bytes, ratio}`,
+`incidents [{t, kind, host, rank, recovery_seconds, back_seconds}]`, `seconds {total}`, `output`, `result`.
 
-The world is counted in ranks, times are Unix seconds, accuracy is 0 to 1. `result` is all that the task returned."""
+The world is counted in ranks, times are Unix seconds, accuracy is 0 to 1; `evaluation` is that of the task's own last
+evaluation. `output` is the file with what the lowest rank printed; `result` is all that the task returned."""
 
 
 def build(folder: Path, *, seconds_total: float | None) -> Report:
@@ -47,11 +49,12 @@ def build(folder: Path, *, seconds_total: float | None) -> Report:
         "world": _world(steps),
         "steps": {"committed": len(steps), "discarded": audited.discarded if audited else _discarded(events)},
         "samples": _samples(audited),
-        "accuracy": _pick(result.get("accuracy"), "fp32", "int8"),
+        "accuracy": _accuracy(result, events),
         "bytes": _pick(result.get("bytes"), "fp32", "int8_packed"),
         "checkpoint": _checkpoint(events),
         "incidents": [_incident(incident) for incident in read_incidents(events)],
         "seconds": {"total": seconds_total},
+        "output": _output(folder, events),
         "result": result,
     }
     write(report, folder / REPORT)
@@ -92,6 +95,24 @@ def _samples(audited: AuditResult | None) -> dict[str, Any]:
     if audited is None:
         return {"per_epoch": None, "each_once": None}
     return {"per_epoch": audited.per_epoch, "each_once": audited.each_once}
+
+
+def _accuracy(result: Record, events: Iterable[Record]) -> dict[str, float | None]:
+    """What the recipe returned; a script evaluates by `Job(evaluate=…)`, or returns one number."""
+    returned = result.get("accuracy")
+    if isinstance(returned, int | float):
+        return {"fp32": None, "int8": None, "evaluation": float(returned)}
+    own = [event.get("accuracy") for event in events if event["kind"] == "evaluation" and event.get("name") == "evaluate"]
+    return {**_pick(returned, "fp32", "int8"), "evaluation": own[-1] if own else None}
+
+
+def _output(folder: Path, events: Iterable[Record]) -> str | None:
+    """Where the lowest rank of the last generation has printed to, inside the folder; None where it printed nothing."""
+    generations = [event for event in events if event["kind"] == "generation" and event["members"]]
+    if not generations:
+        return None
+    path = output_path(folder / "logs", min(generations[-1]["members"], key=lambda member: int(member["rank"])))
+    return str(path.relative_to(folder)) if path.is_file() and path.stat().st_size else None
 
 
 def _checkpoint(events: Iterable[Record]) -> dict[str, Any]:
@@ -154,6 +175,8 @@ def last_line(report: Report, path: Path, outcome: str = "done") -> str:
         parts.append(f"INT8 {percent(accuracy['int8'])} (FP32 {percent(accuracy['fp32'])})")
     elif accuracy["fp32"] is not None:
         parts.append(f"FP32 {percent(accuracy['fp32'])}")
+    elif accuracy["evaluation"] is not None:
+        parts.append(f"accuracy {percent(accuracy['evaluation'])}")
     parts.append(_count(report["steps"]["committed"], "step"))
     parts.append(_incidents_phrase(report["incidents"]))
     if report["samples"]["each_once"] is False:
@@ -173,14 +196,22 @@ def _rows(report: Report) -> Iterable[tuple[str, str]]:
     world, steps, samples = report["world"], report["steps"], report["samples"]
     sizes, checkpoint = report["bytes"], report["checkpoint"]
     once = {True: "each exactly once", False: "NOT each exactly once: run the audit", None: "not recorded"}
-    yield "accuracy", f"FP32 {percent(report['accuracy']['fp32'])}, INT8 {percent(report['accuracy']['int8'])}"
-    yield "weights", f"FP32 {size(sizes['fp32'])}, INT8 packed {size(sizes['int8_packed'])}"
+    accuracy = report["accuracy"]
+    if accuracy["fp32"] is not None or accuracy["int8"] is not None:
+        yield "accuracy", f"FP32 {percent(accuracy['fp32'])}, INT8 {percent(accuracy['int8'])}"
+    elif accuracy["evaluation"] is not None:
+        yield "accuracy", percent(accuracy["evaluation"])
+    if sizes["fp32"] is not None or sizes["int8_packed"] is not None:
+        yield "weights", f"FP32 {size(sizes['fp32'])}, INT8 packed {size(sizes['int8_packed'])}"
     yield "steps", f"{steps['committed']} committed, {_text(steps['discarded'])} discarded"
-    yield "samples", f"{_text(samples['per_epoch'])} per epoch, {once[samples['each_once']]}"
-    yield "ranks", f"{_text(world['min'])} to {_text(world['max'])}, at the end {_text(world['final'])}"
+    if steps["committed"]:
+        yield "samples", f"{_text(samples['per_epoch'])} per epoch, {once[samples['each_once']]}"
+        yield "ranks", f"{_text(world['min'])} to {_text(world['max'])}, at the end {_text(world['final'])}"
     if checkpoint["path"] is not None:
-        ratio = "" if checkpoint["ratio"] is None else f", {checkpoint['ratio']:.2f} times smaller than raw"
+        ratio = "" if (checkpoint["ratio"] or 0) < 1 else f", {checkpoint['ratio']:.2f} times smaller than raw"
         yield "checkpoint", f"{checkpoint['path']} ({checkpoint['tier']}, {size(checkpoint['bytes'])}{ratio})"
+    if report["output"] is not None:
+        yield "printed", report["output"]
     for number, incident in enumerate(report["incidents"], start=1):
         yield f"incident {number}", _incident_row(incident)
     seconds = report["seconds"]["total"]

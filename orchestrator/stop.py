@@ -11,7 +11,7 @@ from quantarion.v1 import operator_pb2 as pb
 from quantarion.v1 import operator_pb2_grpc as rpc
 
 from orchestrator import status
-from orchestrator.errors import ExitCode, UserError
+from orchestrator.errors import ExitCode, UserError, command
 from orchestrator.records import Record
 
 ASK_SECONDS = 5.0
@@ -36,8 +36,8 @@ def stop(job: str, storage: Path, now: bool = False, *, wait: float = WAIT_SECON
     state = _wait(folder, time.monotonic() + wait)
     if state is None:
         raise UserError(
-            f"{job} was asked to stop but has not ended within {wait:g} s; look at 'quantarion status {job}', or write "
-            f"quantarion stop {job} --now",
+            f"{job} was asked to stop but has not ended within {wait:g} s; to end it without a checkpoint: "
+            + command("stop", job, "--now", storage=storage),
             ExitCode.RAY,
         )
     _say(f"{job} has ended at step {state['step']}" + (f": {state['message']}" if state["phase"] == "failed" else ""))
@@ -64,8 +64,8 @@ def ask(folder: Path, now: bool, reason: str) -> None:
             reply = rpc.OperatorStub(link).Stop(pb.StopRequest(reason=reason, now=now), timeout=ASK_SECONDS)
     except (grpc.RpcError, ValueError):
         raise UserError(
-            f"The coordinator of {folder.name} at {coordinator.address} does not answer; if nothing of the job "
-            "runs any more, 'quantarion doctor' sweeps what it left",
+            f"The coordinator of {folder.name} at {coordinator.address} does not answer; if the job is dead, sweep what "
+            f"it left with: {command('doctor', storage=folder.parent)}",
             ExitCode.RAY,
         ) from None
     if not reply.accepted:
@@ -73,7 +73,7 @@ def ask(folder: Path, now: bool, reason: str) -> None:
 
 
 def _wait(folder: Path, deadline: float) -> Record | None:
-    """The state in which the job ended; shows each change of what it waits for. None at the deadline."""
+    """The state in which the job ended; shows how it gets there. None at the deadline."""
     shown = ""
     while time.monotonic() < deadline:
         state = status.read(folder)
@@ -81,7 +81,7 @@ def _wait(folder: Path, deadline: float) -> Record | None:
             return state
         doing = status.line(state)
         if doing != shown:
-            _say(f"waiting: {doing}")
+            _say(doing)
             shown = doing
         time.sleep(_LOOK_SECONDS)
     return None

@@ -5,9 +5,11 @@ It only reads: `steps.jsonl` and `events.jsonl` of the job's folder, and the sta
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +23,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.output import TaskOutput
 from orchestrator.records import (
     EVENT_KEYS,
     EVENTS,
@@ -32,7 +35,8 @@ from orchestrator.records import (
     Tail,
     generation_of,
 )
-from orchestrator.report import percent, size
+from orchestrator.report import percent
+from orchestrator.sentences import event_sentence, incident_sentence, waiting
 
 Status = Mapping[str, Any]
 """A StatusReply as a mapping: phase, step, total_steps, generation, ranks [{rank, host, pid, state}],
@@ -81,11 +85,13 @@ class Seen:
 class View:
     """Shows the job in `folder`; call `update()` some four times a second inside `with View(...) as view`.
 
+    What the folder holds before belongs to an earlier run and is not told.
+
     Args:
-        folder: of the job; it need not exist yet.
+        folder: of the job; it need not exist yet, and may be replaced by a new one.
         total: optimizer steps of the whole job, or None where only the coordinator will know.
         status: asks the coordinator; None while it does not answer.
-        since: Unix seconds; events before that belong to an earlier run of the job and are not told.
+        phases: whether the names of the phases mean anything in this job.
         console: where to write; the terminal by default.
         clock: seconds, monotonic.
     """
@@ -96,16 +102,20 @@ class View:
         total: int | None = None,
         status: Callable[[], Status | None] = lambda: None,
         *,
-        since: float = 0.0,
+        phases: bool = True,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder = folder
         self.console = console or Console()
         self.seen = Seen(title=folder.name, total=total)
-        self._status, self._since, self._clock = status, since, clock
+        self._status, self._phases, self._clock = status, phases, clock
         self._steps = Tail(folder / STEPS, STEP_KEYS)
         self._events = Tail(folder / EVENTS, EVENT_KEYS)
+        for earlier in (self._steps, self._events):
+            with suppress(OSError):
+                earlier.lines()
+        self._output = TaskOutput(folder)
         self._newest = ((0, 0), 0)
         self._incidents = Incidents()
         self._untold: list[tuple[float, Incident]] = []
@@ -124,7 +134,7 @@ class View:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._read(self._clock())
+        self._read(self._clock(), to_the_end=True)
         for _, incident in self._untold:
             self._tell_incident(incident)
         self._untold.clear()
@@ -150,13 +160,17 @@ class View:
             self._told_progress = now
             self._say(progress_line(self.seen))
 
-    def _read(self, now: float) -> None:
+    def _read(self, now: float, *, to_the_end: bool = False) -> None:
         self.seen.elapsed = now - self._started
         try:
-            for step in self._steps.read():
-                self._take_step(step)
-            for event in self._events.read():
-                self._take_event(event, now)
+            self._tell_output(to_the_end=to_the_end)
+            for record in heapq.merge(self._steps.read(), self._events.read(), key=lambda record: record.get("t") or 0.0):
+                if "kind" in record:
+                    self._take_event(record, now)
+                else:
+                    self._take_step(record)
+            if to_the_end:
+                self._tell_output(to_the_end=True)
         except OSError as error:
             self.seen.last = f"{error.filename} cannot be read ({error.strerror}); training does not depend on it"
         due = [incident for at, incident in self._untold if now - at >= RECOVERY_WAIT]
@@ -176,8 +190,8 @@ class View:
             return
         self._answered = True
         phase, message = str(status.get("phase") or seen.phase), str(status.get("message") or "")
-        if phase == "waiting" and message and (message != seen.message or phase != seen.phase):
-            self._say_plain(f"waiting: {message}")
+        if phase in ("waiting", "starting") and message and (message != seen.message or phase != seen.phase):
+            self._say_plain(waiting(message) if phase == "waiting" else message)
         seen.phase, seen.message = phase, message
         seen.step = max(seen.step, int(status.get("step") or 0))
         seen.total = int(status.get("total_steps") or 0) or seen.total
@@ -196,29 +210,31 @@ class View:
         seen.accuracy = seen.accuracy if step.get("accuracy") is None else step["accuracy"]
         if seen.loss is not None:
             seen.losses.append(float(seen.loss))
-        if step.get("phase") not in (None, seen.training_phase):
+        if self._phases and step.get("phase") not in (None, seen.training_phase):
+            begins = seen.training_phase is not None or seen.step == 1  # else a resume has come into the middle of it
             seen.training_phase = str(step["phase"])
-            self._say_plain(f"phase {seen.training_phase} from step {seen.step}")
+            self._say_plain(f"phase {seen.training_phase}" + (f" from step {seen.step}" if begins else ""))
 
     def _take_event(self, event: Record, now: float) -> None:
         incident = self._incidents.add(event)
-        if float(event["t"]) < self._since:
-            self._incidents.all.clear()
-            return
         self.seen.incidents = len(self._incidents.all)
         if incident is not None and event["kind"] != "rank_back":
             self.seen.last = incident_sentence(incident)
             self._take_incident(incident, now)
             return
+        if event["kind"] == "generation":
+            self._output.follow(event["members"])
         sentence = event_sentence(event)
         if sentence is None:
             return
         self.seen.last = sentence
-        if event["kind"] == "evaluation":
+        if event["kind"] == "resumed":
+            self.seen.step = int(event["step"])
+        elif event["kind"] == "evaluation":
             self.seen.accuracy = event.get("accuracy")
         elif event["kind"] in ("finished", "failed"):
             self.seen.phase, self.seen.message = event["kind"], ""
-        if event["kind"] in ("rank_back", "checkpoint_failed", "failed"):
+        if event["kind"] in ("rank_back", "resumed", "checkpoint_skipped", "checkpoint_failed", "task_error"):
             self._say(sentence)
         elif event["kind"] in ("evaluation", "stopping", "finished"):
             self._say_plain(sentence)
@@ -238,6 +254,10 @@ class View:
     def _tell_incident(self, incident: Incident) -> None:
         self._say(incident_sentence(incident), style="yellow")
 
+    def _tell_output(self, *, to_the_end: bool = False) -> None:
+        for line in self._output.read(to_the_end=to_the_end):
+            self._say(line)
+
     def _say_plain(self, text: str) -> None:
         if self._live is None:
             self._say(text)
@@ -245,56 +265,6 @@ class View:
     def _say(self, text: str, style: str = "") -> None:
         stamp = (f"[{self._clock() - self._started:6.1f} s] ", "dim")
         self.console.print(Text.assemble(stamp, (text, style)), soft_wrap=True)
-
-
-def incident_sentence(incident: Incident) -> str:
-    """`rank 2 on host-2 was killed (SIGKILL): survivors went on after 0.14 s`."""
-    host = incident.host or "a host"
-    who = f"a spare process on {host}" if incident.rank is None else f"rank {incident.rank} on {host}"
-    cause = f" ({incident.cause})" if incident.cause else ""
-    what = {
-        "worker_killed": f"{who} was killed{cause}",
-        "worker_exited": f"{who} ended by itself{cause}",
-        "host_lost": f"{host} was lost{cause}",
-        "agent_lost": f"the agent of {host} is gone, its ranks train on",
-        "coordinator_lost": "the coordinator was lost and is back from its journal",
-        "apply_failed": f"{who} failed while applying a step{cause}",
-    }.get(incident.kind, f"{who} left the job{cause}")
-    if incident.recovery_seconds is None:
-        return what
-    if incident.kind == "agent_lost":
-        return f"the agent of {host} is back after {incident.recovery_seconds:.2f} s and has its ranks again"
-    return f"{what}: survivors went on after {incident.recovery_seconds:.2f} s"
-
-
-def event_sentence(event: Record) -> str | None:
-    """One event in words, or None for those that only a log needs."""
-    match event:
-        case {"kind": "waiting", "message": message}:
-            return f"waiting: {message}"
-        case {"kind": "host_up", "host": host}:
-            return f"{host} is up"
-        case {"kind": "rank_back", "rank": int(rank), "seconds": seconds}:
-            return f"rank {rank} is back after {seconds:.1f} s"
-        case {"kind": "rank_back", "host": host, "seconds": seconds}:
-            return f"{host} is back after {seconds:.1f} s"
-        case {"kind": "checkpoint", "step": step, "bytes": number, "seconds": seconds}:
-            return f"checkpoint of step {step}: {size(number)} in {seconds:.2f} s"
-        case {"kind": "checkpoint_failed", "error": error}:
-            return f"checkpoint failed, training goes on: {error}"
-        case {"kind": "phase", "phase": phase}:
-            return f"phase {phase}"
-        case {"kind": "evaluation", "step": step, "name": name, "accuracy": accuracy}:
-            return f"step {step}: accuracy {percent(accuracy)} ({name})"
-        case {"kind": "stopping", "reason": reason}:
-            return f"stopping: {reason}"
-        case {"kind": "finished", "step": step, "exit_code": 130}:
-            return f"stopped after step {step}"
-        case {"kind": "finished", "step": step}:
-            return f"finished after step {step}"
-        case {"kind": "failed"}:
-            return f"failed: {event.get('error') or event.get('message') or 'no reason was given'}"
-    return None
 
 
 def progress_line(seen: Seen) -> str:
@@ -322,7 +292,8 @@ def panel(seen: Seen, *, unicode: bool = True) -> RenderableType:
     phase.append(f"   generation {seen.generation}" if seen.generation else "", style="dim")
     rows.add_row("phase", phase)
     if seen.message:
-        rows.add_row("waiting" if seen.phase == "waiting" else "message", Text(seen.message, style="bold yellow"))
+        words = seen.message.removeprefix("waiting ") if seen.phase == "waiting" else seen.message
+        rows.add_row("waiting" if seen.phase == "waiting" else "message", Text(words, style="bold yellow"))
     rows.add_row("step", _progress(seen))
     rows.add_row("learning", _learning(seen, unicode))
     rows.add_row("hosts", _hosts(seen.hosts, unicode))

@@ -33,6 +33,7 @@ class Keeper:
         self._rank, self._engine, self._config = rank, engine, config
         self._root = rank.folder / "checkpoints"
         self._writer: BackgroundWriter | None = None
+        self._skipped_told: set[str] = set()
 
     def after_step(self, step: int) -> None:
         """Save every `checkpoint.every` steps, beside training (CK-3)."""
@@ -128,6 +129,10 @@ class Keeper:
             return False
 
     def _skipped(self, reason: str) -> None:
+        """Once for each: a gang that is formed again looks through the same folder."""
+        if reason in self._skipped_told:
+            return
+        self._skipped_told.add(reason)
         note = pb.Note(kind="checkpoint_skipped", json=json.dumps({"reason": reason}))
         self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
 

@@ -165,8 +165,10 @@ def test_a_checkpoint_of_another_model(on_cluster: Callable[..., Gang], paced_jo
     paced = paced_job.with_suffix(".py").read_text()
     assert "nn.Linear(FEATURES, 64)" in paced
     other.write_text(paced.replace("64", "65"))
+    before = {name: (first.folder / name).read_text() for name in ("job.json", "report.json", "result.json")}
     second = on_cluster(paced_job, *SMALL, "--resume", "--set", f"task.script={other}", name="model")
     assert second.end() == 5, second.describe()
+    assert {name: (first.folder / name).read_text() for name in before} == before
     sentence = second.output.splitlines()[-1]
     assert sentence.startswith("quantarion: step-40-gen-1.1: the checkpoint is of another model: its tensor ")
     assert "Traceback" not in second.output
@@ -174,6 +176,10 @@ def test_a_checkpoint_of_another_model(on_cluster: Callable[..., Gang], paced_jo
 
 
 def test_a_task_that_raises_shows_its_traceback(on_cluster: Callable[..., Gang], paced_job: Path, tmp_path: Path) -> None:
+    """And leaves the run before it where it was."""
+    good = on_cluster(paced_job, *SMALL, *TWO_EPOCHS, name="wrong")
+    assert good.end() == 0, good.describe()
+    report = (good.folder / "report.json").read_text()
     script = tmp_path / "wrong.py"
     script.write_text("def deep():\n    raise LookupError('no such column')\ndeep()\n")
     gang = on_cluster(paced_job, *SMALL, "--set", f"task.script={script}", name="wrong")
@@ -181,6 +187,9 @@ def test_a_task_that_raises_shows_its_traceback(on_cluster: Callable[..., Gang],
     assert "in deep" in gang.output
     assert gang.output.splitlines()[-1] == "quantarion: LookupError: no such column"
     assert gang.left_over() == []
+    assert (good.folder / "report.json").read_text() == report
+    assert (good.folder.with_name("wrong.1") / "traceback.txt").exists()
+    assert f"the logs of this one are in {good.folder}.1" in gang.output
 
 
 def test_ray_job_submit_runs_stops_and_logs(cluster: Cluster, paced_job: Path, tmp_path: Path) -> None:

@@ -90,10 +90,15 @@ def test_a_resume_from_damaged_checkpoints(run: Run, job: Path, tmp_path: Path) 
 
 
 def test_an_address_without_ray(run: Run, job: Path, tmp_path: Path, deaf: str) -> None:
+    """An earlier run of the name stays as it was."""
     storage = ("--set", f"storage={tmp_path / 'runs'}")
+    earlier = tmp_path / "runs" / "bad" / "report.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("{}")
     refused(run("train", job, "--address", "127.0.0.1:1", *storage), 6, "127.0.0.1:1", "ray start --head")
     refused(run("train", job, "--address", deaf, *storage, RAY_AUTH_MODE="disabled"), 6, deaf, "does not answer as Ray")
     refused(run("train", job, "--address", "nonsense", *storage), 6, "nonsense")
+    assert list((tmp_path / "runs").rglob("*")) == [earlier.parent, earlier]
 
 
 def test_a_cluster_needs_shared_storage(run: Run, job: Path) -> None:
@@ -106,6 +111,10 @@ def test_ray_is_not_installed(run: Run, job: Path, tmp_path: Path, child_environ
     (shadow / "ray.py").write_text("raise ImportError('No module named ray')\n")
     path = f"{shadow}:{child_environment['PYTHONPATH']}"
     refused(run("train", job, PYTHONPATH=path), 6, "Ray cannot be loaded", "pip install 'ray[default]'")
+
+
+def test_a_report_that_is_a_folder(run: Run, job: Path, tmp_path: Path) -> None:
+    refused(run("train", job, "--report", tmp_path), 2, f"--report {tmp_path} is a folder")
 
 
 def test_commands_about_no_job(run: Run) -> None:

@@ -65,6 +65,9 @@ def test_an_exact_resume_goes_on_bit_for_bit(dead: Dead, start: Callable[..., Ga
     resumed.signal(signal.SIGTERM)
     assert resumed.end() == 130, resumed.describe()
     assert resumed.left_over() == []
+    assert "SIGTERM: the step is finished and saved" in resumed.output and "Ctrl-C" not in resumed.output
+    told = [line.partition("] ")[2] for line in resumed.output.splitlines() if "] step " in line or "] resuming " in line]
+    assert told[0] == f"resuming from step {dead.checkpoint} (step-{dead.checkpoint}-gen-1.1)"
     line = {int(step["step"]): step for step in resumed.steps()}
     compared = [step for step in sorted(dead.line) if step > dead.checkpoint]
     assert len(compared) >= COMPARED

@@ -38,6 +38,8 @@ def test_the_elastic_example_learns_what_the_plain_one_does(
         assert accuracy == pytest.approx(alone["plain.py"], abs=0.03)
     report = json.loads((gang.folder / "report.json").read_text())
     assert report["samples"] == {"per_epoch": 4000, "each_once": True}
+    assert f"rank 0: accuracy {printed[0]}" in gang.output and f"| printed    | {report['output']}" in _ascii(gang.output)
+    assert not any(word in gang.output for word in ("fp32_warmup", "FP32", "INT8"))
 
 
 def test_an_awkward_model_is_the_same_everywhere(start: Callable[..., Gang], paced_job: Path) -> None:
@@ -67,6 +69,10 @@ def test_an_awkward_model_is_the_same_everywhere(start: Callable[..., Gang], pac
     assert (len(steps), steps[-1]["ranks"]) == (480, 2)
     assert steps[-1]["loss"] < steps[0]["loss"] / 2
     assert json.loads((gang.folder / "report.json").read_text())["samples"] == {"per_epoch": 512, "each_once": True}
+
+
+def _ascii(table: str) -> str:
+    return table.replace("│", "|")
 
 
 def _python(script: Path, environment: dict[str, str]) -> str:

@@ -61,6 +61,9 @@ class ZygoteHosts:
         if host in self.placed:
             self._fork("worker", self.placed[host])
 
+    def met(self, host: str, pid: int) -> None:
+        pass
+
     def drop(self, host: str) -> None:
         if self.placed.pop(host, None) is not None:
             ask(self.zygote, do="remove", gang=str(self.folder), host=host)

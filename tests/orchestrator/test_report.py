@@ -62,7 +62,7 @@ def test_a_report_says_what_the_job_did(job: Path) -> None:
         "world": {"min": 2, "max": 3, "final": 3},
         "steps": {"committed": 4, "discarded": 1},
         "samples": {"per_epoch": 8, "each_once": True},
-        "accuracy": {"fp32": 0.963, "int8": 0.961},
+        "accuracy": {"fp32": 0.963, "int8": 0.961, "evaluation": None},
         "bytes": {"fp32": 407080, "int8_packed": 102568},
         "checkpoint": {"path": "checkpoints/b", "tier": "exact", "bytes": 50, "ratio": 2.0},
         "incidents": [
@@ -76,6 +76,7 @@ def test_a_report_says_what_the_job_did(job: Path) -> None:
             }
         ],
         "seconds": {"total": 41.5},
+        "output": None,
     }
 
 
@@ -84,7 +85,7 @@ def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
     assert report["world"] == {"min": None, "max": None, "final": None}
     assert report["steps"] == {"committed": 0, "discarded": None}
     assert report["samples"] == {"per_epoch": None, "each_once": None}
-    assert report["accuracy"] == {"fp32": None, "int8": None}
+    assert report["accuracy"] == {"fp32": None, "int8": None, "evaluation": None}
     assert report["bytes"] == {"fp32": None, "int8_packed": None}
     assert report["checkpoint"] == {"path": None, "tier": None, "bytes": None, "ratio": None}
     assert (report["job"], report["seed"], report["incidents"], report["seconds"]) == (None, None, [], {"total": None})
@@ -144,9 +145,38 @@ def test_the_table_shows_every_measured_value_and_ends_with_the_last_line(job: P
 
 
 def test_the_table_of_an_empty_job_can_be_shown(tmp_path: Path) -> None:
+    text = _shown(tmp_path)
+    assert "0 committed, - discarded" in text
+    assert not any(word in text for word in ("FP32", "weights", "samples", "ranks", "printed"))
+
+
+def test_a_script_shows_its_own_evaluation_and_where_it_printed(job: Path) -> None:
+    (job / "result.json").write_text("{}")
+    (job / "logs").mkdir()
+    (job / "logs" / "w0.out").write_text("hello\n")
+    (job / "logs" / "w1.out").write_text("hello\n")
+    with (job / "events.jsonl").open("a") as file:
+        for step, name, accuracy in ((2, "evaluate", 0.5), (4, "evaluate", 0.93), (4, "another", 0.1)):
+            event = {"t": START + step, "kind": "evaluation", "step": step, "name": name, "accuracy": accuracy}
+            file.write(json.dumps(event) + "\n")
+    text = _shown(job)
+    assert "93.0 %" in text and "logs/w0.out" in text
+    assert not any(word in text for word in ("FP32", "INT8", "weights"))
+    report = json.loads((job / "report.json").read_text())
+    assert report["accuracy"] == {"fp32": None, "int8": None, "evaluation": 0.93}
+    assert report["output"] == "logs/w0.out"
+    assert last_line(report, job / "report.json").startswith("done: accuracy 93.0 %, 4 steps")
+
+
+def test_a_script_may_return_its_accuracy_as_one_number(job: Path) -> None:
+    (job / "result.json").write_text(json.dumps({"accuracy": 0.75}))
+    assert build(job, seconds_total=None)["accuracy"] == {"fp32": None, "int8": None, "evaluation": 0.75}
+
+
+def _shown(folder: Path) -> str:
     out = io.StringIO()
-    show(build(tmp_path, seconds_total=None), tmp_path / "report.json", Console(file=out, width=80, color_system=None))
-    assert "FP32 -, INT8 -" in out.getvalue()
+    show(build(folder, seconds_total=None), folder / "report.json", Console(file=out, width=80, color_system=None))
+    return out.getvalue()
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:

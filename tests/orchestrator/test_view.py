@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from orchestrator.records import Incident, Record
-from orchestrator.view import Seen, View, event_sentence, incident_sentence, panel, sparkline
+from orchestrator.sentences import event_sentence, incident_sentence
+from orchestrator.view import Seen, View, panel, sparkline
 
 START = 1_790_000_000.0
 TRAINING: dict[str, Any] = {
@@ -40,11 +41,11 @@ class Clock:
 class Screen:
     """A view of `folder` on a console that remembers what was written, with a status to be set by the test."""
 
-    def __init__(self, folder: Path, *, terminal: bool = False, since: float = 0.0, total: int | None = 160) -> None:
+    def __init__(self, folder: Path, *, terminal: bool = False, phases: bool = True, total: int | None = 160) -> None:
         self.folder, self.clock, self.out = folder, Clock(), io.StringIO()
         self.status: Mapping[str, Any] | None = None
         self.console = Console(file=self.out, force_terminal=terminal, width=100, color_system=None, _environ={})
-        self.view = View(folder, total, lambda: self.status, since=since, console=self.console, clock=self.clock)
+        self.view = View(folder, total, lambda: self.status, phases=phases, console=self.console, clock=self.clock)
 
     def at(self, seconds: float) -> None:
         self.clock.now = seconds
@@ -187,16 +188,93 @@ def test_waiting_says_what_is_missing_once(folder: Path) -> None:
     assert screen.said[1:] == ["waiting: 2 of 4 hosts are up", "waiting: 3 of 4 hosts are up"]
 
 
-def test_events_of_an_earlier_run_are_not_told(folder: Path) -> None:
+def test_a_resume_begins_with_what_is_new(folder: Path) -> None:
+    """The old run had come to step 9; its newest checkpoint is of step 6."""
+    for number in range(1, 10):
+        commit(folder, number, accuracy=0.5)
     kill(folder, t=START - 100)
+    happen(folder, "evaluation", START - 95, step=8, name="evaluate", accuracy=0.5)
     happen(folder, "finished", START - 90, step=9, message="", exit_code=130)
-    happen(folder, "coordinator_started", START + 1, incarnation=2, recovered=False)
-    kill(folder, t=START + 5)
-    screen = Screen(folder, since=START)
+    screen = Screen(folder)
     with screen.view:
+        happen(folder, "coordinator_started", START + 1, incarnation=2, recovered=False)
+        happen(folder, "checkpoint_skipped", START + 2, reason="step-8-gen-1.1/shard-00000.qins is damaged")
+        happen(folder, "resumed", START + 2, path="step-6-gen-1.1", step=6)
         screen.at(0.25)
-    assert screen.said[1:] == ["rank 2 on host-2 was killed (SIGKILL)"]
+        commit(folder, 7, (2, 1), t=START + 3)
+        commit(folder, 8, (2, 1), t=START + 4, phase="qat")
+        kill(folder, t=START + 5)
+        screen.at(0.5)
+    assert screen.said[1:-1] == [
+        "checkpoint skipped: step-8-gen-1.1/shard-00000.qins is damaged",
+        "resuming from step 6 (step-6-gen-1.1)",
+        "phase fp32_warmup",
+        "phase qat from step 8",
+        "rank 2 on host-2 was killed (SIGKILL)",
+    ]
+    assert screen.said[-1].startswith("step 8/160")
     assert screen.view.seen.incidents == 1
+
+
+def test_a_resume_that_has_come_to_no_step_shows_none_of_the_old_ones(folder: Path) -> None:
+    commit(folder, 9)
+    screen = Screen(folder)
+    with screen.view:
+        screen.at(6.0)
+    assert screen.said[1:] == []
+
+
+def test_a_folder_that_is_replaced_is_told_from_its_start(folder: Path) -> None:
+    """A fresh start moves the old folder aside after the view has begun."""
+    commit(folder, 9)
+    screen = Screen(folder)
+    with screen.view:
+        folder.rename(folder.with_name("demo.1"))
+        folder.mkdir()
+        commit(folder, 1)
+        screen.at(0.25)
+    assert screen.view.seen.step == 1
+
+
+def test_steps_and_events_are_told_in_the_order_of_their_time(folder: Path) -> None:
+    screen = Screen(folder)
+    with screen.view:
+        commit(folder, 1, t=START)
+        commit(folder, 2, t=START + 2, phase="qat")
+        happen(folder, "evaluation", START + 1, step=1, name="evaluate", accuracy=0.9)
+        screen.at(0.25)
+    assert screen.said[1:4] == [
+        "phase fp32_warmup from step 1",
+        "step 1: accuracy 90.0 % (evaluate)",
+        "phase qat from step 2",
+    ]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_job_without_phases_names_none(folder: Path, terminal: bool) -> None:
+    screen = Screen(folder, phases=False, terminal=terminal)
+    with screen.view:
+        commit(folder, 1)
+        screen.at(0.25)
+    assert "fp32_warmup" not in screen.text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_the_lowest_rank_prints_is_told(folder: Path, terminal: bool) -> None:
+    screen = Screen(folder, terminal=terminal)
+    (folder / "logs").mkdir()
+    (folder / "logs" / "w0.out").write_text("epoch 1\nacc")
+    with screen.view:
+        happen(folder, "generation", generation=[1, 1], members=[{"rank": 0, "worker": "w0"}, {"rank": 1, "worker": "w1"}])
+        screen.at(0.25)
+        screen.at(0.5)
+        assert "s] rank 0: epoch 1" in screen.text and "rank 0: acc" not in screen.text
+        with (folder / "logs" / "w0.out").open("a") as file:
+            file.write("uracy 0.9")
+        happen(folder, "finished", step=1, exit_code=0, message="")
+    assert screen.text.count("s] rank 0: epoch 1") == 1
+    assert screen.text.count("s] rank 0: accuracy 0.9") == 1
+    assert terminal or screen.said[-2:] == ["rank 0: accuracy 0.9", "finished after step 1"]
 
 
 def test_the_newest_commit_is_shown_not_the_last_written(folder: Path) -> None:
@@ -208,6 +286,34 @@ def test_the_newest_commit_is_shown_not_the_last_written(folder: Path) -> None:
         screen.at(0.25)
     assert (screen.view.seen.step, screen.view.seen.loss, screen.view.seen.generation) == (8, 0.6, "1.2")
     assert list(screen.view.seen.losses) == [0.7, 0.8, 0.6]
+
+
+def test_a_message_that_says_that_it_waits_is_not_doubled(folder: Path) -> None:
+    message = "waiting for 1 more host with 2 free CPUs"
+    screen = Screen(folder)
+    with screen.view:
+        screen.status = {"phase": "waiting", "message": message}
+        screen.at(0.25)
+        happen(folder, "waiting", message=message)
+        screen.at(0.5)
+        screen.status = {"phase": "starting", "message": "starting 2 hosts"}
+        screen.at(0.75)
+        screen.at(1.0)
+    assert screen.said[1:] == [message, "starting 2 hosts"]
+    assert screen.view.seen.last == message
+    console = Console(file=io.StringIO(), width=80, color_system=None, legacy_windows=False, record=True)
+    console.print(panel(Seen("demo", phase="waiting", message=message)))
+    text = console.export_text()
+    assert "for 1 more host" in text and text.count("waiting") == 2  # the phase, and the name of the row
+
+
+def test_a_failure_is_left_to_who_ends_the_process(folder: Path) -> None:
+    screen = Screen(folder)
+    with screen.view:
+        happen(folder, "failed", step=0, message="the disk is full", exit_code=4)
+        screen.at(0.25)
+    assert screen.said[1:] == []
+    assert screen.view.seen.phase == "failed"
 
 
 def test_a_silent_coordinator_is_said_while_training_only(folder: Path) -> None:
@@ -318,6 +424,11 @@ def test_incidents_are_sentences(incident: Incident, sentence: str) -> None:
         ({"kind": "finished", "step": 9, "exit_code": 130}, "stopped after step 9"),
         ({"kind": "failed", "message": "no hosts"}, "failed: no hosts"),
         ({"kind": "waiting", "message": "1 of 2 hosts"}, "waiting: 1 of 2 hosts"),
+        ({"kind": "waiting", "message": "waiting for 1 more host"}, "waiting for 1 more host"),
+        (
+            {"kind": "task_error", "host": "host-1", "rank": 2, "step": 5, "error": "MemoryError: none left"},
+            "rank 2 on host-1 failed: MemoryError: none left",
+        ),
         ({"kind": "prepare", "generation": [1, 2]}, None),
     ],
 )

@@ -78,3 +78,26 @@ def test_ep13_after_a_total_loss_the_job_waits_for_hosts_min_but_not_for_ever(wo
     limit = world.now + machine.rules.replace_wait
     assert ends(machine.tick(limit - 1.0)) == []
     assert ends(machine.tick(limit + 1.0)) == [(9, "fewer than hosts.min=1 hosts for 300 s")]
+
+
+def test_a_process_that_dies_before_its_hello_is_started_again_later_and_later(world: Simulation) -> None:
+    machine = machine_of(world)
+    spare = next(w for w in machine.workers.values() if w.role is ms.Role.IDLE)
+    actions = machine.worker_exit(spare.worker, -9, world.now)
+    delays = []
+    for _ in range(4):
+        (spawn,) = [a for a in actions if isinstance(a, ms.SpawnWorker)]
+        assert spawn.host == spare.host
+        delays.append(spawn.delay)
+        actions = machine.stillborn(spare.host, world.now)
+    assert delays == [1.0, 2.0, 4.0, 8.0]
+
+
+def test_processes_that_die_before_their_hello_on_and_on_end_a_job_that_has_never_trained() -> None:
+    machine = ms.Membership(ms.Rules(hosts_min=1, hosts_max=1, ranks_per_host=1, spares_per_host=0), incarnation=1)
+    machine.expect_host("host-1", "127.0.0.2", 0.0)
+    machine.attach("host-1", "127.0.0.2", [], 0.0)
+    outcomes = [ends(machine.stillborn("host-1", 1.0)) for _ in range(machine.rules.crash_limit)]
+    assert outcomes[:-1] == [[]] * 4
+    ((code, message),) = outcomes[-1]
+    assert code == 9 and message.startswith("5 workers in a row died on host-1 before they could train")

@@ -35,8 +35,7 @@ def run(config: TrainingConfig, make_job: Callable[..., Any], prepared: None = N
     The script makes its own `Job`, so `make_job` is not used. `sys.exit()` in it is an end like any other.
 
     Raises:
-        TaskError: the script is missing, or `RESULT` is no dict.
-        SystemExit: the script ended with an exit status other than 0.
+        TaskError: the script is missing, `RESULT` is no dict, or it ended with an exit status other than 0.
     """
     script = script_path(config)
     arguments, path = sys.argv, sys.path
@@ -45,7 +44,8 @@ def run(config: TrainingConfig, make_job: Callable[..., Any], prepared: None = N
         result = runpy.run_path(str(script), run_name="__main__").get("RESULT", {})
     except SystemExit as end:
         if end.code not in (None, 0):
-            raise
+            status = f"exit status {end.code}" if isinstance(end.code, int) else f"the words {str(end.code)!r}"
+            raise TaskError(f"{script} ended by sys.exit() with {status}", exit_code=1) from None
         result = {}
     finally:
         sys.argv, sys.path = arguments, path

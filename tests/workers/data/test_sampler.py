@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.data.sampler import batch, micro_batches, permutation, position, share, steps_per_epoch
+from workers.data.sampler import batch, micro_batches, permutation, position, share, stable_argsort, steps_per_epoch
 
 PINNED = [2, 5, 9, 7, 3, 0, 6, 8, 4, 1]
+PINNED_LARGE = "211aba1b96a3ed88"
 SEEDS = st.integers(0, 2**63 - 1)
 SIZES = st.integers(1, 300)
 BATCHES = st.integers(1, 70)
@@ -69,6 +72,16 @@ def test_ep1_the_order_is_fixed_for_all_hosts_and_releases() -> None:
     assert permutation(7, 3, 10).tolist() == PINNED
     assert permutation(7, 3, 10) is permutation(7, 3, 10)
     assert not permutation(7, 3, 10).flags.writeable
+
+
+def test_ep1_a_large_order_is_fixed_too() -> None:
+    assert blake2b(permutation(7, 3, 100_000).tobytes(), digest_size=8).hexdigest() == PINNED_LARGE
+
+
+@given(st.lists(st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 7, 8, 2**63, 2**64 - 1]), max_size=200))
+def test_ep1_words_that_are_alike_keep_their_order(values: list[int]) -> None:
+    words = np.array(values, dtype=np.uint64)
+    assert stable_argsort(words).tolist() == sorted(range(len(values)), key=values.__getitem__)
 
 
 def test_ep1_seed_and_epoch_change_the_order() -> None:

@@ -42,8 +42,16 @@ def test_what_the_script_raises_passes(tmp_path: Path) -> None:
     before = list(sys.path)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path / "train.py", "1 / 0\n")
-    with pytest.raises(SystemExit):
-        run(tmp_path / "train.py", "raise SystemExit('no')\n")
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(("code", "words"), [("3", "with exit status 3"), ("'no data'", "with the words 'no data'")])
+def test_an_exit_of_the_script_is_a_failure_of_the_task(tmp_path: Path, code: str, words: str) -> None:
+    """A worker that only went away would be started again and again."""
+    before = list(sys.path)
+    with pytest.raises(TaskError, match=rf"train\.py ended by sys\.exit\(\) {words}") as failure:
+        run(tmp_path / "train.py", f"raise SystemExit({code})\n")
+    assert failure.value.exit_code == 1
     assert sys.path == before
 
 

@@ -1,0 +1,69 @@
+"""What has happened to a job, in words: a sentence for an event, an incident, a reason to wait."""
+
+from __future__ import annotations
+
+from orchestrator.records import Incident, Record
+from orchestrator.report import percent, size
+
+
+def incident_sentence(incident: Incident) -> str:
+    """`rank 2 on host-2 was killed (SIGKILL): survivors went on after 0.14 s`."""
+    host = incident.host or "a host"
+    who = f"a spare process on {host}" if incident.rank is None else f"rank {incident.rank} on {host}"
+    cause = f" ({incident.cause})" if incident.cause else ""
+    what = {
+        "worker_killed": f"{who} was killed{cause}",
+        "worker_exited": f"{who} ended by itself{cause}",
+        "host_lost": f"{host} was lost{cause}",
+        "agent_lost": f"the agent of {host} is gone, its ranks train on",
+        "coordinator_lost": "the coordinator was lost and is back from its journal",
+        "apply_failed": f"{who} failed while applying a step{cause}",
+    }.get(incident.kind, f"{who} left the job{cause}")
+    if incident.recovery_seconds is None:
+        return what
+    if incident.kind == "agent_lost":
+        return f"the agent of {host} is back after {incident.recovery_seconds:.2f} s and has its ranks again"
+    return f"{what}: survivors went on after {incident.recovery_seconds:.2f} s"
+
+
+def event_sentence(event: Record) -> str | None:
+    """One event in words, or None for those that only a log needs."""
+    match event:
+        case {"kind": "waiting", "message": message}:
+            return waiting(message)
+        case {"kind": "host_up", "host": host}:
+            return f"{host} is up"
+        case {"kind": "rank_back", "rank": int(rank), "seconds": seconds}:
+            return f"rank {rank} is back after {seconds:.1f} s"
+        case {"kind": "rank_back", "host": host, "seconds": seconds}:
+            return f"{host} is back after {seconds:.1f} s"
+        case {"kind": "checkpoint", "step": step, "bytes": number, "seconds": seconds}:
+            return f"checkpoint of step {step}: {size(number)} in {seconds:.2f} s"
+        case {"kind": "checkpoint_failed", "error": error}:
+            return f"checkpoint failed, training goes on: {error}"
+        case {"kind": "checkpoint_skipped", "reason": reason}:
+            return f"checkpoint skipped: {reason}"
+        case {"kind": "resumed", "step": step, "path": path}:
+            return f"resuming from step {step} ({path})"
+        case {"kind": "task_error", "rank": int(rank), "host": host, "error": error}:
+            return f"rank {rank} on {host} failed: {error}"
+        case {"kind": "record_failed", "error": error}:
+            return f"what is read cannot be recorded for the audit, training goes on: {error}"
+        case {"kind": "phase", "phase": phase}:
+            return f"phase {phase}"
+        case {"kind": "evaluation", "step": step, "name": name, "accuracy": accuracy}:
+            return f"step {step}: accuracy {percent(accuracy)} ({name})"
+        case {"kind": "stopping", "reason": reason}:
+            return f"stopping: {reason}"
+        case {"kind": "finished", "step": step, "exit_code": 130}:
+            return f"stopped after step {step}"
+        case {"kind": "finished", "step": step}:
+            return f"finished after step {step}"
+        case {"kind": "failed"}:
+            return f"failed: {event.get('error') or event.get('message') or 'no reason was given'}"
+    return None
+
+
+def waiting(message: str) -> str:
+    """`waiting for 1 more host`, and `waiting: 1 of 2 hosts` where the message does not say that it waits."""
+    return message if message.startswith("waiting") else f"waiting: {message}"

@@ -1,0 +1,58 @@
+"""Workers that die before any agent knows them."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import rayenv
+from orchestrator.embedded import HEAD_ADDRESS, EmbeddedCluster
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(1, 4, tmp_path) as running:
+        rayenv.connect(running.address, "quantarion-hosts", node_address=HEAD_ADDRESS)
+        yield running
+
+
+def test_a_worker_that_dies_before_its_hello_is_told_of(cluster: EmbeddedCluster) -> None:
+    """Killed while it starts, or ended by itself; not where it was met before or its host is gone."""
+    import ray
+
+    from orchestrator.hosts import Newborn
+
+    class Worker:
+        def __init__(self, lives: bool) -> None:
+            if not lives:
+                os._exit(1)
+
+        def ping(self) -> int:
+            return os.getpid()
+
+    dead: queue.Queue[str] = queue.Queue()
+    newborn = Newborn(dead.put)
+    actor: Any = ray.remote(Worker)
+    pids: dict[str, int] = {}
+    for host in ("met", "dropped", "killed"):
+        worker = actor.options(num_cpus=1, max_concurrency=2).remote(lives=True)
+        newborn.watch(host, worker)
+        pids[host] = ray.get(worker.ping.remote())
+    newborn.met("met", pids["met"])
+    newborn.forget("dropped")
+    for host in pids:
+        os.kill(pids[host], signal.SIGKILL)
+    newborn.watch("failed", actor.options(num_cpus=1).remote(lives=False))
+    assert {dead.get(timeout=60), dead.get(timeout=60)} == {"killed", "failed"}
+    thread = newborn._thread
+    if thread is not None:
+        thread.join(60)
+    assert dead.empty()
