@@ -45,6 +45,24 @@ class Row:
     pause: float
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one gang: every kill, then the looks at its digests and at its samples."""
+
+    spares: int
+    rows: Sequence[Row]
+    steps: int
+    digested: int
+    digests_equal: bool
+    problems: Sequence[str]
+
+    @property
+    def kept_its_promises(self) -> bool:
+        """Nothing was lost, nobody else was restarted; how long it took is for the reader of the page."""
+        survived = all(row.recovery.kept == WORLD - 1 and not row.recovery.steps_lost for row in self.rows)
+        return survived and self.digests_equal and not self.problems
+
+
 def join_pause(commits: Iterable[Commit], kill: Kill, full: float) -> float:
     """Seconds: the longest wait of a survivor between two commits, from its first after the kill to the full world."""
     by_pid: dict[int, list[float]] = defaultdict(list)
@@ -54,14 +72,17 @@ def join_pause(commits: Iterable[Commit], kill: Kill, full: float) -> float:
     return max((b - a for times in by_pid.values() for a, b in itertools.pairwise(times)), default=0.0)
 
 
-def run(kills: int, seed: int, folder: Path) -> list[Row]:
-    """Train on `WORLD` ranks of one host and kill them one by one."""
+def run(kills: int, spares: int, seed: int, folder: Path) -> list[Row]:
+    """Train on `WORLD` ranks of one host and kill them one by one, each once the world is full and `spares` are idle."""
     chance, rows = random.Random(seed), list[Row]()
-    system = replace(ours.systems(WORLD)[0], command=lambda f: ours.train_command(f, "train_with_digests", "mlp", WORLD))
-    with Running(system, folder) as running:
+
+    def command(folder: Path) -> list[str]:
+        return ours.train_command(folder, "train_with_digests", "mlp", WORLD, spares=spares)
+
+    with Running(replace(ours.systems(WORLD)[0], command=command), folder) as running:
         tail, commits = LogTail(folder), list[Commit]()
         while len(rows) < kills:
-            steady = _steady(running, tail, commits)
+            steady = _steady(running, spares, tail, commits)
             time.sleep(chance.uniform(0.0, 1.0))
             commits += (new := tail.poll())
             steady.add(new)
@@ -90,22 +111,22 @@ def _row(running: Running, tail: LogTail, commits: list[Commit], kill: Kill, ste
     return Row(result, step, join_pause(commits, kill, result.full))
 
 
-def _steady(running: Running, tail: LogTail, commits: list[Commit]) -> Steady:
+def _steady(running: Running, spares: int, tail: LogTail, commits: list[Commit]) -> Steady:
     steady, deadline = Steady(WORLD, 30, 3.0), time.time() + 120
     while time.time() < deadline and running.alive:
         commits += (new := tail.poll())
         steady.add(new)
-        if steady.members(time.time()) and _spare_is_idle(running.folder):
+        if steady.members(time.time()) and _idle(running.folder) >= spares:
             return steady
         time.sleep(0.02)
     raise SystemExit("no full and steady world; see " + str(running.folder / "output.log"))
 
 
-def _spare_is_idle(folder: Path) -> bool:
+def _idle(folder: Path) -> int:
     from orchestrator.status import fetch
 
     answer = fetch(folder / "runs" / ours.NAME)
-    return answer is not None and any(rank["state"] == "idle" for rank in answer["ranks"])
+    return sum(rank["state"] == "idle" for rank in answer["ranks"]) if answer else 0
 
 
 def digests_agree(folder: Path) -> tuple[int, bool]:
@@ -120,40 +141,65 @@ def digests_agree(folder: Path) -> tuple[int, bool]:
     return len(shared), all(len(by_state[state]) == 1 for state in shared)
 
 
-def page(rows: Sequence[Row], digests: tuple[int, bool], each_once: bool, steps: int, command: str) -> str:
-    """The results as markdown."""
+def measure(kills: int, spares: int, seed: int) -> Outcome:
+    """One gang, killed `kills` times, then stopped and looked at. Raises UserError as `audit` does."""
+    folder = Path(tempfile.mkdtemp(prefix="qk-"))
+    try:
+        rows = run(kills, spares, seed, folder)
+        audited = audit(folder / "runs" / ours.NAME)
+        steps = sum(1 for _ in (folder / "runs" / ours.NAME / "steps.jsonl").open())
+        return Outcome(spares, rows, steps, *digests_agree(folder), audited.problems)
+    finally:
+        if (folder / "output.log").exists():
+            shutil.copy(folder / "output.log", Path(tempfile.gettempdir()) / f"kills-{spares}.log")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def section(outcome: Outcome) -> list[str]:
+    """Every kill of one gang, and the figures the bounds are for, as lines of markdown."""
+    idle = "One preloaded idle worker" if outcome.spares else "No idle worker: a new process is started after each kill"
     lines = [
-        "# Recovery from kill -9",
-        "",
-        f"{len(rows)} times `kill -9` of a random one of {WORLD} ranks at a random moment; one host, one preloaded idle "
-        "worker, MLP of 1.29 M parameters, global batch 256. Seconds from the kill, as logged by the ranks themselves.",
+        f"## {idle}",
         "",
         "| kill | rank | step before | every survivor's next commit | minus one step | full world again "
         "| longest pause until then | survivors kept their pid | steps lost |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(outcome.rows, 1):
         result, survivors = row.recovery, row.recovery.survivors or 0.0
         lines.append(
             f"| {number} | {result.rank} | {row.step:.3f} | {survivors:.3f} | {survivors - row.step:.3f} "
             f"| {result.full:.2f} | {row.pause:.3f} | {result.kept} of {WORLD - 1} | {result.steps_lost} |"
         )
-    excess = [row.recovery.survivors - row.step for row in rows if row.recovery.survivors is not None]
-    full = [row.recovery.full for row in rows if row.recovery.full is not None]
-    pauses = [row.pause - row.step for row in rows]
-    lines += [
+    excess = [row.recovery.survivors - row.step for row in outcome.rows if row.recovery.survivors is not None]
+    full = [row.recovery.full for row in outcome.rows if row.recovery.full is not None]
+    pauses = [row.pause - row.step for row in outcome.rows]
+    return [
+        *lines,
         "",
         "| figure | median | worst | bound |",
         "|---|---|---|---|",
         f"| survivors' next commit, less one step | {median(excess):.3f} s | {max(excess):.3f} s "
         "| 0.3 s median, 1 s worst |",
-        f"| the world full again, healed | {median(full):.2f} s | {max(full):.2f} s | 4 s |",
+        f"| the world full again, healed | {median(full):.2f} s | {max(full):.2f} s | {4 if outcome.spares else 20} s |",
         f"| pause while the rank comes back, less one step | {median(pauses):.3f} s | {max(pauses):.3f} s | 0.5 s |",
         "",
-        f"{steps} steps committed. {digests[0]} states were digested (BLAKE2b-128 of parameters, buffers, optimizer) by "
-        f"more than one rank: {'all equal' if digests[1] else 'NOT EQUAL'}. Each sample of each epoch in exactly one "
-        f"committed step: {'yes' if each_once else 'NO'} (`quantarion audit`).",
+        f"{outcome.steps} steps committed. {outcome.digested} states were digested (BLAKE2b-128 of parameters, buffers, "
+        f"optimizer) by more than one rank: {'all equal' if outcome.digests_equal else 'NOT EQUAL'}. Each sample of each "
+        f"epoch in exactly one committed step: {'NO' if outcome.problems else 'yes'} (`quantarion audit`).",
         "",
+    ]
+
+
+def page(outcomes: Sequence[Outcome], command: str) -> str:
+    """The results as markdown."""
+    lines = [
+        "# Recovery from kill -9",
+        "",
+        f"`kill -9` of a random one of {WORLD} ranks at a random moment, again and again; one host, MLP of 1.29 M "
+        "parameters, global batch 256. Seconds from the kill, as logged by the ranks themselves.",
+        "",
+        *(line for outcome in outcomes for line in section(outcome)),
         f"Made by\n\n```\n{command}\n```\n\non {describe()}",
     ]
     return "\n".join(lines) + "\n"
@@ -162,32 +208,27 @@ def page(rows: Sequence[Row], digests: tuple[int, bool], each_once: bool, steps:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, write the page, and fail where a promise is broken."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=__doc__)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=20, help="with one preloaded idle worker")
+    parser.add_argument("--cold-kills", type=int, default=5, help="then, in another gang, without one")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--page", type=Path, default=PAGE)
     options = parser.parse_args(arguments)
     exit_on_signals()
-    folder = Path(tempfile.mkdtemp(prefix="qk-"))
     try:
-        rows = run(options.kills, options.seed, folder)
-        audited = audit(folder / "runs" / ours.NAME)
-        digests = digests_agree(folder)
-        steps = sum(1 for _ in (folder / "runs" / ours.NAME / "steps.jsonl").open())
+        outcomes = [
+            measure(kills, spares, options.seed) for kills, spares in ((options.kills, 1), (options.cold_kills, 0)) if kills
+        ]
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    finally:
-        shutil.copy(folder / "output.log", Path(tempfile.gettempdir()) / "kills.log")
-        shutil.rmtree(folder, ignore_errors=True)
-    for problem in audited.problems[:5]:
-        print(problem)
-    text = page(
-        rows, digests, audited.each_once, steps, "python -m benchmarks.kills " + " ".join(arguments or sys.argv[1:])
-    )
+    for outcome in outcomes:
+        for problem in outcome.problems[:5]:
+            print(problem)
+    text = page(outcomes, "python -m benchmarks.kills " + " ".join(arguments or sys.argv[1:]))
     options.page.parent.mkdir(parents=True, exist_ok=True)
     options.page.write_text(text)
     print(text)
-    return 0 if digests[1] and audited.each_once and all(row.recovery.kept == WORLD - 1 for row in rows) else 1
+    return 0 if all(outcome.kept_its_promises for outcome in outcomes) else 1
 
 
 if __name__ == "__main__":
