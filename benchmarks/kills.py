@@ -36,6 +36,11 @@ LIMIT_SECONDS = 60.0
 PAGE = Path("docs/results/recovery.md")
 
 
+def log_copy(spares: int) -> Path:
+    """Where the output of the gang with that many idle workers is kept; its folder goes with the gang."""
+    return Path(tempfile.gettempdir()) / f"kills-{spares}.log"
+
+
 @dataclass(frozen=True)
 class Row:
     """One kill: what it cost, the median step before it, and the longest pause of a survivor until the world was full."""
@@ -58,9 +63,9 @@ class Outcome:
 
     @property
     def kept_its_promises(self) -> bool:
-        """Nothing was lost, nobody else was restarted; how long it took is for the reader of the page."""
+        """Nothing was lost, nobody else was restarted, states were compared; how long it took is for the page's reader."""
         survived = all(row.recovery.kept == WORLD - 1 and not row.recovery.steps_lost for row in self.rows)
-        return survived and self.digests_equal and not self.problems
+        return survived and self.digested > 0 and self.digests_equal and not self.problems
 
 
 def join_pause(commits: Iterable[Commit], kill: Kill, full: float) -> float:
@@ -92,14 +97,14 @@ def run(kills: int, spares: int, seed: int, folder: Path) -> list[Row]:
             rank = chance.choice(sorted(members))
             kill = Kill(time.time(), members[rank], rank, frozenset(members.values()))
             os.kill(kill.pid, signal.SIGKILL)
-            rows.append(_row(running, tail, commits, kill, steady.step_seconds()))
+            rows.append(_row(running, spares, tail, commits, kill, steady.step_seconds()))
             print(f"  kill {len(rows)}: {rows[-1]}", flush=True)
             del commits[:-2000]
         stop(ours.NAME, folder / "runs")
     return rows
 
 
-def _row(running: Running, tail: LogTail, commits: list[Commit], kill: Kill, step: float) -> Row:
+def _row(running: Running, spares: int, tail: LogTail, commits: list[Commit], kill: Kill, step: float) -> Row:
     result = recovery(commits, kill)
     while result.full is None and time.time() < kill.t + LIMIT_SECONDS and running.alive:
         time.sleep(0.02)
@@ -107,7 +112,8 @@ def _row(running: Running, tail: LogTail, commits: list[Commit], kill: Kill, ste
             commits += new
             result = recovery([line for line in commits if line.t > kill.t - 10], kill)
     if result.full is None:
-        raise SystemExit(f"the world was not full again within {LIMIT_SECONDS:g} s after the kill of rank {kill.rank}")
+        kind = f"the world was not full again within {LIMIT_SECONDS:g} s after the kill of rank {kill.rank}"
+        raise SystemExit(f"{kind}; see {log_copy(spares)}")
     return Row(result, step, join_pause(commits, kill, result.full))
 
 
@@ -119,7 +125,7 @@ def _steady(running: Running, spares: int, tail: LogTail, commits: list[Commit])
         if steady.members(time.time()) and _idle(running.folder) >= spares:
             return steady
         time.sleep(0.02)
-    raise SystemExit("no full and steady world; see " + str(running.folder / "output.log"))
+    raise SystemExit(f"no full and steady world; see {log_copy(spares)}")
 
 
 def _idle(folder: Path) -> int:
@@ -151,7 +157,7 @@ def measure(kills: int, spares: int, seed: int) -> Outcome:
         return Outcome(spares, rows, steps, *digests_agree(folder), audited.problems)
     finally:
         if (folder / "output.log").exists():
-            shutil.copy(folder / "output.log", Path(tempfile.gettempdir()) / f"kills-{spares}.log")
+            shutil.copy(folder / "output.log", log_copy(spares))
         shutil.rmtree(folder, ignore_errors=True)
 
 

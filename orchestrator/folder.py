@@ -15,24 +15,36 @@ from typing import Self
 from orchestrator import status
 from orchestrator.errors import ExitCode, UserError, command
 from orchestrator.jobspec import JobSpec
-from orchestrator.records import STEP_KEYS, STEPS, Generation, generation_of
+from orchestrator.records import STEP_KEYS, STEPS, Generation, generation_of, read_object
 
 SET_ASIDE = ("result.json", "report.json", "traceback.txt", "coordinator.json")
 """What belongs to one run and not to the one that resumes it."""
 KEPT = ".before"
-"""Folder in a resumed job's: where these and the old `job.json` lie until the new run has committed a step."""
+"""Folder in a resumed job's: these and the old `job.json` lie there until the start has ended.
+
+Where a start was killed, the next one settles it: by `GENERATION` in it, the newest one that had committed a step then."""
+GENERATION = "generation.json"
 
 
 class JobFolder:
     """The folder of one job, held by the process that starts it: inside `with` no other start of its name comes through.
 
-    Until `take` it is as an earlier run has left it, and it is so again after `give_back`. Killed at any moment, a start
-    loses nothing: what it has moved lies beside the folder (`runs/demo.1`), or in `.before` in it.
+    Until `take` it is as an earlier run has left it. After `give_back` a fresh start leaves that run's whole folder in its
+    place. A resume puts back `job.json` and what that run had of `SET_ASIDE`; what it has added to `control/`,
+    `events.jsonl`, `samples/` and `logs/` stays, and so does a `traceback.txt` where that run had none. Killed at any
+    moment, a start loses nothing: what it has moved lies beside the folder (`runs/demo.1`), or in `.before` in it, which
+    the next start settles.
+
+    Attributes:
+        path: of the folder, absolute.
+        logs: the folder that the logs of this start lie in: `path`, or after `give_back` perhaps another one.
+        aside: where a fresh start has moved the folder that it found.
+        taken: `take` was called, and not all of it undone.
     """
 
     def __init__(self, spec: JobSpec, *, cluster: str | None, resume: bool, exact: bool) -> None:
         self.spec, self.resume, self.exact, self._cluster = spec, resume, exact, cluster
-        self.path = (spec.storage / spec.name).absolute()
+        self.path = self.logs = (spec.storage / spec.name).absolute()
         self.aside: Path | None = None
         self.taken = False
         self._before: Generation = (0, 0)
@@ -67,42 +79,48 @@ class JobFolder:
             self._lock = None
 
     def take(self) -> None:
-        """Make the folder ready and write `job.json`; a fresh start moves an old folder aside.
+        """Settle what a killed start has left, make the folder ready and write `job.json`; a fresh start moves an old
+        folder aside.
 
         Raises UserError: the folder cannot be written; a job of that name has begun to run meanwhile.
         """
         self._refuse_running()
         try:
+            _settle(self.path)
             self._before = _newest(self.path) if self.resume else (0, 0)
-            (self._set_aside if self.resume else self._move_aside)()
+            try:
+                (self._set_aside if self.resume else self._move_aside)()
+            except OSError:
+                with suppress(OSError):
+                    self._undo()
+                raise
         except OSError as error:
-            self._undo()
             raise self._unwritable(error) from None
         self.taken = True
 
-    def give_back(self) -> Path | None:
-        """Undo `take` where the job has committed no step since.
-
-        Returns the folder that the start's logs lie in from now on, where that is another one than `path`.
-        """
+    def give_back(self) -> bool:
+        """Undo `take` where the job has committed no step since; True where an earlier run has its folder again."""
         if not self.taken:
-            return None
+            return False
         if _newest(self.path) > self._before:
             self.keep()
-            return None
+            return False
         if self.resume:
             self._undo()
-        elif not self.path.exists() or os.listdir(self.path) == ["job.json"]:  # nothing has run in it
+            return True
+        if not self.path.exists() or os.listdir(self.path) == ["job.json"]:  # nothing has run in it
             shutil.rmtree(self.path, ignore_errors=True)
             self._undo()
             self.taken = False
-        elif self.aside is not None and _newest(self.aside) > (0, 0):
-            between = _free(self.path)
-            os.rename(self.path, between)
-            os.rename(self.aside, self.path)
-            os.rename(between, self.aside)
-            return self.aside
-        return None
+            return self.aside is not None
+        if self.aside is None or _newest(self.aside) == (0, 0):
+            return False
+        between = _free(self.path)
+        os.rename(self.path, between)
+        os.rename(self.aside, self.path)
+        os.rename(between, self.aside)
+        self.logs = self.aside
+        return True
 
     def keep(self) -> None:
         """The new run stands: forget what `give_back` needs."""
@@ -110,30 +128,30 @@ class JobFolder:
             shutil.rmtree(self.path / KEPT, ignore_errors=True)
 
     def _undo(self) -> None:
-        with suppress(FileNotFoundError):
-            if self.resume:
-                for name in sorted(os.listdir(self.path / KEPT)):
-                    os.replace(self.path / KEPT / name, self.path / name)
-                self.keep()
-            elif self.aside is not None:
+        if self.resume:
+            _put_back(self.path)
+            return
+        shutil.rmtree(self._fresh, ignore_errors=True)
+        if self.aside is not None:
+            with suppress(FileNotFoundError):
                 os.rename(self.aside, self.path)
 
     def _move_aside(self) -> None:
         """`runs/demo` becomes `runs/demo.1` (or the next free number): nothing is ever deleted."""
-        fresh = self.path.with_name(f".{self.path.name}.new")
-        fresh.mkdir(exist_ok=True)
-        self._write_job(fresh)
+        self._fresh.mkdir(exist_ok=True)
+        self._write_job(self._fresh)
         if self.path.exists() and any(self.path.iterdir()):
             aside = _free(self.path)
             os.rename(self.path, aside)
             self.aside = aside
-        os.rename(fresh, self.path)
+        os.rename(self._fresh, self.path)
 
     def _set_aside(self) -> None:
         kept = self.path / KEPT
         kept.mkdir(exist_ok=True)
+        _write(kept / GENERATION, json.dumps({"generation": self._before}))
         with suppress(FileNotFoundError):
-            shutil.copyfile(self.path / "job.json", kept / "job.json")
+            _write(kept / "job.json", (self.path / "job.json").read_text())
         self._write_job(self.path)
         for name in SET_ASIDE:
             with suppress(FileNotFoundError):
@@ -142,22 +160,17 @@ class JobFolder:
     def _write_job(self, folder: Path) -> None:
         settings = {"resume": self.resume, "exact": self.exact, "started": time.time(), "started_in": str(Path.cwd())}
         content = {**self.spec.model_dump(mode="json"), **settings}
-        partial = folder / ".job.json.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(partial, folder / "job.json")
+        _write(folder / "job.json", json.dumps(content, indent=2) + "\n")
 
     def _refuse_running(self) -> None:
         answer = status.fetch(self.path)
         if answer is not None and answer["phase"] not in ("finished", "failed"):
-            raise self._running("is running")
-
-    def _running(self, what: str) -> UserError:
-        stop = command("stop", self.spec.name, storage=self.spec.storage)
-        return UserError(
-            f"a job named {self.spec.name} {what} in {self.path}; choose another name with --set name=…, or stop it with: "
-            f"{stop}",
-            ExitCode.RUNNING,
-        )
+            stop = command("stop", self.spec.name, storage=self.spec.storage)
+            raise UserError(
+                f"a job named {self.spec.name} is running in {self.path}; choose another name with --set name=…, or stop "
+                f"it with: {stop}",
+                ExitCode.RUNNING,
+            )
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(
@@ -165,6 +178,11 @@ class JobFolder:
             "choose another place with --set storage=…",
             ExitCode.STORAGE,
         )
+
+    @property
+    def _fresh(self) -> Path:
+        """A new folder until it has its name."""
+        return self.path.with_name(f".{self.path.name}.new")
 
     @property
     def _lock_path(self) -> Path:
@@ -179,7 +197,12 @@ class JobFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(lock)
-                raise self._running("is being started") from None
+                raise UserError(
+                    f"a job named {self.spec.name} is being started, runs or is ending in another process, which holds "
+                    f"{self.path}; wait until that process has ended, press Ctrl-C there, or choose another name with "
+                    "--set name=…",
+                    ExitCode.RUNNING,
+                ) from None
             except OSError:  # storage without locks
                 return lock
             with suppress(FileNotFoundError):
@@ -202,6 +225,33 @@ def _free(folder: Path) -> Path:
     while (path := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
     return path
+
+
+def _settle(folder: Path) -> None:
+    """A resume that was killed has left `.before`: it stands where it has committed a step, else it is undone."""
+    kept = folder / KEPT
+    if not kept.is_dir():
+        return
+    before = generation_of({"generation": (0, 0), **read_object(kept / GENERATION)})  # without it nothing was moved yet
+    if _newest(folder) > before:
+        shutil.rmtree(kept)
+    else:
+        _put_back(folder)
+
+
+def _put_back(folder: Path) -> None:
+    """Undo a resume, however far it has come."""
+    for name in ("job.json", *SET_ASIDE):
+        with suppress(FileNotFoundError):
+            os.replace(folder / KEPT / name, folder / name)
+    shutil.rmtree(folder / KEPT, ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 def _newest(folder: Path) -> Generation:

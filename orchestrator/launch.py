@@ -22,7 +22,7 @@ from orchestrator.embedded import HEAD_ADDRESS, EmbeddedCluster
 from orchestrator.errors import ExitCode, UserError, again
 from orchestrator.folder import JobFolder
 from orchestrator.jobspec import JobSpec
-from orchestrator.records import EVENT_KEYS, EVENTS, signal_name
+from orchestrator.records import signal_name
 from orchestrator.view import View
 from workers.actors import log_to
 
@@ -54,18 +54,24 @@ def train(spec: JobSpec, *, address: str | None, resume: bool, exact: bool, repo
                 interrupts, answers = stack.enter_context(_interrupts()), _Answers(folder.path)
                 view = View(folder.path, status=lambda: answers.last, phases=_has_phases(spec))
                 exit_code = _run(folder, cluster, stack.enter_context(view), interrupts, answers)
-        except BaseException:
-            _give_back(folder)
+        except BaseException as error:
+            restored = _give_back(folder)
+            if isinstance(error, UserError) and error.exit_code == ExitCode.FAILED and (go_on := _go_on(folder, restored)):
+                raise UserError(f"{error}; {go_on}", error.exit_code) from None
             raise
+        restored = False
         if exit_code == ExitCode.DONE:
             folder.keep()
-            logs = folder.path
         else:
-            logs = _give_back(folder)
-        if folder.taken:
-            _conclude(logs, time.time() - started, exit_code, report)
-        else:
+            restored = _give_back(folder)
+            if folder.taken and (go_on := _go_on(folder, restored)):
+                sys.stdout.write(f"{go_on}\n")
+        if not folder.taken:
             sys.stdout.write("stopped: 0 steps, before the job began\n")
+        elif restored and resume:  # the report there is that of the run before
+            sys.stdout.write("stopped: 0 steps since the run before\n")
+        else:
+            _conclude(folder.logs, time.time() - started, exit_code, report)
     return exit_code
 
 
@@ -74,18 +80,33 @@ def _has_phases(spec: JobSpec) -> bool:
     return spec.task.script is None or ("qat_epochs" in spec.phases.model_fields_set and spec.phases.qat_epochs > 0)
 
 
-def _give_back(folder: JobFolder) -> Path:
-    """After a start that has come to no step; returns the folder with its logs."""
+def _give_back(folder: JobFolder) -> bool:
+    """After a start that has come to no step; True where the run before has its folder again."""
     try:
-        logs = folder.give_back()
+        restored = folder.give_back()
     except OSError as error:
         sys.stderr.write(f"{folder.aside or folder.path} cannot be put back ({error.strerror}); nothing in it is lost\n")
-        return folder.path
-    if logs is None:
-        return folder.path
-    sys.stdout.write(f"{folder.path} is as the run before has left it; the logs of this one are in {logs}\n")
+        return False
+    if restored and folder.resume:
+        sys.stdout.write(
+            f"{folder.path} has job.json, result.json and report.json of the run before again; what this one, which came "
+            "to no step, has added to control/, events.jsonl, samples/ and logs/ stays\n"
+        )
+    elif restored and folder.taken:
+        sys.stdout.write(f"{folder.path} is as the run before has left it; the logs of this one are in {folder.logs}\n")
     sys.stdout.flush()
-    return logs
+    return restored
+
+
+def _go_on(folder: JobFolder, restored: bool) -> str:
+    """How to go on from the newest checkpoint in the job's folder; empty where there is none, or nothing left to do.
+
+    `restored`: it is one of an earlier run, which has its folder again.
+    """
+    if not any((folder.path / "checkpoints").glob("step-*")) or status.ended(folder.path) == ExitCode.DONE:
+        return ""
+    earlier = " the run before" if restored and not folder.resume else ""
+    return f"go on with{earlier}: {again('--resume')}"
 
 
 def _run(folder: JobFolder, cluster: str | None, view: View, interrupts: Interrupts, answers: _Answers) -> int:
@@ -142,11 +163,11 @@ def _watch(
         view.update()
         silent = 0.0 if answer is not None else time.monotonic() - heard
         if failure is not None or silent > END_SECONDS:
-            end = recorded_end(folder)
+            end = status.recorded_end(folder)
             if end is not None:
                 return _ended(folder, end)
         if failure is not None:
-            raise UserError(f"{failure.rstrip('.')}; go on with: {again('--resume')}", ExitCode.FAILED)
+            raise UserError(failure.rstrip("."), ExitCode.FAILED)
         request.follow(interrupts.signals)
         if answer is None and interrupts.signals and (not begun or len(interrupts.signals) > 1):
             return ExitCode.STOPPED  # there is nobody to ask
@@ -156,8 +177,8 @@ def _watch(
                 return _ended(folder, answer)
         elif silent > SILENCE_SECONDS:
             raise UserError(
-                f"the coordinator of {spec.name} has not answered for {SILENCE_SECONDS:g} s; see {folder / 'logs'}, and "
-                f"go on with: {again('--resume')}",
+                f"the coordinator of {spec.name} has not answered for {SILENCE_SECONDS:g} s; see its log, "
+                "logs/coordinator.log in the job's folder",
                 ExitCode.FAILED,
             )
 
@@ -168,23 +189,8 @@ def _ended(folder: Path, answer: dict[str, Any]) -> int:
         traceback = folder / "traceback.txt"
         if traceback.exists():
             sys.stderr.write(traceback.read_text())
-        go_on = f"; go on with: {again('--resume')}" if code == ExitCode.FAILED and _has_checkpoint(folder) else ""
-        raise UserError(f"{answer['message']}{go_on}", code)
+        raise UserError(str(answer["message"]), code)
     return code
-
-
-def recorded_end(folder: Path) -> dict[str, Any] | None:
-    """The end that the coordinator has put on record in this run, where it cannot be asked any more."""
-    for event in reversed(status.tail(folder / EVENTS, EVENT_KEYS)):
-        if event["kind"] in ("finished", "failed"):
-            return event
-        if event["kind"] == "coordinator_started":
-            return None
-    return None
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob("step-*"))
 
 
 class _StopRequest:
@@ -244,9 +250,6 @@ def _conclude(folder: Path, seconds: float, exit_code: int, copy: Path | None) -
             "make room there, the steps and checkpoints are safe",
             ExitCode.STORAGE,
         ) from None
-    if exit_code == ExitCode.STOPPED and _has_checkpoint(folder):
-        sys.stdout.write(f"go on with: {again('--resume')}\n")
-        sys.stdout.flush()
     report.show(content, folder / report.REPORT, outcome="stopped" if exit_code == ExitCode.STOPPED else "done")
 
 

@@ -50,7 +50,10 @@ __all__ = [
 ]
 
 
-_CRASHES = "{} workers in a row died on {} before they could train ({})"
+_CRASHES = (
+    "{crashes} workers in a row died on {host} before they could train{last}; see logs/worker-{host}.log and "
+    "logs/coordinator.log in the job's folder"
+)
 
 
 class Membership:
@@ -198,7 +201,8 @@ class Membership:
                 actions.append(Record("evidence", fields))
             host.crashes = 0 if view.useful else host.crashes + 1
             if self._hopeless(host):
-                return actions + self._end(9, _CRASHES.format(host.crashes, host.host, f"last exit status {status}"))
+                last = f" (last exit status {status})"
+                return actions + self._end(9, _CRASHES.format(crashes=host.crashes, host=host.host, last=last))
         if view.role is Role.MEMBER and self.phase is not JobPhase.ENDED:
             self.incidents.append(Incident(now, "worker_killed", view.host, view.rank, self._planned()))
             actions += self._member_left(f"rank {view.rank} on {view.host} exited", now)
@@ -213,7 +217,7 @@ class Membership:
         view.crashes += 1
         actions: list[Action] = [Record("worker_stillborn", {"host": host, "crashes": view.crashes})]
         if self._hopeless(view):
-            return actions + self._end(9, _CRASHES.format(view.crashes, host, "see the logs of Ray there"))
+            return actions + self._end(9, _CRASHES.format(crashes=view.crashes, host=host, last=""))
         return actions + self._decide(now)
 
     def _hopeless(self, host: HostView) -> bool:

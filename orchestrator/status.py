@@ -115,7 +115,7 @@ def last_known(folder: Path) -> Record:
         "ranks": [_member(each, step) for each in members],
         "hosts": [],
         "answering": False,
-        "message": _last_message(events, exit_code) or _silence(folder),
+        "message": _last_message(folder, exit_code) or _silence(folder),
         "discarded": int(memberships[-1].get("discarded") or 0) if memberships else 0,
         "exit_code": exit_code,
     }
@@ -126,6 +126,16 @@ def ended(folder: Path) -> int | None:
     entries = tail(folder / "control" / "journal.jsonl", frozenset({"entry"}))
     last = next((each for each in reversed(entries) if each["entry"] in ("started", "ended")), None)
     return int(last["exit_code"]) if last and last["entry"] == "ended" else None
+
+
+def recorded_end(folder: Path) -> Record | None:
+    """The event with which the job's last run has ended; None where the coordinator has put none on record."""
+    for event in reversed(tail(folder / EVENTS, EVENT_KEYS)):
+        if event["kind"] in ("finished", "failed"):
+            return event
+        if event["kind"] == "coordinator_started":
+            return None
+    return None
 
 
 def read_coordinator(folder: Path) -> Coordinator | None:
@@ -198,11 +208,11 @@ def _last_phase(events: list[Record]) -> str:
     return next((_PHASES[each["kind"]] for each in reversed(events) if each["kind"] in _PHASES), "starting")
 
 
-def _last_message(events: list[Record], exit_code: int | None) -> str:
+def _last_message(folder: Path, exit_code: int | None) -> str:
     if exit_code is None:
         return ""
-    errors = [str(each["error"]) for each in events if each["kind"] == "failed" and each.get("error")]
-    return errors[-1] if errors and exit_code not in _WELL else f"It ended with exit code {exit_code}."
+    end = recorded_end(folder) if exit_code not in _WELL else None
+    return str((end and end.get("message")) or f"It ended with exit code {exit_code}.")
 
 
 def _silence(folder: Path) -> str:
@@ -231,7 +241,7 @@ def _all(storage: Path) -> list[Record]:
 
 def _folders(storage: Path) -> list[Path]:
     try:
-        return sorted(each for each in storage.iterdir() if _is_job(each))
+        return sorted(each for each in storage.iterdir() if _is_job(each) and not each.name.startswith("."))
     except FileNotFoundError:
         return []
     except OSError as error:

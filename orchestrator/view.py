@@ -1,6 +1,7 @@
 """What a person sees while a job trains: a live panel in a terminal, plain lines anywhere else.
 
-It only reads: `steps.jsonl` and `events.jsonl` of the job's folder, and the status that the coordinator answers.
+It only reads: in the job's folder `steps.jsonl`, `events.jsonl` and what the lowest rank prints (`logs/<worker>.out`), and
+the status that the coordinator answers.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ PLAIN_SECONDS = 5.0
 """Seconds between two lines of progress where there is no terminal."""
 RECOVERY_WAIT = 1.5
 """Seconds that the news of a death waits for the news of its recovery, so that one line tells both."""
+TOLD = ("rank_back", "resumed", "checkpoint_skipped", "checkpoint_failed", "record_failed", "task_error")
+"""Kinds of events that are said above a live panel too."""
 SPARK = "▁▂▃▄▅▆▇█"
 COLORS = {
     "healthy": "green",
@@ -120,7 +123,7 @@ class View:
         self._incidents = Incidents()
         self._untold: list[tuple[float, Incident]] = []
         self._told: list[Incident] = []  # with their recovery
-        self._answered = False
+        self._answered = self._record_failed = False
         self._started = self._told_progress = clock()
         live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._live = Live(console=self.console, auto_refresh=False) if live else None
@@ -227,6 +230,10 @@ class View:
         sentence = event_sentence(event)
         if sentence is None:
             return
+        if event["kind"] == "record_failed":
+            if self._record_failed:
+                return  # on a full disk it comes from every rank at every step
+            self._record_failed = True
         self.seen.last = sentence
         if event["kind"] == "resumed":
             self.seen.step = int(event["step"])
@@ -234,7 +241,7 @@ class View:
             self.seen.accuracy = event.get("accuracy")
         elif event["kind"] in ("finished", "failed"):
             self.seen.phase, self.seen.message = event["kind"], ""
-        if event["kind"] in ("rank_back", "resumed", "checkpoint_skipped", "checkpoint_failed", "task_error"):
+        if event["kind"] in TOLD:
             self._say(sentence)
         elif event["kind"] in ("evaluation", "stopping", "finished"):
             self._say_plain(sentence)

@@ -215,6 +215,7 @@ def test_an_interrupted_start_leaves_nothing(child_environment: dict[str, str], 
 import os, signal, sys
 from pathlib import Path
 from orchestrator import embedded, reaper
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins by ignoring it
 class Interrupted(embedded.EmbeddedCluster):
     def _start_host(self, slot):
         os.kill(os.getpid(), signal.SIGINT)

@@ -57,7 +57,8 @@ def test_a_fresh_start_moves_an_old_folder_aside(earlier: Path) -> None:
             folder.take()
             begin(folder.path)
             append(folder.path / "steps.jsonl", {"step": 1, "generation": [1, 1]})
-            assert folder.give_back() is None  # it has a step, so it stands
+            assert not folder.give_back()  # it has a step, so it stands
+            assert folder.logs == earlier
     assert content(earlier.with_name("demo.1")) == before
     assert json.loads((earlier.with_name("demo.2") / "job.json").read_text())["seed"] == 1
     assert json.loads((earlier / "job.json").read_text())["seed"] == 2
@@ -69,7 +70,7 @@ def test_before_it_is_taken_a_folder_is_as_it_was(earlier: Path, resume: bool) -
     before = content(earlier)
     with start(earlier.parent, resume=resume) as folder:
         assert content(earlier) == before
-        assert folder.give_back() is None
+        assert not folder.give_back()
     assert content(earlier) == before
     assert [path.name for path in earlier.parent.iterdir()] == ["demo"]
 
@@ -79,7 +80,8 @@ def test_a_start_without_a_step_is_swapped_back(earlier: Path) -> None:
     with start(earlier.parent) as folder:
         folder.take()
         begin(folder.path)
-        assert folder.give_back() == earlier.with_name("demo.1")
+        assert folder.give_back()
+        assert folder.logs == earlier.with_name("demo.1")
     assert content(earlier) == before
     assert "events.jsonl" in content(earlier.with_name("demo.1"))
     assert sorted(path.name for path in earlier.parent.iterdir()) == ["demo", "demo.1"]
@@ -90,7 +92,7 @@ def test_a_start_in_which_nothing_ran_leaves_nothing(earlier: Path) -> None:
     for storage in (earlier.parent, earlier.parent / "empty"):
         with start(storage) as folder:
             folder.take()
-            assert folder.give_back() is None
+            assert folder.give_back() is (storage == earlier.parent)
             assert not folder.taken
     assert content(earlier) == before
     assert sorted(path.name for path in earlier.parent.iterdir()) == ["demo", "empty"]
@@ -102,7 +104,7 @@ def test_a_second_start_without_a_step_is_the_one_to_look_at(tmp_path: Path) -> 
         with start(tmp_path, seed=seed) as folder:
             folder.take()
             begin(folder.path)
-            assert folder.give_back() is None
+            assert not folder.give_back()
     assert json.loads((tmp_path / "demo" / "job.json").read_text())["seed"] == 2
     assert json.loads((tmp_path / "demo.1" / "job.json").read_text())["seed"] == 1
 
@@ -115,7 +117,8 @@ def test_a_resume_without_a_step_keeps_the_report_of_the_run_before(earlier: Pat
         assert not (earlier / "report.json").exists()
         begin(earlier)
         append(earlier / "steps.jsonl", {"step": 3, "generation": [1, 1]})  # backfilled, not new
-        assert folder.give_back() is None
+        assert folder.give_back()
+        assert folder.logs == earlier
     after = content(earlier)
     assert {name: after[name] for name in FILES[:-1]} == {name: before[name] for name in FILES[:-1]}
     assert sorted(after) == sorted([*before, "events.jsonl"])
@@ -125,9 +128,70 @@ def test_a_resume_with_a_step_stands(earlier: Path) -> None:
     with start(earlier.parent, resume=True, seed=9) as folder:
         folder.take()
         append(earlier / "steps.jsonl", {"step": 4, "generation": [2, 1]})
-        assert folder.give_back() is None
+        assert not folder.give_back()
     assert json.loads((earlier / "job.json").read_text())["seed"] == 9
     assert not (earlier / "result.json").exists() and not (earlier / folders.KEPT).exists()
+
+
+def killed_resume(storage: Path, seed: int) -> Path:
+    """What a resume leaves that is killed at any time after `take`."""
+    with start(storage, resume=True, seed=seed) as folder:
+        folder.take()
+        begin(folder.path)
+        return folder.path
+
+
+def test_a_resume_that_was_killed_after_its_first_step_stands(earlier: Path) -> None:
+    """Not the report of the run before it, which is of another state."""
+    killed_resume(earlier.parent, seed=2)
+    append(earlier / "steps.jsonl", {"step": 4, "generation": [2, 1]})
+    with start(earlier.parent, resume=True, seed=3) as folder:
+        folder.take()
+        assert folder.give_back()
+    assert json.loads((earlier / "job.json").read_text())["seed"] == 2
+    assert not (earlier / "report.json").exists() and not (earlier / folders.KEPT).exists()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_resume_that_was_killed_before_its_first_step_is_undone_by_the_next_start(earlier: Path, resume: bool) -> None:
+    before = content(earlier)
+    killed_resume(earlier.parent, seed=2)
+    killed_resume(earlier.parent, seed=3)
+    with start(earlier.parent, resume=resume, seed=4) as folder:
+        folder.take()
+        begin(folder.path)
+        assert folder.give_back()
+    after = content(earlier)
+    assert {name: after[name] for name in before} == before
+    assert sorted(after) == sorted([*before, "events.jsonl"])
+
+
+@pytest.mark.parametrize("moment", range(7))
+def test_a_resume_that_is_killed_while_it_takes_the_folder_is_undone(
+    earlier: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """After any of its renames."""
+
+    class Killed(BaseException):
+        pass
+
+    before, replace, left = content(earlier), os.replace, moment
+
+    def kill(source: Path, target: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        replace(source, target)
+
+    with start(earlier.parent, resume=True, seed=9) as folder, monkeypatch.context() as patch:
+        patch.setattr(os, "replace", kill)
+        with pytest.raises(Killed):
+            folder.take()
+    with start(earlier.parent, resume=True, seed=9) as folder:
+        folder.take()
+        assert folder.give_back()
+    assert content(earlier) == before
 
 
 def test_a_start_that_is_killed_loses_nothing(earlier: Path) -> None:
@@ -164,14 +228,28 @@ def test_a_folder_that_cannot_be_taken_is_as_it_was(earlier: Path, monkeypatch: 
             folder.take()
         assert refusal.value.exit_code == ExitCode.STORAGE
     assert content(earlier) == before
+    assert [path.name for path in earlier.parent.iterdir()] == ["demo"]
+
+
+def test_what_a_start_leaves_that_is_killed_before_it_has_moved_anything_is_used_again(earlier: Path) -> None:
+    fresh = earlier.with_name(".demo.new")
+    fresh.mkdir()
+    (fresh / "job.json").write_text("{}")
+    with start(earlier.parent, seed=7) as folder:
+        folder.take()
+    assert json.loads((earlier / "job.json").read_text())["seed"] == 7
+    assert not fresh.exists()
 
 
 def test_two_starts_of_one_name_do_not_meet(earlier: Path) -> None:
     with start(earlier.parent) as first:
-        with pytest.raises(UserError, match="a job named demo is being started in") as refusal, start(earlier.parent):
+        with pytest.raises(UserError) as refusal, start(earlier.parent):
             pass
         assert refusal.value.exit_code == ExitCode.RUNNING
-        assert str(refusal.value).endswith(f" stop demo --storage {earlier.parent}")
+        assert str(refusal.value) == (
+            f"a job named demo is being started, runs or is ending in another process, which holds {earlier}; wait until "
+            "that process has ended, press Ctrl-C there, or choose another name with --set name=…"
+        )
         first.take()
         with pytest.raises(UserError), start(earlier.parent):
             pass
@@ -191,9 +269,10 @@ def test_a_running_job_is_left_alone(earlier: Path, resume: bool) -> None:
         ):
             pass
         assert refusal.value.exit_code == ExitCode.RUNNING
+        assert str(refusal.value).endswith(f" stop demo --storage {earlier.parent}")
         with pytest.raises(UserError, match="is running"):
             late.take()
-        assert late.give_back() is None
+        assert not late.give_back()
     assert content(earlier) == before
 
 
@@ -211,7 +290,7 @@ def test_a_folder_that_somebody_removed_is_put_back(earlier: Path) -> None:
     with start(earlier.parent) as folder:
         folder.take()
         shutil.rmtree(folder.path)
-        assert folder.give_back() is None
+        assert folder.give_back()
     assert content(earlier) == before
 
 

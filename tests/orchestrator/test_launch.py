@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from quantarion.v1 import operator_pb2
 
+from orchestrator import folder as folders
 from orchestrator import launch
+from orchestrator.errors import ExitCode, UserError
+from orchestrator.folder import JobFolder
 from orchestrator.jobspec import JobSpec
-from orchestrator.launch import _has_phases, _Head, _StopRequest, recorded_end, stop_sentence
+from orchestrator.launch import _has_phases, _Head, _StopRequest, stop_sentence
 from orchestrator.view import View
 from tests.orchestrator.fake_operator import FakeOperator, append, make_job, served
 
@@ -70,16 +75,84 @@ def test_a_script_has_phases_only_where_they_are_written(values: dict[str, objec
     assert _has_phases(JobSpec.model_validate({"name": "demo", **values})) is expected
 
 
-def test_the_end_on_record_is_that_of_this_run(tmp_path: Path) -> None:
-    events = tmp_path / "events.jsonl"
-    assert recorded_end(tmp_path) is None
-    append(events, {"t": 1.0, "kind": "finished", "message": "", "exit_code": 130})
-    assert recorded_end(tmp_path) == {"t": 1.0, "kind": "finished", "message": "", "exit_code": 130}
-    append(events, {"t": 2.0, "kind": "coordinator_started"}, {"t": 3.0, "kind": "phase"})
-    assert recorded_end(tmp_path) is None
-    append(events, {"t": 4.0, "kind": "failed", "message": "no", "exit_code": 3}, {"t": 5.0, "kind": "worker_exit"})
-    end = recorded_end(tmp_path)
-    assert end is not None and end["exit_code"] == 3
+Start = Callable[..., int | str]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Runs `train` on a job `demo` without Ray: a script for `_run`, then the exit code or the sentence it ended with."""
+    monkeypatch.setattr(folders, "_check_resume", lambda *_: None)
+    monkeypatch.setattr(launch, "_draw_picture", lambda _: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_JOB_ID", raising=False)
+    spec = JobSpec.model_validate({"name": "demo", "storage": tmp_path})
+
+    def start(code: int, *, steps: int = 0, checkpoint: bool = False, resume: bool = False) -> int | str:
+        def run(folder: JobFolder, *_: object) -> int:
+            folder.take()
+            (folder.path / "control").mkdir(exist_ok=True)
+            append(folder.path / "events.jsonl", {"t": 1.0, "kind": "coordinator_started"})
+            append(folder.path / "steps.jsonl", *({"step": n + 1, "generation": [1, 1]} for n in range(steps)))
+            if checkpoint:
+                (folder.path / "checkpoints" / f"step-{steps}-gen-1.1").mkdir(parents=True)
+            append(folder.path / "control" / "journal.jsonl", {"entry": "ended", "exit_code": code})
+            if code == ExitCode.FAILED:
+                raise UserError("it is lost", code)
+            return code
+
+        monkeypatch.setattr(launch, "_run", run)
+        monkeypatch.setattr(sys, "argv", ["quantarion", "train", "demo.yaml", *(["--resume"] if resume else [])])
+        try:
+            return launch.train(spec, address=None, resume=resume, exact=False, report=None)
+        except UserError as error:
+            return str(error)
+
+    return start
+
+
+GO_ON = "train demo.yaml --resume"
+
+
+def test_how_to_go_on_is_said_where_there_is_a_checkpoint(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(ExitCode.FAILED) == "it is lost"
+    assert start(ExitCode.FAILED, steps=3) == "it is lost"
+    assert start(ExitCode.STOPPED, steps=3) == 130
+    assert "go on" not in capsys.readouterr().out
+    failed = start(ExitCode.FAILED, steps=3, checkpoint=True)
+    assert isinstance(failed, str) and failed.startswith("it is lost; go on with: ") and failed.endswith(GO_ON)
+    assert start(ExitCode.STOPPED, steps=3, checkpoint=True) == 130
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("go on")]
+    assert line.startswith("go on with: ") and line.endswith(GO_ON)
+
+
+def test_after_a_swap_it_is_the_run_before_that_can_be_gone_on_with(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(ExitCode.STOPPED, steps=3, checkpoint=True)
+    failed = start(ExitCode.FAILED)
+    assert isinstance(failed, str) and failed.startswith("it is lost; go on with the run before: ")
+    assert f"{tmp_path / 'demo'} is as the run before has left it; the logs of this one are in" in capsys.readouterr().out
+    start(ExitCode.STOPPED)
+    assert "\ngo on with the run before: " in capsys.readouterr().out
+
+
+def test_with_a_run_before_that_is_done_there_is_nothing_to_go_on_with(start: Start) -> None:
+    assert start(ExitCode.DONE, steps=3, checkpoint=True) == 0
+    assert start(ExitCode.FAILED) == "it is lost"
+
+
+def test_a_stopped_resume_without_a_step_leaves_the_report_and_says_so(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(ExitCode.STOPPED, steps=3, checkpoint=True)
+    report, job = ((tmp_path / "demo" / name).read_text() for name in ("report.json", "job.json"))
+    capsys.readouterr()
+    assert start(ExitCode.STOPPED, resume=True) == 130
+    assert ((tmp_path / "demo" / "report.json").read_text(), (tmp_path / "demo" / "job.json").read_text()) == (report, job)
+    restored, go_on, last = capsys.readouterr().out.splitlines()[-3:]
+    assert restored.startswith(f"{tmp_path / 'demo'} has job.json, result.json and report.json of the run before again; ")
+    assert go_on.startswith("go on with: ") and go_on.endswith(GO_ON)
+    assert last == "stopped: 0 steps since the run before"
 
 
 def test_a_head_that_is_away_for_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

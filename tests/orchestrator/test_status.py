@@ -126,6 +126,29 @@ def test_how_it_ended_stands_in_the_journal(tmp_path: Path, code: ExitCode, phas
     assert status.read(folder)["exit_code"] is None
 
 
+def test_a_failure_is_told_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_job(tmp_path, "demo", address="127.0.0.1:1")
+    reason = "fewer than hosts.min=2 hosts for 300 s"
+    append(folder / "control" / "journal.jsonl", {"entry": "started"}, {"entry": "ended", "exit_code": 9})
+    append(folder / "events.jsonl", {"t": 1.0, "kind": "failed", "step": 7, "message": reason, "exit_code": 9})
+    status.show("demo", tmp_path, as_json=False)
+    assert capsys.readouterr().out.splitlines()[-1].strip() == reason
+    append(folder / "events.jsonl", {"t": 2.0, "kind": "coordinator_started"})  # resumed; its end is not on record
+    assert status.read(folder)["message"] == "It ended with exit code 9."
+
+
+def test_the_end_on_record_is_that_of_the_last_run(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    assert status.recorded_end(tmp_path) is None
+    append(events, {"t": 1.0, "kind": "finished", "message": "", "exit_code": 130})
+    assert status.recorded_end(tmp_path) == {"t": 1.0, "kind": "finished", "message": "", "exit_code": 130}
+    append(events, {"t": 2.0, "kind": "coordinator_started"}, {"t": 3.0, "kind": "phase"})
+    assert status.recorded_end(tmp_path) is None
+    append(events, {"t": 4.0, "kind": "failed", "message": "no", "exit_code": 3}, {"t": 5.0, "kind": "worker_exit"})
+    end = status.recorded_end(tmp_path)
+    assert end is not None and end["exit_code"] == 3
+
+
 def test_a_folder_moved_aside_keeps_its_name(tmp_path: Path) -> None:
     folder = make_job(tmp_path, "demo")
     assert status.read(folder.rename(tmp_path / "demo.1"))["job"] == "demo"
@@ -152,6 +175,7 @@ def test_without_a_name_all_jobs_are_listed(tmp_path: Path, capsys: pytest.Captu
         for number in range(5):
             make_job(tmp_path, f"silent-{number}", address=silent)
         (tmp_path / "not-a-job").mkdir()
+        make_job(tmp_path, ".alpha.new")  # a start of it was killed before it had moved anything
         assert status.show(None, tmp_path, as_json=False) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["alpha", *(f"silent-{number}" for number in range(5))]

@@ -159,6 +159,18 @@ def test_a_death_without_a_recovery_is_told_soon_and_again_when_it_comes(folder:
     assert screen.said[2:] == ["rank 2 on host-2 was killed (SIGKILL): survivors went on after 6.00 s"]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_that_nothing_is_recorded_is_said_once(folder: Path, terminal: bool) -> None:
+    """On a full disk every rank tells it at every step."""
+    screen = Screen(folder, terminal=terminal)
+    with screen.view:
+        for step in (1, 2, 3):
+            happen(folder, "record_failed", error="[Errno 28] No space left on device", step=step)
+            screen.at(step / 4)
+    told = "s] what is read cannot be recorded for the audit, training goes on: [Errno 28] No space left on device"
+    assert screen.text.count(told) == 1
+
+
 def test_a_death_just_before_the_end_is_not_kept_back(folder: Path) -> None:
     screen = Screen(folder)
     with screen.view:

@@ -100,4 +100,8 @@ def test_processes_that_die_before_their_hello_on_and_on_end_a_job_that_has_neve
     outcomes = [ends(machine.stillborn("host-1", 1.0)) for _ in range(machine.rules.crash_limit)]
     assert outcomes[:-1] == [[]] * 4
     ((code, message),) = outcomes[-1]
-    assert code == 9 and message.startswith("5 workers in a row died on host-1 before they could train")
+    assert (code, message) == (
+        9,
+        "5 workers in a row died on host-1 before they could train; see logs/worker-host-1.log and logs/coordinator.log in "
+        "the job's folder",
+    )
