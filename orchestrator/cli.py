@@ -9,15 +9,18 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.errors import DEFAULT_STORAGE, UserError
+from orchestrator import qins_commands
+from orchestrator.errors import DEFAULT_STORAGE, ExitCode, UserError
 
 app = typer.Typer(
     name="quantarion",
-    help="Trains one model on many unreliable hosts; exit codes stand in docs/architecture.md.",
+    help="Trains one model, quantization-aware, on many unreliable hosts. Exit codes stand in docs/architecture.md.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(qins_commands.app)
 
 Storage = Annotated[Path, typer.Option(help="Folder that holds a folder per job.")]
 
@@ -38,15 +41,17 @@ def train(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report to this file too.")] = None,
 ) -> None:
-    """Train a job to its end."""
+    """Train a job to its end. Ends with 10 where the integer model that comes out is not fit to be used."""
     from orchestrator import jobspec
 
     if exact and not resume:
         raise UserError("--exact chooses the checkpoint to go on from; write --resume --exact")
     spec = jobspec.load(job, sets or [])
     from orchestrator import launch  # after the checks: a wrong JobSpec is refused at once
+    from orchestrator.report import exit_code
 
-    raise typer.Exit(launch.train(spec, address=address, resume=resume, exact=exact, report=report))
+    code = launch.train(spec, address=address, resume=resume, exact=exact, report=report)
+    raise typer.Exit(exit_code(spec.storage / spec.name) if code == ExitCode.DONE else code)
 
 
 @app.command()

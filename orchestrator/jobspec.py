@@ -12,7 +12,8 @@ from orchestrator import jobfile
 from orchestrator.errors import UserError
 from orchestrator.refusals import refusal
 from orchestrator.schema import fields
-from workers.config import Config, Count, TrainingConfig, unit
+from workers.config import TrainingConfig
+from workers.settings import Config, Count, unit
 
 Seconds = Annotated[float, Field(ge=0)]
 
@@ -80,6 +81,18 @@ class JobSpec(TrainingConfig):
                 f"(hosts.max {self.hosts.max} times ranks_per_host {self.ranks_per_host}); "
                 f"write global_batch: {ranks} or more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        last = self.phases.qat_epochs - 1
+        for key in ("activations_from", "state_from"):
+            first = getattr(self.qat, key)
+            if first is not None and first > last >= 0:
+                raise ValueError(
+                    f"qat.{key} is {first}, but the {last + 1} QAT epochs are counted from 0 to {last}; "
+                    f"write qat.{key}: {last} or less"
+                )
         return self
 
 

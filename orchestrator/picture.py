@@ -1,4 +1,4 @@
-"""`picture.png`: one look at a whole job. Loss, accuracy and live ranks over time, with its incidents marked."""
+"""`picture.png`: one look at a whole job. Loss, accuracy and live ranks over time, its phases and incidents marked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UserError
-from orchestrator.records import Incident, Record, read_events, read_incidents, read_object, read_steps
+from orchestrator.records import (
+    Incident,
+    Record,
+    measured_accuracy,
+    phase_words,
+    read_events,
+    read_incidents,
+    read_object,
+    read_phases,
+    read_steps,
+    recipe_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +28,8 @@ PICTURE = "picture.png"
 BLUE, GREEN, GREY, RED = "#2864b4", "#1e8c5a", "#5a6470", "#c8372d"
 MAX_LABELS = 12
 """More incidents than these keep their line and lose their label."""
+SHORTEST_PHASE = 0.02
+"""Of the job's time; a shorter phase shares the label of the next one."""
 
 Points = list[tuple[float, float]]
 """(seconds since the start, value)."""
@@ -38,7 +51,8 @@ def draw(folder: Path) -> Path:
     steps, events = read_steps(folder), read_events(folder)
     start = min((float(record["t"]) for record in (*steps[:1], *events)), default=0.0)
     end = max((float(record["t"]) for record in (*steps, *events)), default=start)
-    incidents = read_incidents(events)
+    job, incidents = read_object(folder / "job.json"), read_incidents(events)
+    phases = phase_points(events, start) if recipe_of(job) else []
     figure = Figure(figsize=(11, 6.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     loss, accuracy, ranks = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1.4))
@@ -49,9 +63,15 @@ def draw(folder: Path) -> Path:
     for axes in (loss, accuracy, ranks):
         _style(axes)
         _mark(axes, incidents, start)
+        _mark_phases(axes, phases)
     _label(loss, incidents, start, end)
-    name = read_object(folder / "job.json").get("name") or folder.name
-    figure.suptitle(f"{name}: {len(steps)} committed steps, {_count(incidents)}", x=0.01, ha="left", weight="bold")
+    _label_phases(loss, merged(phases, SHORTEST_PHASE * (end - start)))
+    figure.suptitle(
+        f"{job.get('name') or folder.name}: {len(steps)} committed steps, {_count(incidents)}",
+        x=0.01,
+        ha="left",
+        weight="bold",
+    )
     ranks.set_xlabel("seconds since the start")
     path = folder / PICTURE
     figure.savefig(path)
@@ -67,8 +87,9 @@ def accuracy_points(steps: Sequence[Record], events: Sequence[Record], start: fl
     """Evaluations by name, from the `evaluation` events; from the steps, where a new value appears, without events."""
     found: dict[str, Points] = {}
     for event in events:
-        if event["kind"] == "evaluation" and event.get("accuracy") is not None:
-            found.setdefault(str(event["name"]), []).append((float(event["t"]) - start, float(event["accuracy"])))
+        accuracy = measured_accuracy(event)
+        if accuracy is not None:
+            found.setdefault(str(event["name"]), []).append((float(event["t"]) - start, accuracy))
     if found:
         return found
     points = _points(steps, "accuracy", start)
@@ -94,6 +115,22 @@ def world_points(steps: Sequence[Record], events: Sequence[Record], start: float
         if len(members) != before:
             points.append((float(event["t"]) - start, len(members)))
     return points or _points(steps, "ranks", start)
+
+
+def phase_points(events: Sequence[Record], start: float) -> list[tuple[float, str]]:
+    """(seconds since the start, phase as people read it) where each begins."""
+    return [(float(phase["t"]) - start, phase_words(phase["phase"])) for phase in read_phases(events)]
+
+
+def merged(phases: Sequence[tuple[float, str]], shortest: float) -> list[tuple[float, str]]:
+    """`phases`, those that are shorter than `shortest` seconds joined to the next one: `data check, FP32 warm-up`."""
+    joined: list[tuple[float, str]] = []
+    for t, words in phases:
+        if joined and t - joined[-1][0] < shortest:
+            joined[-1] = (t, f"{joined[-1][1]}, {words}")
+        else:
+            joined.append((t, words))
+    return joined
 
 
 def _draw_loss(axes: Axes, points: Points) -> None:
@@ -148,6 +185,27 @@ def _style(axes: Axes) -> None:
 def _mark(axes: Axes, incidents: Sequence[Incident], start: float) -> None:
     for incident in incidents:
         axes.axvline(incident.t - start, color=RED, linestyle=(0, (4, 3)), linewidth=1.0, alpha=0.8)
+
+
+def _mark_phases(axes: Axes, phases: Sequence[tuple[float, str]]) -> None:
+    for t, _ in phases:
+        axes.axvline(t, color=GREY, linestyle=":", linewidth=1.0, alpha=0.8)
+
+
+def _label_phases(axes: Axes, phases: Sequence[tuple[float, str]]) -> None:
+    """Along each line from the top, where a loss that falls leaves room."""
+    for t, words in phases:
+        axes.annotate(
+            words,
+            xy=(t, 0.97),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 0),
+            textcoords="offset points",
+            rotation=90,
+            va="top",
+            fontsize=8,
+            color=GREY,
+        )
 
 
 def _label(axes: Axes, incidents: Sequence[Incident], start: float, end: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,22 @@ STEPS = "steps.jsonl"
 EVENTS = "events.jsonl"
 STEP_KEYS = frozenset({"step", "generation"})
 EVENT_KEYS = frozenset({"t", "kind"})
+
+_PHASE_WORDS = {
+    "data": "data check",
+    "fp32_warmup": "FP32 warm-up",
+    "qat": "QAT",
+    "observer_freeze": "observer freeze",
+    "calibration": "calibration",
+    "convert": "conversion",
+    "verify": "verification",
+}
+"""By `workers.qat.phases.Phase`, which is not imported: the audit and `status` load nothing that trains."""
+
+TRAINING_PHASES = ("fp32_warmup", "qat", "observer_freeze")
+"""Of these a `phase` event names the first step; of the others the last step before them."""
+
+_CALIBRATION_ROUND = re.compile(r"calibration\.(\d+)")
 
 
 def generation_of(record: Mapping[str, Any]) -> Generation:
@@ -105,6 +122,46 @@ def read_object(path: Path) -> Record:
     except (FileNotFoundError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def phase_words(phase: str) -> str:
+    """A phase of a recipe, as people read it: `FP32 warm-up` for `fp32_warmup`."""
+    return _PHASE_WORDS.get(phase, phase)
+
+
+def read_phases(events: Iterable[Record]) -> list[Record]:
+    """The `phase` events of the surviving line, each phase once; those that a resume has left behind are dropped."""
+    begun: list[Record] = []
+    for event in events:
+        if event["kind"] == "resumed":
+            begun = [phase for phase in begun if phase["step"] <= event["step"]]
+        elif event["kind"] == "phase":
+            known = [phase["phase"] for phase in begun]
+            if event["phase"] in known:  # told again by another rank, or come back to
+                del begun[known.index(event["phase"]) + 1 :]
+            else:
+                begun.append(event)
+    return begun
+
+
+def calibrated(event: Record) -> int | None:
+    """How many batches of the calibration are done with this event; None for any other event."""
+    found = _CALIBRATION_ROUND.fullmatch(str(event.get("name"))) if event["kind"] == "evaluation" else None
+    return int(found[1]) + 1 if found else None
+
+
+def measured_accuracy(event: Record) -> float | None:
+    """What an evaluation has found, 0 to 1; None for a round that measured something else, and for any other event."""
+    if event["kind"] != "evaluation" or calibrated(event) is not None:
+        return None
+    accuracy = event.get("accuracy")
+    return None if accuracy is None else float(accuracy)
+
+
+def recipe_of(job: Record) -> str | None:
+    """The recipe that a `job.json` names; None for a script."""
+    task = job.get("task")
+    return task.get("recipe") if isinstance(task, dict) else None
 
 
 class Tail:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,39 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.audit import SAMPLES, AuditResult, audit
+from orchestrator.errors import ExitCode
 from orchestrator.output import output_path
-from orchestrator.records import Incident, Record, read_events, read_incidents, read_object, read_steps
+from orchestrator.records import (
+    TRAINING_PHASES,
+    Incident,
+    Record,
+    phase_words,
+    read_events,
+    read_incidents,
+    read_object,
+    read_phases,
+    read_steps,
+    recipe_of,
+)
 
 REPORT = "report.json"
 
 Report = dict[str, Any]
-"""`job`, `seed`, `world {min, max, final}`, `steps {committed, discarded}`, `samples {per_epoch, each_once}`,
-`accuracy {fp32, int8, evaluation}`, `bytes {fp32, int8_packed}`, `checkpoint {path, tier, bytes, ratio}`,
-`incidents [{t, kind, host, rank, recovery_seconds, back_seconds}]`, `seconds {total}`, `output`, `result`.
+"""`job`, `recipe`, `seed`, `world {min, max, final}`, `steps {committed, discarded}`, `samples {per_epoch, each_once}`,
+`phases [{phase, step}]`, `accuracy {fp32, int8, evaluation}`, `loss {fp32, int8}`, `bytes {fp32, int8_packed}`,
+`gates [{gate, passed, values, conditions, failures}]`, `verified`, `checkpoint {path, tier, bytes, ratio}`,
+`resumed {path, tier, step}`, `incidents [{t, kind, host, rank, recovery_seconds, back_seconds}]`, `seconds {total}`,
+`output`, `result`.
 
-The world is counted in ranks, times are Unix seconds, accuracy is 0 to 1; `evaluation` is that of the task's own last
-evaluation. `output` is the file with what the lowest rank printed; `result` is all that the task returned."""
+Weights of other bits than 8 have numbers of their own, `int4` and `int4_packed`; then those of `int8` are null.
+
+The world is counted in ranks, times are Unix seconds, accuracy is 0 to 1, a loss is in nats; `evaluation` is the accuracy
+of the task's own last evaluation. A training phase begins with its `step`, any other one after it. `verified` is null where
+the job has not come so far or trains a script, which has neither a `recipe` nor `gates`. `output` is the file with what the
+lowest rank printed; `result` is all that the task returned."""
+
+Numbers = Mapping[str, float | None]
+"""By name: `fp32`, `int8`, …"""
 
 
 def build(folder: Path, *, seconds_total: float | None) -> Report:
@@ -45,18 +67,25 @@ def build(folder: Path, *, seconds_total: float | None) -> Report:
     audited = audit(folder) if (folder / SAMPLES).is_dir() and steps else None
     report: Report = {
         "job": job.get("name"),
+        "recipe": recipe_of(job),
         "seed": job.get("seed"),
         "world": _world(steps),
         "steps": {"committed": len(steps), "discarded": audited.discarded if audited else _discarded(events)},
         "samples": _samples(audited),
+        "phases": [_pick(phase, "phase", "step") for phase in read_phases(events)],
         "accuracy": _accuracy(result, events),
-        "bytes": _pick(result.get("bytes"), "fp32", "int8_packed"),
+        "loss": _widths(result.get("loss")),
+        "bytes": _widths(result.get("bytes"), "_packed"),
+        "gates": result.get("gates") or [],
+        "verified": result.get("verified"),
         "checkpoint": _checkpoint(events),
+        "resumed": _resumed(events),
         "incidents": [_incident(incident) for incident in read_incidents(events)],
         "seconds": {"total": seconds_total},
         "output": _output(folder, events),
         "result": result,
     }
+    report = _finite(report)
     write(report, folder / REPORT)
     return report
 
@@ -103,7 +132,13 @@ def _accuracy(result: Record, events: Iterable[Record]) -> dict[str, float | Non
     if isinstance(returned, int | float):
         return {"fp32": None, "int8": None, "evaluation": float(returned)}
     own = [event.get("accuracy") for event in events if event["kind"] == "evaluation" and event.get("name") == "evaluate"]
-    return {**_pick(returned, "fp32", "int8"), "evaluation": own[-1] if own else None}
+    return {**_widths(returned), "evaluation": own[-1] if own else None}
+
+
+def _widths(source: object, suffix: str = "") -> dict[str, Any]:
+    """`fp32`, `int8` and what else `source` holds of that kind: `int4`."""
+    found: Mapping[str, Any] = source if isinstance(source, Mapping) else {}
+    return _pick(found, "fp32", f"int8{suffix}", *(key for key in found if re.fullmatch(rf"int\d+{suffix}", key)))
 
 
 def _output(folder: Path, events: Iterable[Record]) -> str | None:
@@ -113,6 +148,12 @@ def _output(folder: Path, events: Iterable[Record]) -> str | None:
         return None
     path = output_path(folder / "logs", min(generations[-1]["members"], key=lambda member: int(member["rank"])))
     return str(path.relative_to(folder)) if path.is_file() and path.stat().st_size else None
+
+
+def _resumed(events: Iterable[Record]) -> dict[str, Any]:
+    """The checkpoint that the last run in the folder has gone on from."""
+    found = [event for event in events if event["kind"] == "resumed"]
+    return _pick(found[-1] if found else None, "path", "tier", "step")
 
 
 def _checkpoint(events: Iterable[Record]) -> dict[str, Any]:
@@ -168,20 +209,51 @@ def show(report: Report, path: Path, console: Console | None = None, *, outcome:
     console.print(last_line(report, path, outcome), soft_wrap=True, highlight=False, markup=False)
 
 
+def exit_code(folder: Path) -> ExitCode:
+    """Of a job that has come to its end, by its report: GATE where its integer model is not fit to be used."""
+    return ExitCode.GATE if read_object(folder / REPORT).get("verified") is False else ExitCode.DONE
+
+
 def last_line(report: Report, path: Path, outcome: str = "done") -> str:
-    """`done: INT8 96.1 % (FP32 96.3 %), 372 steps, 1 incident recovered, report in runs/demo/report.json`."""
-    accuracy, parts = report["accuracy"], []
-    if accuracy["int8"] is not None:
-        parts.append(f"INT8 {percent(accuracy['int8'])} (FP32 {percent(accuracy['fp32'])})")
-    elif accuracy["fp32"] is not None:
-        parts.append(f"FP32 {percent(accuracy['fp32'])}")
-    elif accuracy["evaluation"] is not None:
-        parts.append(f"accuracy {percent(accuracy['evaluation'])}")
+    """`done: INT8 96.1 % (FP32 96.3 %), 372 steps, 1 incident recovered, report in runs/demo/report.json`.
+
+    `NOT VERIFIED: INT8 …, gate verified: accuracy_drop is 0.04, but must be <= 0.01, 372 steps, …` where a gate has failed.
+    """
+    parts = []
+    if perplexities := _compared(_perplexity(report), "{:.4g}".format):
+        parts.append(f"perplexity {perplexities}")
+    elif accuracies := _compared(report["accuracy"], percent):
+        parts.append(accuracies)
+    elif report["accuracy"]["evaluation"] is not None:
+        parts.append(f"accuracy {percent(report['accuracy']['evaluation'])}")
+    if report["verified"] is False:
+        outcome = "NOT VERIFIED"
+    for gate in _failed(report["gates"]):
+        more = len(gate["failures"]) - 1
+        parts.append(f"gate {gate['gate']}: {gate['failures'][0]}{f' (and {more} more)' if more else ''}")
     parts.append(_count(report["steps"]["committed"], "step"))
     parts.append(_incidents_phrase(report["incidents"]))
     if report["samples"]["each_once"] is False:
         parts.append("THE AUDIT OF SAMPLES FAILED")
     return f"{outcome}: {', '.join(parts)}, report in {path}"
+
+
+def _compared(numbers: Numbers, text: Callable[[float | None], str]) -> str:
+    """`INT8 96.1 % (FP32 96.3 %)`; `FP32 96.3 %` where nothing was quantized; empty where nothing was measured."""
+    widths = {name: value for name, value in numbers.items() if name.startswith("int") and value is not None}
+    quantized = ", ".join(f"{name.upper()} {text(value)}" for name, value in widths.items())
+    full = "" if numbers["fp32"] is None else f"FP32 {text(numbers['fp32'])}"
+    return f"{quantized} ({full or 'FP32 -'})" if quantized else full
+
+
+def _perplexity(report: Report) -> Numbers:
+    """exp of the loss, of a language model."""
+    losses: Numbers = report["loss"] if report["recipe"] == "bytes" else {"fp32": None}
+    return {name: None if loss is None else math.exp(min(loss, 700.0)) for name, loss in losses.items()}
+
+
+def _failed(gates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [gate for gate in gates if not gate["passed"]]
 
 
 def _incidents_phrase(incidents: list[dict[str, Any]]) -> str:
@@ -194,15 +266,23 @@ def _incidents_phrase(incidents: list[dict[str, Any]]) -> str:
 
 def _rows(report: Report) -> Iterable[tuple[str, str]]:
     world, steps, samples = report["world"], report["steps"], report["samples"]
-    sizes, checkpoint = report["bytes"], report["checkpoint"]
+    accuracy, sizes, checkpoint = report["accuracy"], report["bytes"], report["checkpoint"]
     once = {True: "each exactly once", False: "NOT each exactly once: run the audit", None: "not recorded"}
-    accuracy = report["accuracy"]
-    if accuracy["fp32"] is not None or accuracy["int8"] is not None:
-        yield "accuracy", f"FP32 {percent(accuracy['fp32'])}, INT8 {percent(accuracy['int8'])}"
+    if perplexities := _compared(_perplexity(report), "{:.4g}".format):
+        yield "perplexity", perplexities
+    if accuracies := _compared(accuracy, percent):
+        yield "accuracy", accuracies
     elif accuracy["evaluation"] is not None:
         yield "accuracy", percent(accuracy["evaluation"])
-    if sizes["fp32"] is not None or sizes["int8_packed"] is not None:
-        yield "weights", f"FP32 {size(sizes['fp32'])}, INT8 packed {size(sizes['int8_packed'])}"
+    if weights := _compared({name.removesuffix("_packed"): number for name, number in sizes.items()}, size):
+        yield "weights", weights
+    gates, failed = report["gates"], _failed(report["gates"])
+    if gates:
+        yield "gates", f"{len(gates) - len(failed)} of {len(gates)} passed"
+    for gate in failed:
+        yield f"gate {gate['gate']}", "failed: " + "; ".join(gate["failures"])
+    if report["recipe"] is not None and report["phases"]:
+        yield "phases", ", ".join(map(_phase, report["phases"]))
     yield "steps", f"{steps['committed']} committed, {_text(steps['discarded'])} discarded"
     if steps["committed"]:
         yield "samples", f"{_text(samples['per_epoch'])} per epoch, {once[samples['each_once']]}"
@@ -210,12 +290,20 @@ def _rows(report: Report) -> Iterable[tuple[str, str]]:
     if checkpoint["path"] is not None:
         ratio = "" if (checkpoint["ratio"] or 0) < 1 else f", {checkpoint['ratio']:.2f} times smaller than raw"
         yield "checkpoint", f"{checkpoint['path']} ({checkpoint['tier']}, {size(checkpoint['bytes'])}{ratio})"
+    if report["resumed"]["path"] is not None:
+        yield "resumed from", f"{report['resumed']['path']} ({report['resumed']['tier']})"
     if report["output"] is not None:
         yield "printed", report["output"]
     for number, incident in enumerate(report["incidents"], start=1):
         yield f"incident {number}", _incident_row(incident)
     seconds = report["seconds"]["total"]
     yield "time", "-" if seconds is None else f"{seconds:.1f} s"
+
+
+def _phase(phase: dict[str, Any]) -> str:
+    """`QAT from step 321`; `calibration`, which has no steps."""
+    begins = f" from step {phase['step']}" if phase["phase"] in TRAINING_PHASES else ""
+    return phase_words(phase["phase"]) + begins
 
 
 def _incident_row(incident: dict[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from orchestrator.records import Incident, Record
+from collections.abc import Mapping
+
+from orchestrator.records import Incident, Record, measured_accuracy, phase_words
 from orchestrator.report import percent, size
 
 
@@ -50,9 +52,16 @@ def event_sentence(event: Record) -> str | None:
         case {"kind": "record_failed", "error": error}:
             return f"what is read cannot be recorded for the audit, training goes on: {error}"
         case {"kind": "phase", "phase": phase}:
-            return f"phase {phase}"
-        case {"kind": "evaluation", "step": step, "name": name, "accuracy": accuracy}:
-            return f"step {step}: accuracy {percent(accuracy)} ({name})"
+            return f"phase {phase_words(phase)}"
+        case {"kind": "gate", "gate": gate, "passed": True}:
+            return f"gate {gate} passed"
+        case {"kind": "gate", "gate": gate, "values": values}:
+            return f"gate {gate} failed: {_measured(values)}"
+        case {"kind": "data_warning", "warning": warning}:
+            return f"the data should be looked at: {warning}"
+        case {"kind": "evaluation", "step": step, "name": name}:
+            accuracy = measured_accuracy(event)
+            return None if accuracy is None else f"step {step}: accuracy {percent(accuracy)} ({name})"
         case {"kind": "stopping", "reason": reason}:
             return f"stopping: {reason}"
         case {"kind": "finished", "step": step, "exit_code": 130}:
@@ -62,6 +71,11 @@ def event_sentence(event: Record) -> str | None:
         case {"kind": "failed"}:
             return f"failed: {event.get('error') or event.get('message') or 'no reason was given'}"
     return None
+
+
+def _measured(values: Mapping[str, float | None]) -> str:
+    """`accuracy_drop 0.023, not_finite 0`."""
+    return ", ".join(f"{name} {'not measured' if value is None else f'{value:.6g}'}" for name, value in values.items())
 
 
 def waiting(message: str) -> str:

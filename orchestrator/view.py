@@ -30,11 +30,15 @@ from orchestrator.records import (
     EVENTS,
     STEP_KEYS,
     STEPS,
+    TRAINING_PHASES,
     Incident,
     Incidents,
     Record,
     Tail,
+    calibrated,
     generation_of,
+    measured_accuracy,
+    phase_words,
 )
 from orchestrator.report import percent
 from orchestrator.sentences import event_sentence, incident_sentence, waiting
@@ -47,7 +51,15 @@ PLAIN_SECONDS = 5.0
 """Seconds between two lines of progress where there is no terminal."""
 RECOVERY_WAIT = 1.5
 """Seconds that the news of a death waits for the news of its recovery, so that one line tells both."""
-TOLD = ("rank_back", "resumed", "checkpoint_skipped", "checkpoint_failed", "record_failed", "task_error")
+TOLD = (
+    "rank_back",
+    "resumed",
+    "checkpoint_skipped",
+    "checkpoint_failed",
+    "record_failed",
+    "task_error",
+    "data_warning",
+)
 """Kinds of events that are said above a live panel too."""
 SPARK = "▁▂▃▄▅▆▇█"
 COLORS = {
@@ -69,6 +81,7 @@ class Seen:
     title: str
     phase: str = "starting"  # of the job: waiting, starting, training, stopping, finished, failed
     training_phase: str | None = None  # of the recipe: fp32_warmup, qat, …
+    calibrated: int = 0  # batches of the calibration in progress
     step: int = 0
     total: int | None = None
     loss: float | None = None
@@ -120,10 +133,12 @@ class View:
                 earlier.lines()
         self._output = TaskOutput(folder)
         self._newest = ((0, 0), 0)
+        self._phase_step = 0
         self._incidents = Incidents()
         self._untold: list[tuple[float, Incident]] = []
         self._told: list[Incident] = []  # with their recovery
-        self._answered = self._record_failed = False
+        self._said_once: set[str] = set()
+        self._answered = False
         self._started = self._told_progress = clock()
         live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._live = Live(console=self.console, auto_refresh=False) if live else None
@@ -213,10 +228,18 @@ class View:
         seen.accuracy = seen.accuracy if step.get("accuracy") is None else step["accuracy"]
         if seen.loss is not None:
             seen.losses.append(float(seen.loss))
-        if self._phases and step.get("phase") not in (None, seen.training_phase):
-            begins = seen.training_phase is not None or seen.step == 1  # else a resume has come into the middle of it
-            seen.training_phase = str(step["phase"])
-            self._say_plain(f"phase {seen.training_phase}" + (f" from step {seen.step}" if begins else ""))
+        if step.get("phase") is not None and seen.step > self._phase_step:  # else the event came before the line
+            self._enter_phase(str(step["phase"]), seen.step)
+
+    def _enter_phase(self, phase: str, step: int) -> None:
+        seen = self.seen
+        if not self._phases or phase == seen.training_phase or step < self._phase_step:
+            return
+        begins = seen.training_phase is not None or step == 1  # else a resume has come into the middle of it
+        seen.training_phase, self._phase_step, seen.calibrated = phase, step, 0
+        trains = phase in TRAINING_PHASES
+        seen.rate = seen.rate if trains else None
+        self._say_plain(f"phase {phase_words(phase)}" + (f" from step {step}" if trains and begins else ""))
 
     def _take_event(self, event: Record, now: float) -> None:
         incident = self._incidents.add(event)
@@ -227,24 +250,36 @@ class View:
             return
         if event["kind"] == "generation":
             self._output.follow(event["members"])
-        sentence = event_sentence(event)
-        if sentence is None:
+        elif event["kind"] == "phase":
+            self._enter_phase(str(event["phase"]), int(event["step"]))
             return
-        if event["kind"] == "record_failed":
-            if self._record_failed:
-                return  # on a full disk it comes from every rank at every step
-            self._record_failed = True
+        self.seen.calibrated = calibrated(event) or self.seen.calibrated
+        sentence = event_sentence(event)
+        if sentence is None or self._is_repeated(event, sentence):
+            return
         self.seen.last = sentence
         if event["kind"] == "resumed":
-            self.seen.step = int(event["step"])
+            self.seen.step = self._phase_step = int(event["step"])
+            self.seen.training_phase = None
         elif event["kind"] == "evaluation":
-            self.seen.accuracy = event.get("accuracy")
+            self.seen.accuracy = measured_accuracy(event)
         elif event["kind"] in ("finished", "failed"):
             self.seen.phase, self.seen.message = event["kind"], ""
         if event["kind"] in TOLD:
             self._say(sentence)
-        elif event["kind"] in ("evaluation", "stopping", "finished"):
+        elif event["kind"] == "gate" and not event["passed"]:
+            self._say(sentence, style="yellow")
+        elif event["kind"] in ("evaluation", "gate", "stopping", "finished"):
             self._say_plain(sentence)
+
+    def _is_repeated(self, event: Record, sentence: str) -> bool:
+        """A full disk is told by every rank at every step, a gate and a warning again by a rank that takes over."""
+        if event["kind"] not in ("record_failed", "gate", "data_warning"):
+            return False
+        told = "record_failed" if event["kind"] == "record_failed" else sentence
+        repeated = told in self._said_once
+        self._said_once.add(told)
+        return repeated
 
     def _take_incident(self, incident: Incident, now: float) -> None:
         """Hold back an incident that is likely to be recovered from at once; tell it when it was."""
@@ -277,6 +312,8 @@ class View:
 def progress_line(seen: Seen) -> str:
     """`step 120/372 (32 %), loss 0.213, accuracy 95.1 %, 18,233 samples/s, 8 ranks`."""
     parts = [_position(seen)]
+    if seen.calibrated:
+        parts.append(_batches(seen))
     if seen.loss is not None:
         parts.append(f"loss {seen.loss:.4g}")
     if seen.accuracy is not None:
@@ -295,7 +332,8 @@ def panel(seen: Seen, *, unicode: bool = True) -> RenderableType:
     rows.add_column(ratio=1)
     color = COLORS.get(seen.phase, "cyan")
     phase = Text(seen.phase, style=f"bold {color}")
-    phase.append(f", {seen.training_phase}" if seen.training_phase else "", style="default")
+    phase.append(f", {phase_words(seen.training_phase)}" if seen.training_phase else "", style="default")
+    phase.append(f", {_batches(seen)}" if seen.calibrated else "", style="default")
     phase.append(f"   generation {seen.generation}" if seen.generation else "", style="dim")
     rows.add_row("phase", phase)
     if seen.message:
@@ -329,6 +367,10 @@ def _position(seen: Seen) -> str:
     if not seen.total:
         return f"step {seen.step}"
     return f"step {seen.step}/{seen.total} ({100 * seen.step // seen.total} %)"
+
+
+def _batches(seen: Seen) -> str:
+    return f"{seen.calibrated} {'batch' if seen.calibrated == 1 else 'batches'} calibrated"
 
 
 def _learning(seen: Seen, unicode: bool) -> Text:

@@ -15,6 +15,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -34,15 +36,14 @@ from workers.identity import StateId
 from workers.keeper import Keeper
 from workers.randomness import sample_keys, seed_torch
 from workers.rank import Rank
+from workers.rounds import EVALUATE, Largest, Part, Sums, accuracy, to_rows
 from workers.solo import SoloRank
 from workers.steplog import StepLog
 from workers.transfer import Commit, Snapshot
 
-logger = logging.getLogger("quantarion.job")
+__all__ = ["Binding", "Job", "Largest", "Part", "Sums", "bind", "current_job"]
 
-Sums = dict[str, float]
-Part = Callable[[int, int], Sums]
-"""`fn(part, parts)`: sums over this part of the work; the same keys on every rank."""
+logger = logging.getLogger("quantarion.job")
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,15 @@ class Job:
         dataset: map-style; sample ids are its indices.
         scheduler: stepped once per committed step.
         scaler: a `torch.amp.GradScaler`; its decisions are taken on the reduced gradients, so they are the same everywhere.
-        evaluate: called every `evaluate_every` epochs with (part, parts), spread over the ranks; returns sums. The sums
-            `correct` and `count` give the accuracy. It must not change the model's state.
+        evaluate, evaluate_every: `evaluate` is called every so many epochs, the JobSpec's where None, with (part, parts),
+            spread over the ranks; returns sums. The sums `correct` and `count` give the accuracy. It must not change the
+            model's parameters.
         collate_fn, num_workers: as for torch's DataLoader.
         clip_norm: largest L2 norm of the reduced gradient; the JobSpec's where None.
+        phase: name of the phase in which the step after `step` committed ones is; by the epoch where None.
+        after_round: called with the name and the results of every evaluation and collect(), on every rank, as part of its
+            commit. It may change the model, keep or put back its weights, and add epochs, by what is committed alone: it
+            also runs on a rank that joins later, when that takes the round over from a peer.
 
     Raises:
         TaskError: the data set has no length, or a Job was made already in this process.
@@ -112,9 +118,12 @@ class Job:
         scheduler: Any = None,
         scaler: Any = None,
         evaluate: Part | None = None,
+        evaluate_every: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         clip_norm: float | None = None,
+        phase: Callable[[int], str] | None = None,
+        after_round: Callable[[str, Sums], None] | None = None,
     ) -> None:
         binding = _binding
         self.config = binding.config if binding else TrainingConfig(name="solo")
@@ -127,6 +136,8 @@ class Job:
         self.folder = self._rank.folder
         self._size = len(dataset)
         self._evaluate = evaluate
+        self._evaluate_every = self.config.evaluate_every if evaluate_every is None else evaluate_every
+        self._phase_of = phase
         self._machine = self._rank.machine
         self._engine = Engine(
             model,
@@ -137,6 +148,8 @@ class Job:
             scaler=scaler,
             clip_norm=clip_norm if clip_norm is not None else self.config.clip_norm,
         )
+        if after_round is not None:
+            self._engine.after_round = after_round
         recorder = None
         if binding and self.config.record_samples:
             recorder = SampleRecorder(self.folder / "samples" / f"{self._rank.worker}.jsonl")
@@ -146,10 +159,13 @@ class Job:
         self._engine.describe = lambda: {"recent": self._log.recent}
         self._keeper = Keeper(self._rank, self._engine, self.config)
         self._turn: _Turn | None = None
-        self._collected = 0
+        self._collected: set[str] = set()
+        self._planned = 0
+        self._looped = False
         self._mark = time.perf_counter()
         self._phase = ""
         self._result: dict[str, Any] | None = None
+        self._files: dict[str, Callable[[Path], None]] = {}
         global _job
         _job = self
         self._rank.serve(self._engine, self)
@@ -167,7 +183,8 @@ class Job:
 
     @property
     def total_steps(self) -> int:
-        return self.steps_per_epoch * self.config.epochs
+        """Steps of all epochs, those included that were added."""
+        return self.steps_per_epoch * (self.config.epochs + sum(self.added_epochs.values()))
 
     @property
     def epoch(self) -> int:
@@ -178,7 +195,9 @@ class Job:
 
     @property
     def phase(self) -> str:
-        """`fp32_warmup` or `qat`, by the epoch."""
+        """Name of the phase that the batch being computed belongs to."""
+        if self._phase_of is not None:
+            return self._phase_of(self.committed)
         return "fp32_warmup" if self.epoch < self.config.phases.fp32_epochs else "qat"
 
     @property
@@ -210,10 +229,13 @@ class Job:
 
     def batches(self) -> Iterator[Any]:
         """Yield micro-batches until all epochs are committed; call `step(loss)` once for each."""
+        self._looped = True
         while True:
             self._rank.ensure_training()
+            if self._planned != self.total_steps:
+                self._plan()
             if self._evaluation_due():
-                self._run_round("evaluate", cast(Part, self._evaluate))
+                self._run_round(EVALUATE, cast(Part, self._evaluate))
             elif self.committed >= self.total_steps:
                 self._turn = None
                 self._rank.page.set_busy(True)  # with what the script does after the loop
@@ -242,21 +264,61 @@ class Job:
             if turn.last:
                 self._exchange_and_commit(turn)
 
-    def collect(self, name: str, fn: Part) -> Sums:
-        """After the loop: sums over all ranks of `fn(part, parts)`, committed like a step.
+    def collect(self, name: str, fn: Part, *, observe: bool = False, phase: str | None = None) -> Sums:
+        """Before or after the loop: the results of `fn(part, parts)` over all ranks, committed like a step.
 
-        Survives changes of members; a rank that joins later gets the sums from its peers.
+        Survives changes of members; a rank that joins later gets the results from its peers.
+
+        Args:
+            name: of its own; each is collected once before the loop or once after it.
+            observe: what `StepObserver`s see in `fn` is taken over, as at the end of a step.
+            phase: the phase it belongs to, as it is shown.
+
+        Raises:
+            TaskError: inside the loop, or the second time under the same name.
         """
         if self._turn is not None and not self._turn.over:
-            raise TaskError("job.collect() belongs after the loop over job.batches(); inside it, give Job(evaluate=...)")
-        position = self._collected + (1 if self._ends_with_evaluation() else 0)
-        self._collected += 1
+            raise TaskError(
+                "job.collect() belongs before or after the loop over job.batches(); inside it, give Job(evaluate=...)"
+            )
+        if name in self._collected or name == EVALUATE:
+            raise TaskError(f"job.collect({name!r}, …) is called twice, or is the evaluation's name; choose another name")
+        self._collected.add(name)
         while True:
             self._rank.ensure_training()
-            done = [sums for step, _, sums in self._engine.replica.history if step == self.committed]
-            if position < len(done):
-                return done[position]
-            self._run_round(name, fn)
+            for step, known, sums in self._engine.replica.history:
+                if known == name and (step == self.committed or not self._looped):
+                    return dict(sums)
+            if phase is not None:
+                self._show_phase(phase, self.committed)
+            self._run_round(name, fn, observe=observe)
+
+    def tell(self, kind: str, fields: dict[str, Any]) -> None:
+        """Put an event into `events.jsonl`; of all ranks that call it, the lowest one does."""
+        if self._rank.index == 0:
+            self._note(kind, fields)
+
+    def hand_over(self, name: str, write: Callable[[Path], None]) -> None:
+        """A file of the job's folder that belongs to its result: `write(path)` makes it, at the end, on the lowest rank."""
+        self._files[name] = write
+
+    def keep_weights(self) -> None:
+        """In `after_round`: keep the present parameters and buffers, instead of those kept before."""
+        self._engine.replica.keep()
+
+    def put_back_weights(self) -> None:
+        """In `after_round`: return to the parameters and buffers that were kept."""
+        self._engine.replica.put_back()
+
+    def add_epochs(self, number: int, phase: str) -> None:
+        """In `after_round`: train `number` epochs more, by which `phase` grows."""
+        added = self._engine.replica.added_epochs
+        added[phase] = added.get(phase, 0) + number
+
+    @property
+    def added_epochs(self) -> dict[str, int]:
+        """By phase: how many epochs were added."""
+        return dict(self._engine.replica.added_epochs)
 
     # ------------------------------------------------------------------ one step
 
@@ -355,9 +417,12 @@ class Job:
         seconds, self._mark = now - self._mark, now
         self._rank.committed(seconds)
         self._log.add(self._line(commit, seconds))
-        if self._rank.index == 0 and commit.meta["phase"] != self._phase:
-            self._phase = commit.meta["phase"]
-            self._note("phase", {"phase": self._phase, "step": commit.after.step})
+        self._show_phase(commit.meta["phase"], commit.after.step)
+
+    def _show_phase(self, phase: str, step: int) -> None:
+        if self._rank.index == 0 and phase != self._phase:
+            self._phase = phase
+            self._note("phase", {"phase": phase, "step": step})
 
     def _line(self, commit: Commit, seconds: float | None) -> dict[str, Any]:
         meta, after = commit.meta, commit.after
@@ -390,47 +455,44 @@ class Job:
 
     def _ends_epoch(self, step: int) -> bool:
         per_epoch = self.steps_per_epoch
-        every = self.config.evaluate_every
+        every = self._evaluate_every
         at_end = step == self.total_steps
         return step > 0 and step % per_epoch == 0 and (at_end if not every else (step // per_epoch) % every == 0)
 
-    def _ends_with_evaluation(self) -> bool:
-        return self._evaluate is not None and self._ends_epoch(self.total_steps)
-
-    def _run_round(self, name: str, fn: Part) -> None:
+    def _run_round(self, name: str, fn: Part, *, observe: bool = False) -> None:
         """One attempt at a round; the caller looks at the state again afterwards."""
         training = self.model.training
         try:
             self._rank.faults.hit("in_round")
             self._rank.page.set_busy(True)
-            with torch.no_grad():
-                sums = fn(self._rank.index, self._rank.world)
+            part = partial(fn, self._rank.index, self._rank.world)
+            results, observed = self._engine.observe_round(part, observe=observe)
             self._rank.page.set_busy(False)
             self._rank.page.count_exchange()
-            keys = sorted(sums)
-            values = torch.tensor([float(sums[key]) for key in keys], dtype=torch.float64)
-            self._rank.exchange_in_use.all_reduce(values).wait(self._rank.must_stop)
+            which, tensors = to_rows(results, observed)
+            for tensor, largest in zip(tensors, (False, True), strict=False):
+                self._rank.exchange_in_use.all_reduce(tensor, largest=largest).wait(self._rank.must_stop)
             generation = self._machine.generation
             if self._rank.must_stop() or not self._machine.may_apply(generation):
                 return
-            self._engine.apply_round({"kind": "round", "name": name, "keys": keys}, values, generation)
+            self._engine.apply_round({"kind": "round", "name": name, "observe": observe, **which}, tensors, generation)
             if self._rank.index == 0:
-                fields = {"step": self.committed, "name": name, "accuracy": self._accuracy()}
+                fields = {"step": self.committed, "name": name, "accuracy": accuracy(self.history[-1][2])}
                 self._note("evaluation", fields)
         except Abandoned:
             return
         except ExchangeError as error:
             self._rank.exchange_failed(str(error))
+        except ApplyError as error:
+            self._rank.apply_failed(str(error))
         finally:
             self._rank.page.set_busy(False)
             self.model.train(training)
             self._mark = time.perf_counter()
 
     def _accuracy(self) -> float | None:
-        for _, _, sums in reversed(self._engine.replica.history):
-            if sums.get("count") and "correct" in sums:
-                return sums["correct"] / sums["count"]
-        return None
+        measured = (accuracy(sums) for _, _, sums in reversed(self._engine.replica.history))
+        return next((each for each in measured if each is not None), None)
 
     # ------------------------------------------------------------------ what the rank asks of us
 
@@ -447,11 +509,18 @@ class Job:
             self._log.add(self._line(done, None))
 
     def entered(self) -> None:
-        self._loader.plan(self._requests())
         first = self._rank.index == 0
         self._log.write_from_now_on(first)
+        self._plan()
         self._mark = time.perf_counter()
-        if first:
+        if first and self._result is not None:
+            self._keep_the_end(self._result)
+
+    def _plan(self) -> None:
+        """What is to be read from here on, and for how long."""
+        self._loader.plan(self._requests())
+        self._planned = self.total_steps
+        if self._rank.index == 0:
             plan = {
                 "total_steps": self.total_steps,
                 "steps_per_epoch": self.steps_per_epoch,
@@ -459,8 +528,6 @@ class Job:
                 "parameters": sum(p.numel() for p in self.model.parameters()),
             }
             self._note("plan", plan)
-            if self._result is not None:
-                self._keep_the_end(self._result)
 
     def stop_requested(self) -> None:
         if self._turn is not None:
@@ -479,6 +546,8 @@ class Job:
     def _keep_the_end(self, result: dict[str, Any]) -> None:
         if self.config.checkpoint.at_end:
             self._keeper.save_now()
+        for name, write in self._files.items():
+            self._keeper.write_file(name, write)
         self._keeper.write_result(result)
 
     def _note(self, kind: str, fields: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,7 +22,9 @@ from workers.collectives.exchange import Abandoned, Exchange, Pending
 from workers.errors import TaskError
 from workers.faults import Faults
 from workers.identity import NO_GENERATION, Generation, StateId, next_lineage
+from workers.observing import Observers
 from workers.protocol import RankMachine
+from workers.rounds import from_rows
 from workers.state import ReplicatedState, tensor_bytes
 from workers.transfer import Commit, Offer, Snapshot, TransferError
 
@@ -33,6 +35,9 @@ RETAIN_SECONDS = 30.0
 RETAIN_BYTES = 512 << 20
 
 _SCALARS = ("loss", "samples")
+
+
+Results = TypeVar("Results")
 
 
 class ApplyError(Exception):
@@ -56,9 +61,11 @@ class Engine:
         self.machine, self.faults, self.clip_norm = machine, faults, clip_norm
         self.replica = ReplicatedState(model, optimizer, scheduler, scaler)
         self._parameters = [(n, p) for n, p in self.replica.parameters.items() if p.requires_grad]
-        self._buffers = list(self.replica.buffers.values())
+        self._observers = Observers(model)
+        observed = set(self._observers.owned())
+        self._buffers = [buffer for buffer in self.replica.buffers.values() if id(buffer) not in observed]
         tail = len(self._parameters) + sum(b.numel() for b in self._buffers) + len(_SCALARS)
-        self.staging = Staging(plan_buckets([(n, p.shape) for n, p in self._parameters], tail))
+        self.staging = Staging(plan_buckets([(n, p.shape) for n, p in self._parameters], tail), self._observers.width)
         self._in_bucket = [0] * len(self.staging.plan.sizes)
         for slot in self.staging.plan.slots:
             self._in_bucket[slot.bucket] += 1
@@ -87,6 +94,7 @@ class Engine:
         self.restores = 0
         self.in_step = False
         self.describe: Callable[[], dict[str, Any]] = dict  # what else a snapshot carries
+        self.after_round: Callable[[str, dict[str, float]], None] = lambda name, sums: None  # part of the commit
 
     # ------------------------------------------------------------------ one step
 
@@ -101,6 +109,7 @@ class Engine:
         self._arrived = [0] * len(self._in_bucket)
         self._used.clear()
         self._clear_grads()
+        self._observers.forget()
         self.in_step = True
 
     def backward(self, loss: torch.Tensor, samples: int, batch: int, *, last: bool) -> None:
@@ -124,6 +133,10 @@ class Engine:
         self._fill_tail(loss_sum, samples, batch)
         while len(self._pending) < len(plan.sizes):
             self._launch()
+        if self._observers.width:
+            assert self._exchange is not None
+            self.staging.observed.copy_(self._observers.seen())
+            self._pending.append(self._exchange.all_reduce(self.staging.observed, largest=True))
         for bucket, pending in enumerate(self._pending):
             self.faults.hit("in_exchange", bucket=bucket)
             pending.wait(self._stop)
@@ -142,50 +155,83 @@ class Engine:
     def apply_step(self, meta: dict[str, Any], generation: Generation) -> Commit:
         """Apply the reduced buckets: that is the commit of the next step (EP-5). Raises ApplyError."""
         before = self.machine.state
-        content = self._hash(self.staging.buckets)
+        content = self._hash(self.staging.tensors)
         after_step = before.step + 1
         lineage = next_lineage(before, after_step, 0, generation, content)
         after = StateId(after_step, 0, generation, lineage)
-        versions = [b._version for b in self.staging.buckets]
+        versions = [tensor._version for tensor in self.staging.tensors]
         try:
             self.faults.hit("in_apply")
             self._apply(meta)
         except Exception as error:
-            with self.lock:
-                self.machine.lost_state()
-            self.in_step = False
-            raise ApplyError(f"{type(error).__name__}: {error}") from error
-        unchanged = versions == [b._version for b in self.staging.buckets]
+            raise self._lost(error) from error
+        unchanged = versions == [tensor._version for tensor in self.staging.tensors]
         self._copies_grads = self._copies_grads or not unchanged
-        commit = Commit(before, after, meta, self.staging.buckets)
+        commit = Commit(before, after, meta, self.staging.tensors)
         self.in_step = False
         self._remember(commit, self.staging.current if unchanged else None, servable=unchanged)
         return commit
 
-    def apply_round(self, meta: dict[str, Any], values: torch.Tensor, generation: Generation) -> Commit:
-        """Commit a collect() round: its sums become part of the history."""
+    def observe_round(self, fn: Callable[[], Results], *, observe: bool) -> tuple[Results, torch.Tensor]:
+        """Run a round's own code; what it changes of the model's buffers is undone, as only commits change the state.
+
+        Returns its results and float64 [n], what the model's observers have seen meanwhile; empty without `observe`.
+        """
+        self._saved_buffers = [buffer.clone() for buffer in self._buffers]
+        self._observers.forget()
+        try:
+            with torch.no_grad():
+                results = fn()
+            return results, self._observers.seen().double() if observe else torch.empty(0).double()
+        finally:
+            self._put_back_buffers()
+
+    def apply_round(self, meta: dict[str, Any], tensors: list[torch.Tensor], generation: Generation) -> Commit:
+        """Commit a round: its results become part of the history, and what its observers have seen of the model.
+
+        Args:
+            meta: `name`; `keys` of the sums and of the `largest`; `observe`.
+            tensors: the reduced rows, as `rounds.to_rows` makes them.
+
+        Raises:
+            ApplyError: what is to follow from the results has raised.
+        """
         before = self.machine.state
-        lineage = next_lineage(before, before.step, before.round + 1, generation, self._hash([values]))
+        lineage = next_lineage(before, before.step, before.round + 1, generation, self._hash(tensors))
         after = StateId(before.step, before.round + 1, generation, lineage)
-        sums = dict(zip(meta["keys"], values.tolist(), strict=True))
-        commit = Commit(before, after, meta, [values])
+        results, observed = from_rows(meta, tensors)
+        commit = Commit(before, after, meta, tensors)
+        try:
+            with torch.no_grad():
+                if meta["observe"]:
+                    self._observers.take(observed)
+                self.after_round(meta["name"], results)
+        except Exception as error:
+            raise self._lost(error) from error
         with self.lock:
-            self.replica.history.append((before.step, meta["name"], sums))
+            self.replica.history.append((before.step, meta["name"], results))
         self._remember(commit, None, servable=True)
         return commit
+
+    def _lost(self, error: Exception) -> ApplyError:
+        """The bytes are no state any more."""
+        with self.lock:
+            self.machine.lost_state()
+        self.in_step = False
+        return ApplyError(f"{type(error).__name__}: {error}")
 
     def replay(self, commit: Commit) -> Commit:
         """Apply a commit that a peer made. Raises TransferError where it does not lead on from our state."""
         if commit.before != self.machine.state:
             raise TransferError(f"the donor offered a commit after {commit.before}, we are at {self.machine.state}")
         if commit.meta["kind"] == "round":
-            done = self.apply_round(commit.meta, commit.tensors[0], commit.after.generation)
+            done = self.apply_round(commit.meta, commit.tensors, commit.after.generation)
         else:
             with self.lock:
                 self.staging.flip()
                 self._commits = [(c, s) for c, s in self._commits if s != self.staging.current]
-            for bucket, received in zip(self.staging.buckets, commit.tensors, strict=True):
-                bucket.copy_(received)
+            for ours, received in zip(self.staging.tensors, commit.tensors, strict=True):
+                ours.copy_(received)
             self._saved_buffers = [buffer.clone() for buffer in self._buffers]
             done = self.apply_step(commit.meta, commit.after.generation)
         if done.after != commit.after:
@@ -209,8 +255,8 @@ class Engine:
 
     def capture(self) -> Snapshot:
         """A copy of the committed state, also in the middle of a step (the forward pass changes buffers only)."""
-        saved = dict(zip(self.replica.buffers, self._saved_buffers, strict=True)) if self.in_step else None
-        captured = self.replica.capture(saved)
+        saved = zip(self._buffers, self._saved_buffers, strict=True) if self.in_step else ()
+        captured = self.replica.capture({id(buffer): before for buffer, before in saved})
         captured.meta.update(self.describe())
         return Snapshot(self.machine.state, self.machine.previous, captured)
 
@@ -383,6 +429,7 @@ class Engine:
             if self.replica.scheduler is not None:
                 self.replica.scheduler.step()
         self._apply_buffers(tail[count : len(tail) - len(_SCALARS)])
+        self._observers.take(self.staging.observed)
         self._clear_grads()
 
     def _apply_buffers(self, deltas: torch.Tensor) -> None:

@@ -1,10 +1,10 @@
 """Faults injected by name, for tests and drills: `point[@key=value,...]=action` (EP-19).
 
-A point is a place in the protocol (`in_apply`, `in_exchange`, …). The conditions say which rank and when: `rank`, `step` in
-progress, `generation` (counter of the last one entered, 0 of none), `bucket` in `in_exchange`, `snapshot` 0 or 1 in
-`in_serve`. The action says what happens there: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself; goes on after
-SIGCONT), `hang` (never returns), `raise`. Each fault happens once in the life of a job: a file in the job's folder
-remembers it, so a replacement does not die of the same fault again.
+A point is a place in the protocol (`in_apply`, `in_exchange`, …). The conditions say which rank and when: `rank`, `step`
+in progress, `round` after it, `generation` (counter of the last one entered, 0 of none), `bucket` in `in_exchange`,
+`snapshot` 0 or 1 in `in_serve`. The action says what happens there: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself;
+goes on after SIGCONT), `hang` (never returns), `raise`. Each fault happens once in the life of a job: a file in the job's
+folder remembers it, so a replacement does not die of the same fault again.
 """
 
 from __future__ import annotations

@@ -25,6 +25,12 @@ logger = logging.getLogger("quantarion.keeper")
 
 SAVE_SECONDS = 600.0
 
+_PLAN = {
+    "phases": ("fp32_epochs", "qat_epochs"),
+    "qat": ("weight_bits", "activation_bits", "state_bits", "activations_from", "state_from", "freeze_from"),
+}
+"""Parts of the JobSpec that decide when what is quantized."""
+
 
 class Keeper:
     """The lowest rank's duties towards storage; on other ranks it only waits to become the lowest."""
@@ -37,25 +43,25 @@ class Keeper:
 
     def after_step(self, step: int) -> None:
         """Save every `checkpoint.every` steps, beside training (CK-3)."""
-        every = self._config.checkpoint.every
-        if every and step % every == 0 and self._rank.index == 0 and isinstance(self._rank, Rank):
-            self._submit()
+        tier = self._config.checkpoint.due(step)
+        if tier is not None and self._rank.index == 0 and isinstance(self._rank, Rank):
+            self._submit(tier)
 
     def save_now(self) -> None:
-        """Save the present state and wait until it lies on disk; a failure is reported, not raised (CK-7)."""
+        """Save the present state, exact, and wait until it lies on disk; a failure is reported, not raised (CK-7)."""
         if isinstance(self._rank, Rank):
-            writer, deadline = self._submit(), time.monotonic() + SAVE_SECONDS
+            writer, deadline = self._submit("exact"), time.monotonic() + SAVE_SECONDS
             while not writer.wait(0.05) and time.monotonic() < deadline:
                 self._rank.page.count_exchange()  # it gets on, at the pace of the storage
                 if self._rank.must_stop():
                     return  # the next generation saves again
 
-    def _submit(self) -> BackgroundWriter:
+    def _submit(self, tier: str) -> BackgroundWriter:
         if self._writer is None:
             keep = self._config.checkpoint.keep
             self._writer = BackgroundWriter(self._root, job=self._config.name, on_done=self._report, keep=keep)
         snapshot = self._engine.capture()
-        snapshot.captured.meta.update(_ids(snapshot))
+        snapshot.captured.meta.update({**_ids(snapshot), "plan": plan_of(self._config)})
         self._rank.faults.hit("in_publish")
         state = snapshot.state
         self._writer.submit(
@@ -65,6 +71,9 @@ class Keeper:
             lineage=state.lineage,
             world=self._rank.world,
             fence=self._fence(),
+            rounds=state.round,
+            tier=tier,
+            weights=self._config.checkpoint.weights,
         )
         return self._writer
 
@@ -92,7 +101,7 @@ class Keeper:
             return
         published = pb.Published(
             path=str(outcome.path.relative_to(self._rank.folder)),
-            tier="exact",
+            tier=outcome.tier,
             step=int(outcome.path.name.split("-")[1]),
             bytes=outcome.bytes,
             raw_bytes=outcome.raw_bytes,
@@ -103,7 +112,7 @@ class Keeper:
     def found(self) -> Snapshot | None:
         """The newest sound checkpoint of this job's folder, or None where there is none (a fresh start).
 
-        Raises TaskError where it does not fit the model.
+        Raises TaskError where it does not fit the model or the plan.
         """
         if not isinstance(self._rank, Rank):
             return None
@@ -112,13 +121,16 @@ class Keeper:
         if newest is None:
             return None
         entry, captured = newest
+        if (other := another_plan(captured.meta.get("plan"), plan_of(self._config))) is not None:
+            raise TaskError(f"{entry.path.name} {other}, or start afresh without --resume", exit_code=5)
         try:
-            check_fits(captured, self._engine.replica.expected(), optional=("optimizer.",))
+            check_fits(captured, self._engine.replica.expected(), optional=("optimizer.", "kept."))
             self._engine.replica.check_settings(captured)
         except (CheckpointError, ValueError) as error:
             raise TaskError(f"{entry.path.name}: {error}; start afresh without --resume", exit_code=5) from None
         meta = captured.meta
-        note = pb.Note(kind="resumed", json=json.dumps({"path": entry.path.name, "step": entry.step}))
+        fields = {"path": entry.path.name, "tier": entry.tier, "step": entry.step}
+        note = pb.Note(kind="resumed", json=json.dumps(fields))
         self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
         return Snapshot(_state(meta["state_id"]), _state(meta["previous_id"]), captured)
 
@@ -136,6 +148,15 @@ class Keeper:
         note = pb.Note(kind="checkpoint_skipped", json=json.dumps({"reason": reason}))
         self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
 
+    def write_file(self, name: str, write: Callable[[Path], None]) -> None:
+        """A file of the job's folder; a failure is reported, not raised (CK-7)."""
+        path = self._rank.folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path)
+        except OSError as error:
+            self._result_failed(error)
+
     def write_result(self, result: dict[str, Any]) -> None:
         """`result.json`, and the digest of the state it was made from."""
         path = self._rank.folder / "result.json"
@@ -144,8 +165,32 @@ class Keeper:
             temporary.write_text(json.dumps({**result, "digest": self._engine.replica.digest()}))
             Path(temporary).replace(path)
         except OSError as error:
-            note = pb.Note(kind="result_failed", json=json.dumps({"error": str(error)}))
-            self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
+            self._result_failed(error)
+
+    def _result_failed(self, error: OSError) -> None:
+        note = pb.Note(kind="result_failed", json=json.dumps({"error": str(error)}))
+        self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
+
+
+def plan_of(config: TrainingConfig) -> dict[str, Any]:
+    """What a job must have in common with the checkpoint it goes on from, by its key in the JobSpec.
+
+    Of a recipe: which one, and what was quantized when. A script has its own plan, of which only the model is checked.
+    """
+    if config.task.recipe is None:
+        return {"task.recipe": None}
+    return {"task.recipe": config.task.recipe} | {
+        f"{part}.{key}": getattr(getattr(config, part), key) for part, keys in _PLAN.items() for key in keys
+    }
+
+
+def another_plan(saved: dict[str, Any] | None, ours: dict[str, Any]) -> str | None:
+    """What is said of a checkpoint that was `saved` under another plan than `ours`; None where it fits, or is not known."""
+    for key, value in ours.items():
+        if saved is not None and saved.get(key) != value:
+            theirs = json.dumps(saved.get(key))
+            return f"is of a job with {key} {theirs}, but the JobSpec says {json.dumps(value)}; write {key}: {theirs}"
+    return None
 
 
 def _ids(snapshot: Snapshot) -> dict[str, Any]:

@@ -110,8 +110,8 @@ class Rank:
 
     def _where(self) -> dict[str, int]:
         """What the conditions of a fault are compared with."""
-        generation = self.machine.generation.counter
-        return {"rank": self.number, "step": self.machine.state.step + 1, "generation": generation}
+        state, generation = self.machine.state, self.machine.generation.counter
+        return {"rank": self.number, "step": state.step + 1, "round": state.round + 1, "generation": generation}
 
     def _find_offer(self, have: StateId, generation: Generation) -> Offer | None:
         """For a peer that needs state; called by the state server's threads."""

@@ -6,7 +6,7 @@ tensors and plain values, so that a peer, a checkpoint and a digest all see the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -32,6 +32,8 @@ class ReplicatedState:
     def __init__(self, model: nn.Module, optimizer: Optimizer, scheduler: Any = None, scaler: Any = None) -> None:
         self.model, self.optimizer, self.scheduler, self.scaler = model, optimizer, scheduler, scaler
         self.history: list[tuple[int, str, dict[str, float]]] = []
+        self.kept: dict[str, torch.Tensor] = {}  # parameters and buffers as they were at an earlier step, by name
+        self.added_epochs: dict[str, int] = {}  # by the phase that they extend
         self.parameters = named_parameters(model, optimizer)
         self.buffers = dict(model.named_buffers())
         self._names = {id(p): name for name, p in self.parameters.items()}
@@ -41,11 +43,12 @@ class ReplicatedState:
 
     # ------------------------------------------------------------------ copying out
 
-    def capture(self, buffers: dict[str, torch.Tensor] | None = None) -> Captured:
-        """A copy of the whole state; `buffers` overrides those a forward pass in progress has changed (EP-4)."""
+    def capture(self, before: Mapping[int, torch.Tensor] | None = None) -> Captured:
+        """A copy of the whole state; `before` has, by `id()`, those buffers that a running step changes (EP-4)."""
         tensors = {f"parameter.{name}": p.detach().cpu().clone() for name, p in self.parameters.items()}
-        for name, buffer in (buffers or self.buffers).items():
-            tensors[f"buffer.{name}"] = buffer.detach().cpu().clone()
+        for name, buffer in self.buffers.items():
+            tensors[f"buffer.{name}"] = (before or {}).get(id(buffer), buffer).detach().cpu().clone()
+        tensors |= {f"kept.{name}": tensor.clone() for name, tensor in self.kept.items()}
         scalars: dict[str, Any] = {}
         for parameter, entries in self.optimizer.state.items():
             owner = self._names[id(parameter)]
@@ -66,6 +69,7 @@ class ReplicatedState:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "history": [list(entry) for entry in self.history],
+            "added_epochs": dict(self.added_epochs),
         }
 
     def expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -103,6 +107,9 @@ class ReplicatedState:
             self.scaler.load_state_dict(captured.meta["scaler"])
             self.scaler._per_optimizer_states.clear()  # of an apply that raised half-way
         self.history[:] = [(int(s), str(n), dict(d)) for s, n, d in captured.meta["history"]]
+        self.added_epochs = dict(captured.meta.get("added_epochs", {}))
+        kept = {name.removeprefix("kept."): t for name, t in captured.tensors.items() if name.startswith("kept.")}
+        self.kept = {name: tensor.clone() for name, tensor in kept.items()}
 
     def _restore_optimizer(self, captured: Captured) -> None:
         by_owner: dict[str, dict[str, Any]] = {}
@@ -122,6 +129,25 @@ class ReplicatedState:
                     else value
                     for key, value in by_owner[name].items()
                 }
+
+    # ------------------------------------------------------------------ an earlier step
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Keep the present parameters and buffers; those kept before are forgotten."""
+        self.kept = {name: tensor.detach().cpu().clone() for name, tensor in self._named()}
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Return to the parameters and buffers that are kept; RuntimeError where there are none."""
+        if not self.kept:
+            raise RuntimeError("there are no weights to put back: keep some first")
+        for name, tensor in self._named():
+            tensor.copy_(self.kept[name])
+
+    def _named(self) -> Iterable[tuple[str, torch.Tensor]]:
+        yield from self.parameters.items()
+        yield from self.buffers.items()
 
     # ------------------------------------------------------------------ comparing
 

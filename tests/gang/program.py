@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from workers import elastic
-from workers.elastic import Job
+from workers.elastic import Job, Largest
+from workers.observing import StepObserver
 
 SAMPLES = 256
 DIGEST_EVERY = 8
@@ -30,6 +31,27 @@ def learning_rate(step: int) -> float:
     return 0.01 / (1.0 + 0.01 * step)
 
 
+class Ranges(StepObserver):
+    """Moving average of the smallest and the largest value that all ranks have seen in a step."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.saw(torch.stack([-x.min(), x.max()]))
+        return x.clamp(self.low - 8.0, self.high + 8.0)
+
+    def take(self, reduced: torch.Tensor) -> None:
+        for buffer, value in ((self.low, -reduced[0]), (self.high, reduced[1])):
+            if value.isfinite():
+                buffer.lerp_(value, 0.1)
+
+
 def train() -> None:
     noise = torch.Generator().manual_seed(1)
     inputs = torch.randn(SAMPLES, 12, generator=noise)
@@ -39,7 +61,14 @@ def train() -> None:
     if (binding.rank.folder / "own-seeds").exists():
         torch.manual_seed(os.getpid())  # a model of its own on every rank
     model = nn.Sequential(
-        nn.Linear(12, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(0.2), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)
+        nn.Linear(12, 24),
+        Ranges(),
+        nn.BatchNorm1d(24),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(24, 24),
+        nn.ReLU(),
+        nn.Linear(24, 3),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step) / 0.01)
@@ -49,13 +78,33 @@ def train() -> None:
         hits = model(inputs[part::parts]).argmax(dim=1) == targets[part::parts]
         return {"correct": float(hits.sum()), "count": float(len(hits))}
 
-    job = Job(model, optimizer, TensorDataset(inputs, targets), scheduler=scheduler, evaluate=correct)
+    def after_round(name: str, results: dict[str, float]) -> None:
+        if name == "evaluate":
+            if results["correct"] >= max([r["correct"] for _, n, r in job.history if n == name], default=0.0):
+                job.keep_weights()
+        if name == "best":
+            job.put_back_weights()
+
+    job = Job(
+        model,
+        optimizer,
+        TensorDataset(inputs, targets),
+        scheduler=scheduler,
+        evaluate=correct,
+        after_round=after_round,
+    )
     log = DigestLog(job)
+    data = job.collect(
+        "data", lambda part, parts: {"rows": len(inputs[part::parts]), "top": Largest(inputs[part::parts].max())}
+    )
+    assert data == {"rows": SAMPLES, "top": float(inputs.max())}
     for x, y in job.batches():
         log.note()
         dawdle(job)
         job.step(cross_entropy(model(x), y))
     job.collect("parts", lambda part, parts: {"parts": 1.0})
+    job.collect("best", lambda part, parts: {})
+    job.collect("ranges", lambda part, parts: {"seen": float(len(model(inputs[part::parts])))}, observe=True)
     log.note(final=True)
 
 

@@ -20,6 +20,7 @@ from workers.engine import ApplyError, Engine
 from workers.errors import TaskError
 from workers.faults import Faults
 from workers.identity import GENESIS, NOWHERE, Generation, StateId
+from workers.observing import StepObserver
 from workers.protocol import RankMachine, RankState
 from workers.rank import Host, Rank
 from workers.transfer import Commit, Snapshot, StateServer, TransferError
@@ -35,7 +36,7 @@ class Recording:
     def __init__(self) -> None:
         self.operands: list[torch.Tensor] = []
 
-    def all_reduce(self, buffer: torch.Tensor) -> Recording:
+    def all_reduce(self, buffer: torch.Tensor, *, largest: bool = False) -> Recording:
         self.operands.append(buffer)
         return self
 
@@ -343,3 +344,149 @@ def serve_snapshot_when_asked(donor: OneRank) -> None:
     """What a rank does at its poll points."""
     donor.engine._snapshot_wanted.wait()
     donor.engine.serve_snapshot()
+
+
+class Widest(StepObserver):
+    """Remembers the largest magnitude ever committed."""
+
+    most: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.register_buffer("most", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.saw(x.abs().amax().reshape(1))
+        return x * (1.0 + self.most)  # what it has learned shows in the forward pass
+
+    def take(self, reduced: torch.Tensor) -> None:
+        if reduced[0].isfinite():
+            self.most.copy_(torch.maximum(self.most, reduced[0]))
+
+
+class Observing(OneRank):
+    """The same rank with an observer of what goes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widest = Widest()
+        self.model = nn.Sequential(self.widest, *self.model)
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.engine = Engine(self.model, optimizer, machine=self.machine, faults=Faults([], Path(), dict))
+
+
+def reduce_and_apply(ranks: list[Observing]) -> list[Commit]:
+    largest = torch.stack([rank.engine.staging.observed for rank in ranks]).amax(dim=0)
+    for rank in ranks:
+        rank.engine.staging.observed.copy_(largest)
+    for buckets in zip(*(rank.engine.staging.buckets for rank in ranks), strict=True):
+        total = torch.stack(buckets).sum(dim=0)
+        for bucket in buckets:
+            bucket.copy_(total)
+    return [rank.engine.apply_step(dict(META), FIRST) for rank in ranks]
+
+
+def test_qs36_ranges_are_those_of_all_ranks_and_an_empty_share_changes_nothing(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    ranks = [Observing(), Observing(), Observing()]
+    shares = [(batch[0][:3], batch[1][:3]), (batch[0][3:], batch[1][3:]), (batch[0][:0], batch[1][:0])]
+    for rank, share in zip(ranks, shares, strict=True):
+        rank.compute(*share)
+        assert float(rank.widest.most) == 0.0  # not before the commit
+    reduce_and_apply(ranks)
+    assert {float(rank.widest.most) for rank in ranks} == {float(batch[0].abs().max())}
+    assert len({rank.digest for rank in ranks}) == 1
+
+
+def test_qs36_a_discarded_step_discards_what_was_observed(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    straight, disturbed = Observing(), Observing()
+    disturbed.compute(batch[0] * 100.0, batch[1])
+    disturbed.engine.discard()
+    for rank in (straight, disturbed):
+        rank.compute(*batch)
+        reduce_and_apply([rank])
+    assert disturbed.digest == straight.digest
+    assert float(straight.widest.most) > 0.0
+
+
+def test_qs36_a_rank_that_replays_a_commit_learns_the_same_range(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    donor, joiner = Observing(), Observing()
+    donor.compute(*batch)
+    (commit,) = reduce_and_apply([donor])
+    joiner.engine.replay(commit)
+    assert joiner.digest == donor.digest
+    assert float(joiner.widest.most) == float(batch[0].abs().max())
+
+
+def test_qs36_what_is_not_a_number_is_not_observed() -> None:
+    widest = Widest()
+    widest.saw(torch.tensor([float("nan")]))
+    widest.saw(torch.tensor([float("inf")]))
+    assert widest.seen.tolist() == [-float("inf")]
+    widest.saw(torch.tensor([2.0]))
+    widest.saw(torch.tensor([float("nan")]))
+    assert widest.seen.tolist() == [2.0]
+
+
+def round_meta(name: str, *, observe: bool) -> dict[str, Any]:
+    return {"kind": "round", "name": name, "keys": ["n"], "largest": ["top"], "observe": observe}
+
+
+def test_qs36_a_round_observes_and_what_follows_from_it_is_part_of_its_commit(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    donor, joiner = Observing(), Observing()
+    for rank in (donor, joiner):
+        rank.engine.after_round = partial(keep_or_put_back, rank.engine)
+    built = donor.digest
+    _, observed = donor.engine.observe_round(lambda: donor.model(batch[0]), observe=True)
+    assert donor.digest == built  # although BatchNorm was in training
+    results = [torch.tensor([12.0]).double(), torch.cat([torch.tensor([3.5]).double(), observed])]
+    rounds = [("keep", False), ("observe", True), ("put back", False)]
+    for name, observe in rounds:
+        tensors = [results[0], results[1] if observe else results[1][:1]]
+        commit = donor.engine.apply_round(round_meta(name, observe=observe), tensors, FIRST)
+        if name == "observe":
+            assert float(donor.widest.most) == float(batch[0].abs().max())
+        joiner.engine.replay(commit)
+        assert joiner.digest == donor.digest != built
+    assert donor.engine.replica.history == [(0, name, {"n": 12.0, "top": 3.5}) for name, _ in rounds]
+    assert float(donor.widest.most) == 0.0  # as it was kept
+
+
+def keep_or_put_back(engine: Engine, name: str, results: dict[str, float]) -> None:
+    assert results == {"n": 12.0, "top": 3.5}
+    if name == "keep":
+        engine.replica.keep()
+    if name == "put back":
+        engine.replica.put_back()
+
+
+def test_ep11_an_error_that_follows_from_a_round_makes_the_rank_unhealed() -> None:
+    rank = OneRank()
+
+    def fail(name: str, results: dict[str, float]) -> None:
+        raise ValueError("no such weights")
+
+    rank.engine.after_round = fail
+    with pytest.raises(ApplyError, match="no such weights"):
+        rank.engine.apply_round(round_meta("x", observe=False), [torch.zeros(1).double(), torch.zeros(1).double()], FIRST)
+    assert not rank.machine.healed
+    assert rank.engine.replica.history == []
+
+
+def test_kept_weights_travel_with_the_state(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    rank, other = OneRank(), OneRank()
+    rank.engine.replica.keep()
+    rank.engine.replica.added_epochs["qat"] = 3
+    kept = [parameter.clone() for parameter in rank.model.parameters()]
+    rank.compute(*batch)
+    rank.engine.apply_step(dict(META), FIRST)
+    other.engine.restore(rank.engine.capture())
+    assert other.digest == rank.digest
+    assert other.engine.replica.added_epochs == {"qat": 3}
+    other.engine.replica.put_back()
+    assert all(torch.equal(a, b) for a, b in zip(other.model.parameters(), kept, strict=True))
+    with pytest.raises(RuntimeError, match="no weights to put back"):
+        OneRank().engine.replica.put_back()

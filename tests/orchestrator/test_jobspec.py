@@ -35,7 +35,7 @@ def refused(folder: Path, text: str, *sets: str) -> str:
 def test_a_name_is_enough(tmp_path: Path) -> None:
     spec = load(tmp_path, "name: small")
     assert spec == JobSpec(name="small")
-    assert (spec.task.recipe, spec.task.script, spec.storage) == ("digits", None, Path("runs"))
+    assert (spec.task.recipe, spec.task.script, spec.storage) == ("mlp", None, Path("runs"))
     assert spec.phases.epochs == spec.epochs == spec.phases.fp32_epochs + spec.phases.qat_epochs
 
 
@@ -88,7 +88,34 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("name: a\nseed: -1", "seed is -1, but must be a whole number, at least 0"),
         ("name: a\noptimizer: {lr: .nan}", "optimizer.lr is nan, but must be a number, more than 0"),
         ("name: a\noptimizer: {name: adma}", "one of sgd, adam, adamw; write for example optimizer.name: adam"),
-        ("name: a\ntask: {weight_bits: 5}", "task.weight_bits is 5, but must be one of 8, 4"),
+        ("name: a\ntask: {weight_bits: 8}", "task.weight_bits is not a key of the JobSpec; write qat.weight_bits instead"),
+        ("name: a\nqat: {weight_bits: 5}", "qat.weight_bits is 5, but must be one of 8, 6, 4, 2; write for example "),
+        ("name: a\nqat: {activation_bits: 2}", "qat.activation_bits is 2, but must be one of 8, 6, 4"),
+        ("name: a\nqat: {state_bits: 6}", "qat.state_bits is 6, but must be one of 8, 4, 2 or null"),
+        ("name: a\nqat: {averaging: 0}", "qat.averaging is 0, but must be a number, more than 0 and at most 1"),
+        ("name: a\nqat: {calibration_batches: 0}", "must be a whole number of batches, at least 1"),
+        ("name: a\ntask: {spiking: {encoding: morse}}", "one of rate, temporal, latency, burst, current"),
+        (
+            "name: a\ntask: {spiking: {readout: rates}}",
+            "task.spiking.readout is 'rates', but must be one of count, membrane",
+        ),
+        (
+            "name: a\ntask: {spiking: {slope: 51}}",
+            "task.spiking.slope is 51, but must be a number, more than 0 and at most 50",
+        ),
+        (
+            "name: a\ntask: {spiking: {decay: 1}}",
+            "task.spiking.decay is 1, but must be a number, more than 0 and less than 1",
+        ),
+        (
+            "name: a\ntask: {data: {validation: 0.5}}",
+            "task.data.validation is 0.5, but must be a number, at least 0 and less",
+        ),
+        ("name: a\ntask: {text: {context: 0}}", "must be a whole number of bytes, at least 1; write for example "),
+        (
+            "name: a\ntask: {num_steps: 4}",
+            "task.num_steps is not a key of the JobSpec; write task.spiking.num_steps instead",
+        ),
         ("name: a\ntask: {hidden: [8, x]}", "task.hidden.1 is 'x', but must be a whole number, at least 1"),
         ("name: a\nstorage: s3://b/c", "storage: 's3://b/c' is a URL, but must be a path"),
         ("name: a\nfaults: [in_appyl=kill]", "faults.0: fault 'in_appyl=kill' is not of the form point["),
@@ -120,8 +147,17 @@ def test_wrong_units_are_refused(tmp_path: Path, text: str, sentence: str) -> No
         ("hosts: {min: 3, max: 2}", "hosts.min is 3, more than hosts.max, which is 2; write hosts.min: 2 or less"),
         ("micro_batch: 500", "micro_batch is 500, more than global_batch, which is 128; write micro_batch: 128"),
         ("{global_batch: 3, micro_batch: 1, hosts: {max: 2}}", "each of the 4 ranks"),
-        ("task: {recipe: digits, script: x.py}", "task.recipe is digits and task.script is 'x.py', but a job has one"),
-        ("task: {recipe: null}", "task names neither a recipe nor a script; write task.recipe: digits"),
+        ("task: {recipe: mlp, script: x.py}", "task.recipe is mlp and task.script is 'x.py', but a job has one"),
+        ("task: {recipe: null}", "task names neither a recipe nor a script; write task.recipe: spiking"),
+        (
+            "task: {text: {width: 10}}",
+            "task.text.heads is 4, which does not divide task.text.width, 10; write task.text.heads",
+        ),
+        (
+            "phases: {qat_epochs: 3}\nqat: {state_from: 3}",
+            "qat.state_from is 3, but the 3 QAT epochs are counted from 0 to 2; ",
+        ),
+        ("qat: {activations_from: 5, state_from: 2}", "qat.activations_from is 5, later than qat.state_from, which is 2; "),
         ("task: {script: net.txt}", "task.script is 'net.txt', which is not a Python file"),
         ("phases: {fp32_epochs: 0, qat_epochs: 0}", "there is nothing to train; write phases.fp32_epochs: 1 or more"),
         ("optimizer: {name: adam, momentum: 0.5}", "optimizer.momentum is 0.5, but optimizer.name is adam"),

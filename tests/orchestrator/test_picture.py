@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UserError
-from orchestrator.picture import accuracy_points, draw, label, smooth, world_points
+from orchestrator.picture import accuracy_points, draw, label, merged, phase_points, smooth, world_points
 from orchestrator.records import Incident, Record
 
 START = 1_790_000_000.0
@@ -71,6 +71,45 @@ def test_evaluations_are_points_by_name() -> None:
         event(5.0, "evaluation", step=6, name="int8", accuracy=0.94),
     ]
     assert accuracy_points(steps(), events, START) == {"fp32": [(2.0, 0.9), (4.0, 0.95)], "int8": [(5.0, 0.94)]}
+
+
+def test_rounds_that_measured_no_accuracy_are_no_points() -> None:
+    events = [
+        event(1.0, "evaluation", step=0, name="data", accuracy=None),
+        event(2.0, "evaluation", step=3, name="evaluate", accuracy=0.9),
+        event(3.0, "evaluation", step=3, name="calibration.0", accuracy=None),
+        event(4.0, "evaluation", step=3, name="calibration.1", accuracy=0.9),
+    ]
+    assert accuracy_points([], events, START) == {"evaluate": [(2.0, 0.9)]}
+
+
+def phase_events() -> list[Record]:
+    begun = [(1.0, "data", 0), (1.25, "fp32_warmup", 1), (3.0, "qat", 3), (6.5, "calibration", 6)]
+    return [event(t, "phase", phase=phase, step=step) for t, phase, step in begun]
+
+
+def test_qs22_phases_are_points_in_words() -> None:
+    points = [(1.0, "data check"), (1.25, "FP32 warm-up"), (3.0, "QAT"), (6.5, "calibration")]
+    assert phase_points(phase_events(), START) == points
+    assert merged(points, 0.5) == [(1.25, "data check, FP32 warm-up"), *points[2:]]
+    assert merged(points, 0.0) == points
+
+
+@pytest.mark.parametrize(("task", "marked"), [({"recipe": "mlp"}, True), ({"recipe": None, "script": "a.py"}, False)])
+def test_phases_are_marked_in_the_picture_of_a_recipe(tmp_path: Path, task: dict[str, Any], marked: bool) -> None:
+    """A script's phases are those of the default JobSpec; they mean nothing."""
+    import matplotlib.image
+
+    write(tmp_path, "steps.jsonl", steps())
+    write(tmp_path, "events.jsonl", [])
+    (tmp_path / "job.json").write_text(json.dumps({"name": "demo", "task": task}))
+    without = matplotlib.image.imread(draw(tmp_path))
+    write(tmp_path, "events.jsonl", phase_events())
+    bare = matplotlib.image.imread(draw(tmp_path))
+    assert without.shape == bare.shape
+    dark = [(pixels[..., :3].max(axis=2) < 0.75).mean(axis=0) for pixels in (without, bare)]  # by column
+    lines = int(((dark[1] - dark[0]) > 0.2).sum())
+    assert (lines >= 3) is marked
 
 
 def test_without_events_an_evaluation_is_where_the_accuracy_changes() -> None:

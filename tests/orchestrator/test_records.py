@@ -9,21 +9,28 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator import records
 from orchestrator.records import (
     EVENT_KEYS,
     STEP_KEYS,
     Incident,
     Record,
     Tail,
+    calibrated,
     generation_of,
+    measured_accuracy,
     parse_line,
+    phase_words,
     read_events,
     read_incidents,
     read_object,
+    read_phases,
     read_steps,
+    recipe_of,
     signal_name,
     surviving,
 )
+from workers.qat.phases import Phase
 
 
 def step(number: int, generation: tuple[int, int], **more: Any) -> Record:
@@ -206,3 +213,56 @@ def test_agents_coordinators_and_exit_codes_are_told_apart() -> None:
 
 def test_signals_have_names() -> None:
     assert (signal_name(9), signal_name("15"), signal_name(200)) == ("SIGKILL", "SIGTERM", "200")
+
+
+def phases(*marks: tuple[str, int]) -> list[Record]:
+    """Events of phases and resumes, (name, step), one a second."""
+    kinds = (("resumed", {}) if name == "resumed" else ("phase", {"phase": name}) for name, _ in marks)
+    return [event(t, kind, step=step, **more) for t, ((kind, more), (_, step)) in enumerate(zip(kinds, marks, strict=True))]
+
+
+def named(events: list[Record]) -> list[tuple[str, int]]:
+    return [(found["phase"], found["step"]) for found in read_phases(events)]
+
+
+START = (("data", 0), ("fp32_warmup", 1), ("qat", 101))
+
+
+def test_qs22_each_phase_is_read_once_in_its_order() -> None:
+    every = (*START, ("observer_freeze", 181), ("calibration", 240), ("convert", 240), ("verify", 240))
+    assert named(phases(*every)) == list(every)
+    assert named(phases(*START, ("qat", 130))) == list(START)  # told again by the rank that took over
+    assert named([event(0, "host_up", host="host-0")]) == []
+
+
+def test_qs41_phases_that_a_resume_has_left_behind_are_not_read() -> None:
+    assert named(phases(*START, ("resumed", 100))) == list(START[:2])
+    assert named(phases(*START, ("resumed", 101), ("qat", 102))) == list(START)
+    again = phases(*START, ("calibration", 240), ("verify", 240), ("resumed", 240), ("calibration", 240))
+    assert named(again) == [*START, ("calibration", 240)]
+
+
+def test_every_phase_has_words() -> None:
+    assert [phase_words(phase) for phase in Phase if phase_words(phase) == phase] == ["calibration"]
+    assert phase_words("another") == "another"
+
+
+def test_qs40_rounds_of_the_calibration_count_and_measure_no_accuracy() -> None:
+    rounds = [
+        event(0, "evaluation", step=9, name=name, accuracy=0.5) for name in ("calibration.4", "evaluate", "calibration")
+    ]
+    assert [calibrated(each) for each in rounds] == [5, None, None]
+    assert [measured_accuracy(each) for each in rounds] == [None, 0.5, 0.5]
+    assert measured_accuracy(event(0, "evaluation", step=0, name="data", accuracy=None)) is None
+    assert measured_accuracy(event(0, "finished", step=9)) is None
+
+
+def test_a_job_names_its_recipe() -> None:
+    assert recipe_of({"task": {"recipe": "cnn", "script": None}}) == "cnn"
+    assert [recipe_of(job) for job in ({}, {"task": None}, {"task": {"recipe": None, "script": "a.py"}})] == [None] * 3
+
+
+def test_qs22_every_phase_has_words() -> None:
+    """The names stand there twice, for what reads records loads nothing that trains."""
+    assert set(records._PHASE_WORDS) == {phase.value for phase in Phase}
+    assert set(records.TRAINING_PHASES) <= set(records._PHASE_WORDS)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.report import build, last_line, percent, show, size, write
+from orchestrator.errors import ExitCode
+from orchestrator.report import build, exit_code, last_line, percent, show, size, write
 
 START = 1_790_000_000.0
 
@@ -58,13 +59,19 @@ def test_a_report_says_what_the_job_did(job: Path) -> None:
     del report["result"]
     assert report == {
         "job": "demo",
+        "recipe": None,
         "seed": 7,
         "world": {"min": 2, "max": 3, "final": 3},
         "steps": {"committed": 4, "discarded": 1},
         "samples": {"per_epoch": 8, "each_once": True},
+        "phases": [],
         "accuracy": {"fp32": 0.963, "int8": 0.961, "evaluation": None},
+        "loss": {"fp32": None, "int8": None},
         "bytes": {"fp32": 407080, "int8_packed": 102568},
+        "gates": [],
+        "verified": None,
         "checkpoint": {"path": "checkpoints/b", "tier": "exact", "bytes": 50, "ratio": 2.0},
+        "resumed": {"path": None, "tier": None, "step": None},
         "incidents": [
             {
                 "t": START + 2.5,
@@ -87,6 +94,9 @@ def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
     assert report["samples"] == {"per_epoch": None, "each_once": None}
     assert report["accuracy"] == {"fp32": None, "int8": None, "evaluation": None}
     assert report["bytes"] == {"fp32": None, "int8_packed": None}
+    assert report["loss"] == {"fp32": None, "int8": None}
+    assert (report["recipe"], report["phases"], report["gates"], report["verified"]) == (None, [], [], None)
+    assert exit_code(tmp_path) == ExitCode.DONE
     assert report["checkpoint"] == {"path": None, "tier": None, "bytes": None, "ratio": None}
     assert (report["job"], report["seed"], report["incidents"], report["seconds"]) == (None, None, [], {"total": None})
 
@@ -131,8 +141,8 @@ def test_the_table_shows_every_measured_value_and_ends_with_the_last_line(job: P
     show(report, path, Console(file=out, width=120, color_system=None))
     text = out.getvalue()
     for part in (
-        "FP32 96.3 %, INT8 96.1 %",
-        "FP32 407.1 kB, INT8 packed 102.6 kB",
+        "INT8 96.1 % (FP32 96.3 %)",
+        "INT8 102.6 kB (FP32 407.1 kB)",
         "4 committed, 1 discarded",
         "8 per epoch, each exactly once",
         "2 to 3, at the end 3",
@@ -173,9 +183,80 @@ def test_a_script_may_return_its_accuracy_as_one_number(job: Path) -> None:
     assert build(job, seconds_total=None)["accuracy"] == {"fp32": None, "int8": None, "evaluation": 0.75}
 
 
-def _shown(folder: Path) -> str:
+def gate(name: str, *failures: str) -> dict[str, Any]:
+    return {"gate": name, "passed": not failures, "values": {}, "conditions": [], "failures": list(failures)}
+
+
+def _recipe(folder: Path, recipe: str, **result: Any) -> None:
+    """Make the job in `folder` one of a recipe that has returned `result`."""
+    (folder / "job.json").write_text(json.dumps({"name": "demo", "seed": 7, "task": {"recipe": recipe, "script": None}}))
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def _phases(folder: Path, *phases: tuple[str, int]) -> None:
+    with (folder / "events.jsonl").open("a") as file:
+        for number, (phase, step) in enumerate(phases):
+            file.write(json.dumps({"t": START + 5 + number, "kind": "phase", "phase": phase, "step": step}) + "\n")
+
+
+def test_qs22_the_phases_of_a_recipe_and_its_gates_are_shown(job: Path) -> None:
+    gates = [gate("fp32_warmup"), gate("verified")]
+    _recipe(job, "spiking", accuracy={"fp32": 0.946, "int8": 0.945}, gates=gates, verified=True)
+    _phases(job, ("data", 0), ("fp32_warmup", 1), ("qat", 3), ("calibration", 4), ("verify", 4))
+    report = build(job, seconds_total=None)
+    assert report["phases"][1:3] == [{"phase": "fp32_warmup", "step": 1}, {"phase": "qat", "step": 3}]
+    assert (report["recipe"], report["gates"], report["verified"]) == ("spiking", gates, True)
+    text = _shown(job, width=160)
+    assert "data check, FP32 warm-up from step 1, QAT from step 3, calibration, verification" in text
+    assert "2 of 2 passed" in text
+    assert text.splitlines()[-1].startswith("done: INT8 94.5 % (FP32 94.6 %), 4 steps")
+    assert exit_code(job) == ExitCode.DONE
+
+
+def test_ta19_a_model_that_is_not_verified_is_told_plainly_and_ends_with_10(job: Path) -> None:
+    failures = ["accuracy_drop is 0.034, but must be <= 0.01", "not_finite is 3, but must be <= 0"]
+    gates = [gate("fp32_warmup"), gate("verified", *failures)]
+    _recipe(job, "mlp", accuracy={"fp32": 0.946, "int8": 0.912}, gates=gates, verified=False)
+    text = _shown(job, width=160)
+    assert "1 of 2 passed" in text
+    assert f"failed: {failures[0]}; {failures[1]}" in text
+    assert text.splitlines()[-1].startswith(
+        f"NOT VERIFIED: INT8 91.2 % (FP32 94.6 %), gate verified: {failures[0]} (and 1 more), 4 steps"
+    )
+    assert exit_code(job) == ExitCode.GATE
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6])
+def test_qs29_other_widths_are_never_shown_as_int8(job: Path, bits: int) -> None:
+    name = f"int{bits}"
+    sizes = {"fp32": 4000, f"{name}_packed": 500}
+    _recipe(job, "cnn", accuracy={"fp32": 0.9, name: 0.89}, loss={"fp32": 0.3, name: 0.31}, bytes=sizes, verified=True)
+    report = build(job, seconds_total=None)
+    assert report["accuracy"] == {"fp32": 0.9, "int8": None, name: 0.89, "evaluation": None}
+    assert report["loss"] == {"fp32": 0.3, "int8": None, name: 0.31}
+    assert report["bytes"] == {"fp32": 4000, "int8_packed": None, f"{name}_packed": 500}
+    text = _shown(job)
+    assert f"INT{bits} 89.0 % (FP32 90.0 %)" in text.splitlines()[-1]
+    assert f"INT{bits} 500 B (FP32 4.0 kB)" in text
+    assert "INT8" not in text
+
+
+def test_a_language_model_is_judged_by_its_perplexity(job: Path) -> None:
+    _recipe(job, "bytes", accuracy={"fp32": 0.6, "int8": 0.59}, loss={"fp32": 1.25, "int8": 1.26}, verified=True)
+    text = _shown(job)
+    assert text.splitlines()[-1].startswith("done: perplexity INT8 3.525 (FP32 3.49), 4 steps")
+    assert "INT8 59.0 % (FP32 60.0 %)" in text
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e6])
+def test_a_loss_that_has_gone_astray_can_be_shown(job: Path, loss: float) -> None:
+    _recipe(job, "bytes", loss={"fp32": 1.25, "int8": loss}, verified=False, gates=[gate("verified", "it is")])
+    assert _shown(job).splitlines()[-1].startswith("NOT VERIFIED: perplexity ")
+
+
+def _shown(folder: Path, width: int = 80) -> str:
     out = io.StringIO()
-    show(build(folder, seconds_total=None), folder / "report.json", Console(file=out, width=80, color_system=None))
+    show(build(folder, seconds_total=None), folder / "report.json", Console(file=out, width=width, color_system=None))
     return out.getvalue()
 
 

@@ -102,8 +102,8 @@ def test_plain_lines_say_the_start_phases_evaluations_and_the_end(folder: Path) 
         happen(folder, "finished", step=2, message="", exit_code=0)
     assert screen.said == [
         f"job demo: starting, 160 steps, folder {folder}",
-        "phase fp32_warmup from step 1",
-        "phase qat from step 2",
+        "phase FP32 warm-up from step 1",
+        "phase QAT from step 2",
         "step 1: accuracy 95.3 % (fp32)",
         "finished after step 2",
         "step 2/160 (1 %), loss 1, accuracy 95.3 %, 18,233 samples/s, 4 ranks",
@@ -220,8 +220,8 @@ def test_a_resume_begins_with_what_is_new(folder: Path) -> None:
     assert screen.said[1:-1] == [
         "checkpoint skipped: step-8-gen-1.1/shard-00000.qins is damaged",
         "resuming from step 6 (step-6-gen-1.1)",
-        "phase fp32_warmup",
-        "phase qat from step 8",
+        "phase FP32 warm-up",
+        "phase QAT from step 8",
         "rank 2 on host-2 was killed (SIGKILL)",
     ]
     assert screen.said[-1].startswith("step 8/160")
@@ -256,9 +256,9 @@ def test_steps_and_events_are_told_in_the_order_of_their_time(folder: Path) -> N
         happen(folder, "evaluation", START + 1, step=1, name="evaluate", accuracy=0.9)
         screen.at(0.25)
     assert screen.said[1:4] == [
-        "phase fp32_warmup from step 1",
+        "phase FP32 warm-up from step 1",
         "step 1: accuracy 90.0 % (evaluate)",
-        "phase qat from step 2",
+        "phase QAT from step 2",
     ]
 
 
@@ -266,9 +266,101 @@ def test_steps_and_events_are_told_in_the_order_of_their_time(folder: Path) -> N
 def test_a_job_without_phases_names_none(folder: Path, terminal: bool) -> None:
     screen = Screen(folder, phases=False, terminal=terminal)
     with screen.view:
+        happen(folder, "phase", phase="fp32_warmup", step=1)
         commit(folder, 1)
         screen.at(0.25)
-    assert "fp32_warmup" not in screen.text
+    assert not any(word in screen.text for word in ("fp32_warmup", "FP32"))
+
+
+def calibrate(folder: Path, batches: range, step: int = 2) -> None:
+    for number in batches:
+        happen(folder, "evaluation", step=step, name=f"calibration.{number}", accuracy=None)
+
+
+def test_qs22_the_phases_of_a_recipe_are_told_once_each_in_their_order(folder: Path) -> None:
+    """Training phases stand in the steps too; the line of a step may be read after the event of a later phase."""
+    screen = Screen(folder)
+    with screen.view:
+        happen(folder, "phase", START - 1, phase="data", step=0)
+        happen(folder, "phase", phase="fp32_warmup", step=1)
+        commit(folder, 1)
+        screen.at(0.25)
+        happen(folder, "phase", phase="qat", step=2)
+        happen(folder, "phase", phase="calibration", step=2)
+        screen.at(0.5)
+        commit(folder, 2, phase="qat")
+        happen(folder, "phase", phase="calibration", step=2)  # from a rank that takes over
+        screen.at(0.75)
+        happen(folder, "phase", phase="convert", step=2)
+        happen(folder, "phase", phase="verify", step=2)
+    assert screen.said[1:-1] == [
+        "phase data check",
+        "phase FP32 warm-up from step 1",
+        "phase QAT from step 2",
+        "phase calibration",
+        "phase conversion",
+        "phase verification",
+    ]
+
+
+def test_qs37_a_resume_inside_a_run_comes_back_to_an_earlier_phase(folder: Path) -> None:
+    screen = Screen(folder)
+    with screen.view:
+        commit(folder, 5)
+        commit(folder, 6, phase="qat")
+        screen.at(0.25)
+        happen(folder, "resumed", START + 1, path="step-4-gen-1.1", step=4)
+        commit(folder, 5, (2, 1), t=START + 2)
+        commit(folder, 6, (2, 1), t=START + 3, phase="qat")
+        screen.at(0.5)
+    phases = [line for line in screen.said if line.startswith("phase")]
+    assert phases == ["phase FP32 warm-up", "phase QAT from step 6", "phase FP32 warm-up", "phase QAT from step 6"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_qs40_a_calibration_is_counted_not_told_batch_by_batch(folder: Path, terminal: bool) -> None:
+    screen = Screen(folder, terminal=terminal)
+    with screen.view:
+        commit(folder, 2, phase="qat", accuracy=0.9)
+        happen(folder, "phase", phase="calibration", step=2)
+        calibrate(folder, range(12))
+        screen.at(6.0)
+        assert "12 batches calibrated" in screen.text
+        assert "90.0 %" in screen.text  # still that of the last evaluation
+        assert screen.view.seen.calibrated == 12
+        happen(folder, "phase", phase="convert", step=2)
+        happen(folder, "evaluation", step=2, name="int8", accuracy=0.89)
+    assert "accuracy -" not in screen.text and "calibration.1" not in screen.text
+    assert (screen.view.seen.calibrated, screen.view.seen.accuracy) == (0, 0.89)
+    if terminal:
+        assert "calibration, 12 batches calibrated" in screen.text
+    else:
+        assert screen.said[1:] == [
+            "phase QAT",
+            "phase calibration",
+            "step 2/160 (1 %), 12 batches calibrated, loss 1, accuracy 90.0 %, 4 ranks",
+            "phase conversion",
+            "step 2: accuracy 89.0 % (int8)",
+            "step 2/160 (1 %), loss 1, accuracy 89.0 %, 4 ranks",
+        ]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_ta19_gates_that_fail_and_doubtful_data_are_told_once(folder: Path, terminal: bool) -> None:
+    """A rank that takes over tells them again."""
+    screen = Screen(folder, terminal=terminal)
+    warning = "0.3 % of the values lie far from the mean"
+    with screen.view:
+        for _ in range(2):
+            happen(folder, "data_warning", check="outliers", value=0.003, warning=warning)
+            happen(folder, "gate", gate="fp32_warmup", passed=True, values={"epochs": 5.0})
+            happen(folder, "gate", gate="verified", passed=False, values={"accuracy_drop": 0.034, "rate_change.0": None})
+            screen.at(0.25)
+    failed = "gate verified failed: accuracy_drop 0.034, rate_change.0 not measured"
+    assert screen.text.count(f"s] the data should be looked at: {warning}") == 1
+    assert screen.text.count(f"s] {failed}") == 1
+    assert screen.text.count("s] gate fp32_warmup passed") == (0 if terminal else 1)
+    assert screen.view.seen.last == failed
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -363,7 +455,7 @@ def test_the_live_panel_shows_the_whole_job(folder: Path) -> None:
     shown = screen.text
     for part in (
         "quantarion demo",
-        "training, fp32_warmup   generation 1.2",
+        "training, FP32 warm-up   generation 1.2",
         "40/160 (25 %)",
         "loss 0.2133",
         "accuracy 95.1 %",
@@ -442,6 +534,11 @@ def test_incidents_are_sentences(incident: Incident, sentence: str) -> None:
             "rank 2 on host-1 failed: MemoryError: none left",
         ),
         ({"kind": "prepare", "generation": [1, 2]}, None),
+        ({"kind": "phase", "phase": "observer_freeze", "step": 9}, "phase observer freeze"),
+        ({"kind": "phase", "phase": "a_later_one", "step": 9}, "phase a_later_one"),
+        ({"kind": "gate", "gate": "qat_enabled", "passed": True, "values": {}}, "gate qat_enabled passed"),
+        ({"kind": "evaluation", "step": 9, "name": "data", "accuracy": None}, None),
+        ({"kind": "evaluation", "step": 9, "name": "calibration.3", "accuracy": 0.5}, None),
     ],
 )
 def test_events_are_sentences(event: Record, sentence: str | None) -> None:

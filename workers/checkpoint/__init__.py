@@ -1,4 +1,4 @@
-"""The exact tier: lossless checkpoints, published atomically, verified when read. Format: docs/checkpoints.md."""
+"""Checkpoints, lossless or in QINS, published atomically, verified when read. Format: docs/checkpoints.md."""
 
 from workers.checkpoint.background import BackgroundWriter
 from workers.checkpoint.catalog import Entry, list_checkpoints, load_newest, newest_valid, prune

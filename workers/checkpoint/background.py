@@ -11,6 +11,7 @@ from pathlib import Path
 
 from workers.checkpoint.catalog import prune
 from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError
+from workers.checkpoint.manifest import EXACT
 from workers.checkpoint.writer import Published, save
 from workers.state import Captured
 
@@ -29,7 +30,7 @@ class BackgroundWriter:
     `on_done` is called in the writer's thread: with Published for each state that became visible, with the error of
     each attempt that failed (a StorageError is tried again, after 1, 2, 4, … 60 seconds, until a newer state arrives
     or the writer is closed), and with an error where old checkpoints could not be pruned after that. With `keep`, the
-    newest that many sound checkpoints stay.
+    newest that many sound checkpoints stay, and the newest exact one.
     """
 
     def __init__(
@@ -59,9 +60,14 @@ class BackgroundWriter:
         lineage: int,
         world: int,
         fence: Callable[[], bool],
-        tier: str = "exact",
+        rounds: int = 0,
+        tier: str = EXACT,
+        weights: str = "int8",
     ) -> None:
-        """Queue a state, which from now on belongs to the writer; one still queued is dropped. Returns at once."""
+        """Queue a state, which from now on belongs to the writer. Returns at once.
+
+        One still queued is dropped; but where that is exact and the new one is not, the new one is.
+        """
 
         def write() -> Published:
             return save(
@@ -73,13 +79,16 @@ class BackgroundWriter:
                 lineage=lineage,
                 world=world,
                 fence=fence,
+                rounds=rounds,
                 tier=tier,
+                weights=weights,
             )
 
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("the checkpoint writer is closed")
-            self._queued = _Order(write, fence)
+            if self._queued is None or tier == EXACT or not self._queued.is_exact:
+                self._queued = _Order(write, fence, tier == EXACT)
             self._changed.notify_all()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -149,8 +158,8 @@ class BackgroundWriter:
 class _Order:
     """A state to save, bound to how, and the fence of its generation."""
 
-    def __init__(self, write: Callable[[], Published], fence: Callable[[], bool]) -> None:
-        self.write, self.fence = write, fence
+    def __init__(self, write: Callable[[], Published], fence: Callable[[], bool], is_exact: bool) -> None:
+        self.write, self.fence, self.is_exact = write, fence, is_exact
 
 
 def _lower_priority() -> None:

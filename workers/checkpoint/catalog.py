@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workers.checkpoint.errors import CheckpointError, StaleWriter, storage_error
-from workers.checkpoint.manifest import parse_folder, read_manifest
+from workers.checkpoint.manifest import EXACT, Label, parse_folder, read_manifest
 from workers.checkpoint.reader import check_present, load, verify
 from workers.identity import Generation
 from workers.state import Captured
@@ -21,12 +21,15 @@ logger = logging.getLogger("quantarion.checkpoint")
 
 @dataclass(frozen=True)
 class Entry:
-    """A checkpoint on disk. `valid` None: looks whole, content not read; False: `reason` says why; True: verified."""
+    """A checkpoint on disk. `valid` None: looks whole, content not read; False: `reason` says why; True: verified.
+
+    `tier` is the one in its name where the manifest cannot be read.
+    """
 
     path: Path
     step: int
     generation: Generation
-    tier: str | None
+    tier: str
     valid: bool | None
     reason: str = ""
 
@@ -35,7 +38,7 @@ Skipped = Callable[[Entry], None]
 
 
 def list_checkpoints(root: Path) -> list[Entry]:
-    """All checkpoints below `root`, newest first (by step, then generation); reads manifests and sizes only.
+    """All checkpoints below `root`, newest first (`Label.age`); reads manifests and sizes only.
 
     A missing folder holds none. Raises StorageError where it cannot be listed.
     """
@@ -46,8 +49,8 @@ def list_checkpoints(root: Path) -> list[Entry]:
         return []
     except OSError as error:
         raise storage_error("list", root, error) from error
-    identified = [(*key, root / name) for name in names if (key := parse_folder(name)) is not None]
-    return [_entry(path, step, generation) for step, generation, path in sorted(identified, reverse=True)]
+    labels = [label for name in names if (label := parse_folder(name)) is not None]
+    return [_entry(root / label.folder, label) for label in sorted(labels, key=lambda label: label.age, reverse=True)]
 
 
 def check(entry: Entry) -> Entry:
@@ -64,7 +67,7 @@ def check(entry: Entry) -> Entry:
 def newest_valid(root: Path, tier: str | None = None, on_skip: Skipped | None = None) -> Entry | None:
     """The newest verified checkpoint, of `tier` if given. Damaged ones are logged, given to `on_skip`, passed over."""
     for entry in list_checkpoints(root):
-        if not _is_of(entry, tier):
+        if tier not in (None, entry.tier):
             continue
         if (checked := check(entry)).valid:
             return checked
@@ -75,7 +78,7 @@ def newest_valid(root: Path, tier: str | None = None, on_skip: Skipped | None = 
 def load_newest(root: Path, tier: str | None = None, on_skip: Skipped | None = None) -> tuple[Entry, Captured] | None:
     """`newest_valid` and its state, read once."""
     for entry in list_checkpoints(root):
-        if not _is_of(entry, tier):
+        if tier not in (None, entry.tier):
             continue
         if entry.valid is None:
             try:
@@ -87,18 +90,21 @@ def load_newest(root: Path, tier: str | None = None, on_skip: Skipped | None = N
 
 
 def prune(root: Path, keep: int, fence: Callable[[], bool]) -> list[Path]:
-    """Delete what is older than the newest `keep` verified checkpoints; returns what was deleted.
+    """Delete what is older than the newest `keep` verified checkpoints, but no exact one before a newer exact one is
+    verified; returns what was deleted.
 
     With fewer than `keep` sound ones nothing is deleted, and a damaged one only when it is older than those. Raises
     StaleWriter, before touching the next one, where `fence` says False; StorageError where the folder refuses.
     """
     if keep < 1:
         raise ValueError(f"keep {keep} would delete every checkpoint; write 1 or more")
-    sound = 0
+    sound, has_exact = 0, False
     deleted: list[Path] = []
     for entry in list_checkpoints(root):
-        if sound < keep:
-            sound += bool(check(entry).valid)
+        if sound < keep or (entry.tier == EXACT and not has_exact):
+            is_sound = bool(check(entry).valid)
+            sound += is_sound
+            has_exact |= is_sound and entry.tier == EXACT
             continue
         if not fence():
             raise StaleWriter(f"{entry.path} was not deleted: the generation of its successor's writer is over")
@@ -107,25 +113,21 @@ def prune(root: Path, keep: int, fence: Callable[[], bool]) -> list[Path]:
     return deleted
 
 
-def _is_of(entry: Entry, tier: str | None) -> bool:
-    return tier is None or entry.tier in (tier, None)
-
-
 def _skip(entry: Entry, on_skip: Skipped | None) -> None:
     logger.warning("checkpoint skipped: %s", entry.reason)
     if on_skip is not None:
         on_skip(entry)
 
 
-def _entry(path: Path, step: int, generation: Generation) -> Entry:
-    tier = None
+def _entry(path: Path, label: Label) -> Entry:
+    entry = Entry(path, label.step, label.generation, label.tier, None)
     try:
         manifest = read_manifest(path)
-        tier = manifest.tier
+        entry = replace(entry, tier=manifest.tier)
         check_present(path, manifest)
     except CheckpointError as error:
-        return Entry(path, step, generation, tier, False, str(error))
-    return Entry(path, step, generation, tier, None)
+        return replace(entry, valid=False, reason=str(error))
+    return entry
 
 
 def _delete(path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Lossless codec of one tensor: byte planes, then zstd, in chunks of bounded size, with a checksum of the raw bytes."""
+"""How one tensor becomes bytes and back: payload, then zstd, in chunks of bounded size, with a checksum.
+
+The payload is the byte planes of the tensor, which loses nothing, or that of a codec of the qins tier.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 import zstandard
 from pydantic import BaseModel, ConfigDict, Field
 
+from workers.checkpoint.lossy import FLOATS, LOSSY, as_float32
 from workers.checkpoint.planes import Bytes, join_planes, split_planes
 
 CODEC = "planes.zstd/1"
@@ -44,7 +48,10 @@ Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class TensorRecord(BaseModel):
-    """How one tensor lies in a shard. `chunk` is the number of elements of every chunk but the last."""
+    """How one tensor lies in a shard. `chunk` is the number of elements of every chunk but the last.
+
+    `checksum` is over the tensor's bytes in memory; in a lossy codec over its payloads, before zstd.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -71,9 +78,13 @@ class TensorRecord(BaseModel):
         return -(-math.prod(self.shape) // self.chunk)
 
     def chunk_bytes(self, index: int) -> int:
-        """Raw bytes of chunk `index`."""
-        full = self.chunk * self.itemsize
-        return min(full, self.raw_bytes - index * full)
+        """Bytes that chunk `index` unfolds to."""
+        elements = self.chunk_elements(index)
+        return LOSSY[self.codec].size(elements) if self.codec in LOSSY else elements * self.itemsize
+
+    def chunk_elements(self, index: int) -> int:
+        """Elements in chunk `index`."""
+        return min(self.chunk, math.prod(self.shape) - index * self.chunk)
 
 
 class Encoder:
@@ -83,6 +94,20 @@ class Encoder:
         self._zstd = zstandard.ZstdCompressor(level=LEVEL, threads=threads)
         self._chunk_bytes = chunk_bytes
         self._planes = np.empty(0, np.uint8)
+
+    def encode_lossy(self, name: str, tensor: torch.Tensor, codec: str) -> tuple[TensorRecord, list[bytes]]:
+        """The record of a float tensor in a codec of `LOSSY`, and one zstd frame per chunk.
+
+        Raises ValueError, with the reason, where that codec cannot hold it.
+        """
+        values, chunk = as_float32(name, tensor), max(1, self._chunk_bytes // tensor.dtype.itemsize)
+        digest, blobs = blake2b(digest_size=16), []
+        for payload in LOSSY[codec].pack(name, values, chunk):
+            digest.update(payload)
+            blobs.append(self._zstd.compress(payload))
+        kind, checksum = dtype_name(tensor.dtype), digest.hexdigest()
+        shape = list(tensor.shape)
+        return TensorRecord(name=name, codec=codec, dtype=kind, shape=shape, chunk=chunk, checksum=checksum), blobs
 
     def encode(self, name: str, tensor: torch.Tensor) -> tuple[TensorRecord, list[bytes]]:
         """The record of a dense tensor of any shape and a dtype of `DTYPES`, and one zstd frame per chunk.
@@ -116,12 +141,14 @@ class Encoder:
         return self._zstd.compress(planes.data)
 
 
-def flaw(record: TensorRecord, blob_sizes: Sequence[int]) -> str | None:
-    """Why blobs of `blob_sizes` bytes cannot hold what `record` declares, or None. Allocates nothing."""
-    if record.codec != CODEC:
-        return f"tensor {record.name!r} is in codec {record.codec!r}, but this version reads {CODEC!r}"
+def flaw(record: TensorRecord, blob_sizes: Sequence[int], codecs: Sequence[str] = (CODEC,)) -> str | None:
+    """Why blobs of `blob_sizes` bytes cannot hold what `record` declares in one of `codecs`, or None. Allocates nothing."""
+    if record.codec not in codecs:
+        return f"tensor {record.name!r} is in codec {record.codec!r}, but here stand {', '.join(map(repr, codecs))}"
     if record.dtype not in DTYPES:
         return f"tensor {record.name!r} has the unknown dtype {record.dtype!r}"
+    if record.codec in LOSSY and DTYPES[record.dtype] not in FLOATS:
+        return f"tensor {record.name!r} is {record.dtype}, which codec {record.codec!r} does not hold"
     if record.chunk * record.itemsize > MAX_CHUNK_BYTES:
         return f"tensor {record.name!r} declares chunks of more than {MAX_CHUNK_BYTES} bytes"
     if record.num_chunks != len(blob_sizes):
@@ -139,7 +166,9 @@ class Decoder:
         self._zstd = zstandard.ZstdDecompressor()
 
     def decode(self, record: TensorRecord, blobs: Iterable[Bytes]) -> torch.Tensor:
-        """The tensor, bit for bit. Raises ValueError, with a sentence, where bytes are not what was written."""
+        """The tensor as it was written. Raises ValueError, with a sentence, where bytes are not what was written."""
+        if record.codec in LOSSY:
+            return self._decode_lossy(record, blobs)
         tensor = _empty(record)
         raw = _as_bytes(tensor)
         start = 0
@@ -147,8 +176,20 @@ class Decoder:
             size = record.chunk_bytes(index)
             join_planes(self._decompress(record, blob, size), record.itemsize, raw[start : start + size])
             start += size
-        if blake2b(raw.data, digest_size=16).hexdigest() != record.checksum:
-            raise ValueError(f"the bytes of tensor {record.name!r} do not match their checksum")
+        _check_digest(record, blake2b(raw.data, digest_size=16).hexdigest())
+        return tensor
+
+    def _decode_lossy(self, record: TensorRecord, blobs: Iterable[Bytes]) -> torch.Tensor:
+        tensor, digest = _empty(record), blake2b(digest_size=16)
+        for index, blob in enumerate(blobs):
+            out = tensor.view(-1)[index * record.chunk :][: record.chunk]
+            payload = self._decompress(record, blob, record.chunk_bytes(index))
+            digest.update(payload.data)
+            try:
+                out.copy_(LOSSY[record.codec].unpack(payload, len(out)))
+            except ValueError as error:
+                raise ValueError(f"tensor {record.name!r} cannot be decoded: {error}") from None
+        _check_digest(record, digest.hexdigest())
         return tensor
 
     def _decompress(self, record: TensorRecord, blob: Bytes, size: int) -> Bytes:
@@ -160,6 +201,11 @@ class Decoder:
         except zstandard.ZstdError as error:
             raise ValueError(f"a chunk of tensor {record.name!r} does not decompress ({error})") from None
         return np.frombuffer(raw, np.uint8)
+
+
+def _check_digest(record: TensorRecord, found: str) -> None:
+    if found != record.checksum:
+        raise ValueError(f"the bytes of tensor {record.name!r} do not match their checksum")
 
 
 def _empty(record: TensorRecord) -> torch.Tensor:

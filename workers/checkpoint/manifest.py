@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -22,10 +22,37 @@ MANIFEST = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
 MAX_MANIFEST_BYTES = 64 << 20
 
-_FOLDER = re.compile(r"step-(\d{1,18})-gen-(\d{1,18})\.(\d{1,18})", re.ASCII)
+_FOLDER = re.compile(r"step-(\d{1,18})-gen-(\d{1,18})\.(\d{1,18})(?:-round-(\d{1,18}))?(?:-([a-z]{1,20}))?", re.ASCII)
 _SHARD = re.compile(r"shard-\d{5}\.qins", re.ASCII)
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+EXACT, QINS = "exact", "qins"
+"""The tiers: every bit is kept; or weights and moments are kept in the codecs of workers/checkpoint/lossy.py."""
+
+TIERS = (EXACT, QINS)
+
+
+class Label(NamedTuple):
+    """What the name of a checkpoint's folder says. `rounds` were committed since that step."""
+
+    step: int
+    generation: Generation
+    rounds: int = 0
+    tier: str = EXACT
+
+    @property
+    def folder(self) -> str:
+        """`step-<n>-gen-<incarnation>.<counter>`, then `-round-<r>` where it is not 0, and `-qins` in that tier."""
+        rounds = f"-round-{self.rounds}" if self.rounds else ""
+        tier = f"-{self.tier}" if self.tier != EXACT else ""
+        return f"step-{self.step}-gen-{self.generation}{rounds}{tier}"
+
+    @property
+    def age(self) -> tuple[int, Generation, int, bool]:
+        """The newest has the largest; of two of one state, the exact one."""
+        return self.step, self.generation, self.rounds, self.tier == EXACT
 
 
 def _plain_shard_name(name: str) -> str:
@@ -46,7 +73,12 @@ class ShardEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Schema version 1. `created` in Unix seconds; `lineage` as 16 hex digits; `meta` as `workers.plain` writes it."""
+    """Schema version 1. `created` in Unix seconds; `lineage` as 16 hex digits; `meta` as `workers.plain` writes it.
+
+    `rounds` is left out where it is 0, as `refused` where it is empty: so the exact tier is what it was before them.
+
+    `refused` has the reason by name for tensors that the codec of their field cannot hold; they are kept bit for bit.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,6 +86,7 @@ class Manifest(BaseModel):
     job: str
     step: Count
     generation: tuple[Count, Count]
+    rounds: Count = 0
     lineage: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     tier: Annotated[str, Field(pattern=r"^[a-z]{1,20}$")]
     world: Annotated[int, Field(ge=1, lt=2**31)]
@@ -61,12 +94,13 @@ class Manifest(BaseModel):
     raw_bytes: Count
     signature: Checksum
     shards: list[ShardEntry]
+    refused: dict[str, str] = {}
     meta: Any
 
     @property
-    def folder(self) -> str:
-        """Name of the checkpoint's folder."""
-        return folder_name(self.step, Generation(*self.generation))
+    def label(self) -> Label:
+        """What the checkpoint's folder is called by."""
+        return Label(self.step, Generation(*self.generation), self.rounds, self.tier)
 
     @property
     def lineage_number(self) -> int:
@@ -74,19 +108,14 @@ class Manifest(BaseModel):
         return int(self.lineage, 16)
 
 
-def folder_name(step: int, generation: Generation) -> str:
-    """`step-<n>-gen-<incarnation>.<counter>`."""
-    return f"step-{step}-gen-{generation}"
-
-
-def parse_folder(name: str) -> tuple[int, Generation] | None:
-    """Step and generation that a folder's name stands for, or None where it is no checkpoint's."""
+def parse_folder(name: str) -> Label | None:
+    """What a folder's name stands for, or None where it is no checkpoint's."""
     found = _FOLDER.fullmatch(name)
     if found is None:
         return None
-    step, incarnation, counter = (int(group) for group in found.groups())
-    same = folder_name(step, Generation(incarnation, counter)) == name
-    return (step, Generation(incarnation, counter)) if same else None
+    step, incarnation, counter, rounds = (int(group or 0) for group in found.groups()[:4])
+    label = Label(step, Generation(incarnation, counter), rounds, found.group(5) or EXACT)
+    return label if label.folder == name else None
 
 
 def shard_name(index: int) -> str:
@@ -105,7 +134,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> int:
 
     Raises OSError, or CheckpointError where it would be larger than a reader accepts.
     """
-    fields = manifest.model_dump()
+    fields = manifest.model_dump(exclude={name for name in ("refused", "rounds") if not getattr(manifest, name)})
     text = json.dumps({**fields, "checksum": _checksum(fields)}).encode()
     if len(text) > MAX_MANIFEST_BYTES:
         raise CheckpointError(
@@ -176,8 +205,9 @@ def _checksum(fields: Mapping[str, Any]) -> str:
 
 
 def _check_consistent(path: Path, manifest: Manifest) -> None:
-    if manifest.folder != path.parent.name and parse_folder(path.parent.name) is not None:
-        raise damaged(path, f"it belongs to {manifest.folder}, not to {path.parent.name}")
+    label = parse_folder(path.parent.name)
+    if label is not None and label[:3] != manifest.label[:3]:
+        raise damaged(path, f"it belongs to {manifest.label.folder}, not to {path.parent.name}")
     if (twice := _first_repeated(entry.name for entry in manifest.shards)) is not None:
         raise damaged(path, f"it lists {twice!r} twice")
     if (twice := _first_repeated(name for entry in manifest.shards for name in entry.tensors)) is not None:

@@ -13,14 +13,13 @@ import torch
 from workers import plain
 from workers.checkpoint.codec import dtype_name
 from workers.checkpoint.errors import CheckpointError, WrongModel, damaged, storage_error
-from workers.checkpoint.manifest import MANIFEST, Manifest, ShardEntry, read_manifest, regular_size, signature
+from workers.checkpoint.manifest import MANIFEST, TIERS, Manifest, ShardEntry, read_manifest, regular_size, signature
 from workers.checkpoint.shard import file_checksum, read_shard
-from workers.checkpoint.writer import TIERS
 from workers.state import Captured
 
 
 def load(path: Path, *, limit: int | None = None) -> Captured:
-    """The state saved at `path`, bit for bit, in any process, whatever ranks and hosts wrote it.
+    """The state saved at `path`, in any process, whatever ranks and hosts wrote it; of the exact tier bit for bit.
 
     `limit` bounds its raw bytes; the default is this machine's memory. Raises CheckpointError with one sentence that
     names the file and what is wrong.
@@ -91,7 +90,7 @@ def _tensors(path: Path, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor
     for entry in manifest.shards:
         _check_content(path / entry.name, entry)
         wanted = iter(entry.tensors)
-        for name, tensor in read_shard(path / entry.name, left):
+        for name, tensor in read_shard(path / entry.name, left, manifest.tier):
             if name != next(wanted, None):
                 raise damaged(path / entry.name, f"it holds tensor {name!r}, which {MANIFEST} does not list there")
             left -= tensor.nbytes

@@ -1,4 +1,4 @@
-"""One `.qins` file of the exact tier: a safetensors container of uint8 blobs, described by JSON in its metadata.
+"""One `.qins` file: a safetensors container of uint8 blobs, described by JSON in its metadata.
 
 The blobs of tensor t are named `t.0`, `t.1`, …: what a tensor is called stands in its record only.
 """
@@ -10,7 +10,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b, file_digest
 from pathlib import Path
 
@@ -20,25 +20,40 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from workers.checkpoint.codec import Decoder, Encoder, TensorRecord, flaw
+from workers.checkpoint.codec import CODEC, Decoder, Encoder, TensorRecord, flaw
 from workers.checkpoint.errors import CheckpointError, damaged, storage_error
+from workers.checkpoint.lossy import LOSSY
 from workers.checkpoint.planes import Bytes
 
-FORMAT = "quantarion.exact/1"
+FORMATS = {"exact": "quantarion.exact/1", "qins": "quantarion.qins/1"}
+"""By tier."""
+CODECS = {"exact": (CODEC,), "qins": (CODEC, *LOSSY)}
+"""That a record may name, by tier."""
 
 _RECORDS = TypeAdapter(list[TensorRecord])
 
 
-def write_shard(path: Path, tensors: Mapping[str, torch.Tensor], encoder: Encoder) -> None:
-    """Write `tensors` to a new file, not yet synced. Raises OSError, or ValueError for a tensor that cannot be held."""
+def write_shard(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    encoder: Encoder,
+    tier: str = "exact",
+    codecs: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Write `tensors` to a new file, not yet synced: in the lossy codec that `codecs` has for a name, else bit for bit.
+
+    Returns the reason by name for each that its codec refused, and that is kept bit for bit instead.
+    Raises OSError, or ValueError for a tensor that cannot be held.
+    """
     records: list[TensorRecord] = []
     blobs: dict[str, Bytes] = {}
+    refused: dict[str, str] = {}
     for name, tensor in tensors.items():
-        record, chunks = encoder.encode(name, tensor)
+        record, chunks = _encoded(name, tensor, encoder, (codecs or {}).get(name), refused)
         for index, chunk in enumerate(chunks):
             blobs[_key(len(records), index)] = np.frombuffer(chunk, np.uint8)
         records.append(record)
-    metadata = {"format": FORMAT, "tensors": json.dumps([record.model_dump() for record in records])}
+    metadata = {"format": FORMATS[tier], "tensors": json.dumps([record.model_dump() for record in records])}
     path.touch(exist_ok=False)
     mode = path.stat().st_mode
     try:
@@ -46,9 +61,10 @@ def write_shard(path: Path, tensors: Mapping[str, torch.Tensor], encoder: Encode
     except SafetensorError as error:
         raise _os_error(error) from None
     path.chmod(stat.S_IMODE(mode))  # the container library makes files private to the user
+    return refused
 
 
-def read_shard(path: Path, limit: int) -> Iterator[tuple[str, torch.Tensor]]:
+def read_shard(path: Path, limit: int, tier: str = "exact") -> Iterator[tuple[str, torch.Tensor]]:
     """Yield name and tensor in the order written, each checked against its checksum.
 
     Everything declared is checked before the first allocation; more than `limit` raw bytes in all are damage.
@@ -57,8 +73,9 @@ def read_shard(path: Path, limit: int) -> Iterator[tuple[str, torch.Tensor]]:
     decoder = Decoder()
     try:
         with safe_open(path, framework="numpy") as container:
-            records = _records(path, container.metadata())
-            _check_declared(path, records, {key: _blob_size(path, container, key) for key in list(container.keys())}, limit)
+            records = _records(path, container.metadata(), FORMATS[tier])
+            sizes = {key: _blob_size(path, container, key) for key in list(container.keys())}
+            _check_declared(path, records, sizes, limit, CODECS[tier])
             for position, record in enumerate(records):
                 keys = [_key(position, index) for index in range(record.num_chunks)]
                 yield record.name, decoder.decode(record, map(container.get_tensor, keys))
@@ -80,11 +97,22 @@ def _key(tensor: int, chunk: int) -> str:
     return f"{tensor}.{chunk}"
 
 
-def _records(path: Path, metadata: dict[str, str] | None) -> list[TensorRecord]:
+def _encoded(
+    name: str, tensor: torch.Tensor, encoder: Encoder, codec: str | None, refused: dict[str, str]
+) -> tuple[TensorRecord, list[bytes]]:
+    if codec is not None:
+        try:
+            return encoder.encode_lossy(name, tensor, codec)
+        except ValueError as error:
+            refused[name] = str(error)
+    return encoder.encode(name, tensor)
+
+
+def _records(path: Path, metadata: dict[str, str] | None, wanted: str) -> list[TensorRecord]:
     version = (metadata or {}).get("format", "none")
-    if version != FORMAT:
+    if version != wanted:
         raise CheckpointError(
-            f"{path} is in format {version[:40]!r}, but this version reads {FORMAT!r}; "
+            f"{path} is in format {version[:40]!r}, but this version reads {wanted!r} there; "
             "use the version of Quantarion that wrote it"
         )
     try:
@@ -103,7 +131,9 @@ def _blob_size(path: Path, container: safe_open, key: str) -> int:
     return int(shape[0])
 
 
-def _check_declared(path: Path, records: list[TensorRecord], sizes: dict[str, int], limit: int) -> None:
+def _check_declared(
+    path: Path, records: list[TensorRecord], sizes: dict[str, int], limit: int, codecs: Sequence[str]
+) -> None:
     claimed = raw_bytes = 0
     names: set[str] = set()
     for position, record in enumerate(records):
@@ -113,7 +143,7 @@ def _check_declared(path: Path, records: list[TensorRecord], sizes: dict[str, in
         present: list[int] = []
         while (size := sizes.get(_key(position, len(present)))) is not None:
             present.append(size)
-        if (trouble := flaw(record, present)) is not None:
+        if (trouble := flaw(record, present, codecs)) is not None:
             raise damaged(path, trouble)
         claimed += len(present)
         raw_bytes += record.raw_bytes

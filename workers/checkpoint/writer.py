@@ -18,11 +18,15 @@ import torch
 from workers import plain
 from workers.checkpoint.codec import Encoder
 from workers.checkpoint.errors import CheckpointError, StaleWriter, storage_error
+from workers.checkpoint.lossy import codecs_of
 from workers.checkpoint.manifest import (
+    EXACT,
     MANIFEST,
+    QINS,
+    TIERS,
+    Label,
     Manifest,
     ShardEntry,
-    folder_name,
     read_manifest,
     shard_name,
     signature,
@@ -39,8 +43,6 @@ STALE_SECONDS = 3600.0
 SHARD_BYTES = 2 << 30
 """Raw bytes after which a new shard begins, which bounds the compressed bytes held in memory."""
 
-TIERS = ("exact",)
-
 
 @dataclass(frozen=True)
 class Published:
@@ -51,6 +53,7 @@ class Published:
     raw_bytes: int
     seconds: float
     new: bool = True
+    tier: str = EXACT
 
 
 def save(
@@ -63,13 +66,16 @@ def save(
     lineage: int,
     world: int,
     fence: Callable[[], bool],
-    tier: str = "exact",
+    rounds: int = 0,
+    tier: str = EXACT,
+    weights: str = "int8",
     shard_bytes: int = SHARD_BYTES,
     threads: int = 0,
 ) -> Published:
-    """Publish `state` as `root/step-<n>-gen-<i>.<c>`; `fence` is asked right before the rename that makes it visible.
+    """Publish `state` below `root` as its `Label` says; `fence` is asked right before the rename that makes it visible.
 
-    Where that checkpoint exists already, it stays and nothing is written. `threads` is zstd's, beside the caller's.
+    Where that checkpoint exists already, it stays and nothing is written. `rounds` were committed since the step; `weights`
+    names their codec in the qins tier, of `lossy.WEIGHTS`. `threads` is zstd's, beside the caller's.
 
     Raises StorageError where the folder or disk refuses, StaleWriter where `fence` says False, CheckpointError for a
     state that cannot be held; none leaves anything visible, nor a hidden folder of this call.
@@ -77,7 +83,7 @@ def save(
     if tier not in TIERS:
         raise ValueError(f"tier {tier!r} is unknown; write one of {', '.join(TIERS)}")
     started = time.monotonic()
-    name = folder_name(step, Generation(*generation))
+    name = Label(step, Generation(*generation), rounds, tier).folder
     target, hidden = root / name, root / f".tmp-{name}-{secrets.token_hex(4)}"
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -85,11 +91,17 @@ def save(
         if target.exists():
             return _already(target, started)
         hidden.mkdir()
-        entries = [_write(hidden, index, part, threads) for index, part in enumerate(_parts(state, shard_bytes))]
+        codecs = codecs_of(state.tensors, weights) if tier == QINS else {}
+        refused: dict[str, str] = {}
+        entries = [
+            _write(hidden, index, part, threads, tier, codecs, refused)
+            for index, part in enumerate(_parts(state, shard_bytes))
+        ]
         manifest = Manifest(
             job=job,
             step=step,
             generation=(generation[0], generation[1]),
+            rounds=rounds,
             lineage=f"{lineage:016x}",
             tier=tier,
             world=world,
@@ -97,6 +109,7 @@ def save(
             raw_bytes=sum(tensor.nbytes for tensor in state.tensors.values()),
             signature=signature(state.tensors),
             shards=entries,
+            refused=refused,
             meta=_plain_meta(state.meta),
         )
         size = write_manifest(hidden, manifest) + sum(entry.bytes for entry in entries)
@@ -106,7 +119,7 @@ def save(
         if not _show(hidden, target):
             return _already(target, started)
         _sync_folder(root)
-        return Published(target, size, manifest.raw_bytes, time.monotonic() - started)
+        return Published(target, size, manifest.raw_bytes, time.monotonic() - started, tier=tier)
     except OSError as error:
         raise storage_error("write", target, error) from error
     finally:
@@ -135,10 +148,18 @@ def _parts(state: Captured, shard_bytes: int) -> Iterator[dict[str, torch.Tensor
     yield part
 
 
-def _write(folder: Path, index: int, tensors: dict[str, torch.Tensor], threads: int) -> ShardEntry:
+def _write(
+    folder: Path,
+    index: int,
+    tensors: dict[str, torch.Tensor],
+    threads: int,
+    tier: str,
+    codecs: dict[str, str],
+    refused: dict[str, str],
+) -> ShardEntry:
     path = folder / shard_name(index)
     try:
-        write_shard(path, tensors, Encoder(threads))
+        refused |= write_shard(path, tensors, Encoder(threads), tier, codecs)
     except ValueError as error:
         raise CheckpointError(f"this state cannot be saved: {error}") from None
     _sync(path, os.O_RDWR)
@@ -166,7 +187,7 @@ def _show(hidden: Path, target: Path) -> bool:
 def _already(target: Path, started: float) -> Published:
     manifest = read_manifest(target)
     size = (target / MANIFEST).stat().st_size + sum(entry.bytes for entry in manifest.shards)
-    return Published(target, size, manifest.raw_bytes, time.monotonic() - started, new=False)
+    return Published(target, size, manifest.raw_bytes, time.monotonic() - started, new=False, tier=manifest.tier)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -66,10 +66,11 @@ def plan_buckets(
 
 
 class Staging:
-    """Two sets of flat float32 buffers, one tensor per bucket."""
+    """Two sets of flat float32 buffers, one tensor per bucket; beside them `observed` elements that are not summed."""
 
-    def __init__(self, plan: BucketPlan) -> None:
+    def __init__(self, plan: BucketPlan, observed: int = 0) -> None:
         self.plan = plan
+        self._observed = [torch.zeros(observed) for _ in range(2)]
         self._sets = [[torch.zeros(size) for size in plan.sizes] for _ in range(2)]
         self._views = [
             [buckets[s.bucket][s.start : s.start + s.numel].view(s.shape) for s in plan.slots] for buckets in self._sets
@@ -99,9 +100,20 @@ class Staging:
     def tail(self) -> torch.Tensor:
         return self.buckets[-1][self.plan.tail_start :]
 
+    @property
+    def observed(self) -> torch.Tensor:
+        """Of the current set; empty where nothing is observed."""
+        return self._observed[self._current]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All that the current set holds."""
+        return [*self.buckets, self.observed] if len(self.observed) else self.buckets
+
     def discard(self) -> None:
         """Give the current set fresh memory, as an abandoned operation may still write to the old one, and turn back:
         the set that holds the last commit stays untouched when the step is computed again."""
+        self._observed[self._current] = torch.zeros(len(self.observed))
         self._sets[self._current] = [torch.zeros(size) for size in self.plan.sizes]
         self._views[self._current] = [
             self._sets[self._current][s.bucket][s.start : s.start + s.numel].view(s.shape) for s in self.plan.slots

@@ -63,8 +63,11 @@ class Pending(Protocol):
 class Exchange(Protocol):
     """The collective of one generation. Later forms differ in route and codec, not in this."""
 
-    def all_reduce(self, buffer: torch.Tensor) -> Pending:
-        """Start to sum `buffer` over all members in place; calls are in the same order everywhere."""
+    def all_reduce(self, buffer: torch.Tensor, *, largest: bool = False) -> Pending:
+        """Start to sum `buffer` over all members in place, or to take the `largest` of each element.
+
+        Calls are in the same order everywhere.
+        """
 
 
 class _GlooPending:
@@ -106,11 +109,13 @@ class FlatExchange:
         self._group = group
         self._flying: list[_GlooPending] = []
 
-    def all_reduce(self, buffer: torch.Tensor) -> Pending:
+    def all_reduce(self, buffer: torch.Tensor, *, largest: bool = False) -> Pending:
         if self._group is None:
             return _Done()
+        options: Any = dist.AllreduceOptions()  # its type stub wants another type
+        options.reduceOp = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
         try:
-            pending = _GlooPending(self._group.allreduce([buffer]))
+            pending = _GlooPending(self._group.allreduce([buffer], options))
         except RuntimeError as error:
             raise ExchangeError(str(error).split("\n")[0]) from None
         self._flying = [p for p in self._flying if not p.settled]

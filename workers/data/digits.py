@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,11 @@ class Pixels:
     largest: int
     mean: float
     std: float
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """What the darkest and the brightest pixel become when they are standardised."""
+        return -self.mean / self.std, (1.0 - self.mean) / self.std
 
     def standardised(self, images: NDArray[np.uint8]) -> Tensor:
         """float32 [N, F], of mean 0 and standard deviation 1 over all training digits."""
@@ -68,6 +73,8 @@ class Digits:
     test_y: Tensor
     num_features: int
     num_classes: int
+    bounds: tuple[float, float]
+    """The smallest and the largest value that a feature can have."""
 
 
 def load_digits(config: DataSource) -> Digits:
@@ -92,8 +99,10 @@ def load_digits(config: DataSource) -> Digits:
     )
 
 
-def stratified_split(labels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of the training and of the held-out samples, ascending: the same fixed part of every class.
+def stratified_split(
+    labels: NDArray[np.integer[Any]], part: float = HELD_OUT
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers of the training and of the held-out samples, ascending: the same fixed `part` of every class.
 
     The order within a class sorts raw Philox words, as in `sampler.permutation`.
     """
@@ -101,7 +110,7 @@ def stratified_split(labels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDAr
     for label in range(NUM_CLASSES):
         members = np.flatnonzero(labels == label)
         words = np.random.Philox(key=np.array([0, label], dtype=np.uint64)).random_raw(len(members))
-        held_out[members[np.argsort(words, kind="stable")][: round(HELD_OUT * len(members))]] = True
+        held_out[members[np.argsort(words, kind="stable")][: round(part * len(members))]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
@@ -137,4 +146,5 @@ def _digits(
         test_y=torch.from_numpy(test_y.astype(np.int64)),
         num_features=train_x.shape[1],
         num_classes=NUM_CLASSES,
+        bounds=pixels.bounds,
     )

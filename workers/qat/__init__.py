@@ -1,1 +1,1 @@
-"""Quantization-aware training: fake-quantized weights in training, integer weights afterwards."""
+"""Quantization-aware training: observers and fake-quantization in training, packed integer codes afterwards."""

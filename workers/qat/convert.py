@@ -1,82 +1,205 @@
-"""From a trained model to one that stores integers: what INT8 and INT4 weights honestly weigh and compute."""
+"""From a trained model to one that stores integers: what quantized weights honestly weigh and compute.
+
+The converted model computes with the very numbers that training has computed with, code times scale, so its forward is the
+fake-quantized forward bit for bit: no spike is lost to another order of rounding. Codes below INT8 are stored packed and
+unpacked in the forward; that is emulation, no kernel of fewer bits.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from workers.qat.fake_quant import QuantLinear, weight_codes, weight_scale
+from workers.observing import StepObserver
+from workers.qat.errors import QuantizationError
+from workers.qat.fake_quant import codes, fake_quantize
+from workers.qat.layers import QuantActivation, QuantConv2d, QuantizedLayer, QuantLinear, StepSize
+from workers.qat.packing import pack, unpack
+from workers.qat.state_quant import StateQuantizer
 
 
-class IntegerLinear(nn.Module):
-    """A linear layer whose weights are int8 codes, or int4 codes two to a byte, with one float scale per output.
+class PackedWeight(nn.Module):
+    """The codes of a weight, [out, ...], packed row by row.
 
-    Buffers: `codes` int8 [out, in] or uint8 [out, ceil(in / 2)], `scale` float32 [out], `bias` float32 [out] or None.
+    Buffers: `codes` int8 [out, row], or uint8 [out, packed_columns(row, bits)] below 8 bits; `scale` float [out], or [1]
+    per tensor; `bias` float [out] or None.
     """
 
     codes: Tensor
     scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, linear: QuantLinear) -> None:
+    def __init__(self, layer: QuantLinear | QuantConv2d) -> None:
         super().__init__()
-        self.bits, self.in_features, self.out_features = linear.bits, linear.in_features, linear.out_features
-        weight = linear.weight.detach()
-        scale = weight_scale(weight, linear.bits)
-        codes = weight_codes(weight, scale).to(torch.int8)
-        self.register_buffer("codes", pack_int4(codes) if linear.bits == 4 else codes)
-        self.register_buffer("scale", scale.squeeze(1))
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
+        weight, scale = layer.weight.detach(), layer.quantizer.scale(layer.weight).detach()
+        self.bits, self.shape = layer.quantizer.bits, weight.shape
+        self.scale_convention = layer.quantizer.scale_convention
+        rows = codes(weight, scale, self.bits).to(torch.int8).flatten(1)
+        self.register_buffer("codes", pack(rows, self.bits))
+        self.register_buffer("scale", scale.flatten())
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] to [..., out_features]: (x · codes) · scale + bias."""
-        codes = unpack_int4(self.codes, self.in_features) if self.bits == 4 else self.codes
-        y = nn.functional.linear(x, codes.to(x.dtype)) * self.scale
-        return y if self.bias is None else y + self.bias
+    def weight(self) -> Tensor:
+        """What the codes stand for, of the weight's own shape and dtype."""
+        columns = self.shape[1:].numel()
+        return (unpack(self.codes, self.bits, columns).to(self.scale.dtype) * self.scale[:, None]).reshape(self.shape)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}"
+        return f"weight={list(self.shape)}, bits={self.bits}"
 
 
-def pack_int4(codes: Tensor) -> Tensor:
-    """int8 codes in -8..7, [out, in], to uint8 [out, ceil(in / 2)]: the even columns in the low half of each byte."""
-    nibbles = nn.functional.pad(codes, (0, codes.shape[1] % 2)).to(torch.uint8) & 0xF
-    return nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
+class IntegerLinear(PackedWeight):
+    """A linear layer whose weights are codes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        return nn.functional.linear(x, self.weight(), self.bias)
 
 
-def unpack_int4(packed: Tensor, in_features: int) -> Tensor:
-    """int8 [out, in_features]: what `pack_int4` was given."""
-    nibbles = torch.stack((packed & 0xF, packed >> 4), dim=2).flatten(1)[:, :in_features].to(torch.int8)
-    return torch.where(nibbles > 7, nibbles - 16, nibbles)
+class IntegerConv2d(PackedWeight):
+    """A convolution whose weights are codes."""
+
+    def __init__(self, layer: QuantConv2d) -> None:
+        super().__init__(layer)
+        if layer.padding_mode != "zeros":
+            raise QuantizationError(
+                f"a convolution with padding_mode {layer.padding_mode!r} cannot be converted: use 'zeros'"
+            )
+        self.stride, self.padding, self.dilation, self.groups = layer.stride, layer.padding, layer.dilation, layer.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, H, W] to [B, out, H', W']."""
+        return nn.functional.conv2d(x, self.weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-def convert(model: nn.Module) -> nn.Module:
-    """A copy of `model` in which every `QuantLinear` is an `IntegerLinear`; layers that were shared stay shared."""
-    converted: dict[nn.Module, nn.Module] = {}
+class FrozenActivation(nn.Module):
+    """Quantizes what passes with a scale that no longer changes; buffer `scale` float32 []."""
 
-    def convert_inside(module: nn.Module) -> nn.Module:
-        if module not in converted:
-            if isinstance(module, QuantLinear):
-                converted[module] = IntegerLinear(module)
-            else:
-                converted[module] = module
-                for name, child in module._modules.items():
-                    if child is not None:
-                        module._modules[name] = convert_inside(child)
-        return converted[module]
+    scale: Tensor
 
-    return convert_inside(copy.deepcopy(model))
+    def __init__(self, activation: QuantActivation) -> None:
+        super().__init__()
+        self.bits, self.scale_convention = activation.bits, activation.scale_convention
+        self.register_buffer("scale", activation.scale().detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Floating, any shape; of the same shape and dtype."""
+        return fake_quantize(x, self.scale.to(x.dtype), self.bits)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+
+def convert(model: nn.Module, *, activations: bool = True, state: bool = True) -> nn.Module:
+    """A copy of `model`, in evaluation mode, that stores codes and has no observers; what was shared stays shared.
+
+    Layers that hold no quantizer are copied as they are; `unquantized` lists their weights.
+
+    Args:
+        activations: quantize activations, each with the range of its observer; else they pass as they are.
+        state: quantize neuron state, where the model has a `StateQuantizer`.
+
+    Raises:
+        QuantizationError: no layer to convert, weights that are not finite, or an activation that never saw anything.
+    """
+    check_convertible(model, activations=activations)
+    return _replaced(model, activations=activations, state=state)
+
+
+def blank(model: nn.Module, *, activations: bool = True, state: bool = True) -> nn.Module:
+    """What `convert` would return, with codes and scales of no meaning: for `load_state_dict` of a converted model."""
+    return _replaced(model, activations=activations, state=state)
+
+
+def check_convertible(model: nn.Module, *, activations: bool = True) -> None:
+    """Raise QuantizationError where `convert` cannot serve `model`."""
+    named = dict(model.named_modules())
+    layers = {name: module for name, module in named.items() if isinstance(module, QuantizedLayer)}
+    if not layers:
+        raise QuantizationError(
+            "the model has no layer to convert: build it with QuantLinear and QuantConv2d, or call attach(model) first"
+        )
+    broken = [name for name, layer in layers.items() if not bool(layer.weight.isfinite().all())]
+    if broken:
+        raise QuantizationError(
+            f"the weights of {', '.join(broken)} are not finite: go back to a checkpoint from before that"
+        )
+    if activations:
+        unseen = [n for n, m in named.items() if isinstance(m, QuantActivation) and not m.observer.ready]
+        if unseen:
+            raise QuantizationError(
+                f"the activations {', '.join(unseen)} have never been observed: run calibration batches through the model"
+                " first, or convert(model, activations=False)"
+            )
+
+
+def unquantized(model: nn.Module) -> list[str]:
+    """The names of the weights, parameters of two axes and more, that conversion leaves as they are."""
+    converted = {id(m.weight) for m in model.modules() if isinstance(m, QuantizedLayer)}
+    return [name for name, p in model.named_parameters() if p.dim() >= 2 and id(p) not in converted]
+
+
+def describe(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Of each quantized part of a converted model, by name: its kind, bits, scale convention and shape, as plain values."""
+    described: dict[str, dict[str, Any]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedWeight | FrozenActivation):
+            described[name] = {"bits": module.bits, "scale_convention": module.scale_convention}
+            described[name]["kind"] = "activation" if isinstance(module, FrozenActivation) else "weight"
+            described[name]["shape"] = [] if isinstance(module, FrozenActivation) else list(module.shape)
+        elif isinstance(module, StateQuantizer) and module.fake_quant:
+            described[name] = {"bits": module.bits, "levels": module.levels, "kind": "state"}
+    return described
 
 
 def packed_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters and buffers of `model` as they are stored; what is shared counts once."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    """Bytes of the parameters and buffers of `model` as they are stored; what is shared counts once, observers not."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(model))
 
 
 def fp32_bytes(model: nn.Module) -> int:
     """Bytes of the same tensors with four bytes for each floating-point number."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return sum(tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size()) for tensor in tensors.values())
+    return sum(t.numel() * (4 if t.is_floating_point() else t.element_size()) for t in _tensors(model))
+
+
+def ratio(model: nn.Module, converted: nn.Module) -> float:
+    """How many times smaller `converted` is than `model` in FP32, scales and biases included."""
+    return fp32_bytes(model) / packed_bytes(converted)
+
+
+def _tensors(model: nn.Module) -> Iterable[Tensor]:
+    """Each tensor of the network itself, once: what quantizers learn for training is no part of it."""
+    own = (StepObserver, StepSize)
+    apart = {id(t) for m in model.modules() if isinstance(m, own) for t in (*m.parameters(), *m.buffers())}
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return (tensor for key, tensor in tensors.items() if key not in apart)
+
+
+def _replaced(model: nn.Module, *, activations: bool, state: bool) -> nn.Module:
+    """The copy that `convert` and `blank` return."""
+    done: dict[nn.Module, nn.Module] = {}
+
+    def replacement(module: nn.Module) -> nn.Module:
+        if isinstance(module, QuantLinear):
+            return IntegerLinear(module)
+        if isinstance(module, QuantConv2d):
+            return IntegerConv2d(module)
+        if isinstance(module, QuantActivation):
+            return FrozenActivation(module) if activations else nn.Identity()
+        if isinstance(module, StateQuantizer):
+            module.fake_quant = state
+        for name, child in module._modules.items():
+            if child is not None:
+                module._modules[name] = inside(child)
+        return module
+
+    def inside(module: nn.Module) -> nn.Module:
+        if module not in done:
+            done[module] = replacement(module)
+        return done[module]
+
+    return inside(copy.deepcopy(model)).eval()

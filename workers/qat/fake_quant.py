@@ -1,7 +1,7 @@
-"""Fake-quantization of weights: training feels the rounding that the integer model will have.
+"""Fake-quantization: numbers become those that integer codes stand for, and gradients pass straight through.
 
-Symmetric, one scale per output channel, from the current weights; the gradient passes straight through the rounding
-(Bengio, Léonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013).
+`clamp(round(x / s), qmin, qmax) · s`, halves to even; the gradient is 1 inside the range and 0 outside (QS-18; Bengio,
+Léonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013). Plain tensor operations.
 """
 
 from __future__ import annotations
@@ -9,76 +9,76 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-LARGEST_CODE = {8: 127, 4: 7}
-"""Codes are symmetric round zero: -127..127 and -7..7."""
-
-SMALLEST_SCALE = 2.0**-23
-"""For a channel whose weights are all zero."""
+from workers.qat.scales import code_limits
 
 
-def weight_scale(weight: Tensor, bits: int) -> Tensor:
-    """Scale of each output channel: float [out, 1] = max |w| / 127 (INT8) or / 7 (INT4) for `weight` [out, in]."""
-    return (weight.abs().amax(dim=1, keepdim=True) / LARGEST_CODE[bits]).clamp_min(SMALLEST_SCALE)
+def codes(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """clamp(round(x / scale), qmin, qmax) as floats, of the shape and dtype of `x`; `scale` broadcasts."""
+    return torch.div(x, scale).round_().clamp_(*code_limits(bits))
 
 
-def weight_codes(weight: Tensor, scale: Tensor) -> Tensor:
-    """The integers round(w / scale), half to even, as floats: [out, in]."""
-    return torch.round(weight / scale)
+def fake_quantize(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The numbers that the nearest codes stand for; differentiable in `x`, straight through inside the range.
 
+    Args:
+        x: floating, any shape.
+        scale: broadcasts against `x`: [] per tensor, [out, 1, …] per channel. It gets no gradient.
+        bits: 8, 6, 4 or 2.
 
-class _StraightThrough(torch.autograd.Function):
-    """Forward codes * scale, exactly; backward the identity."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, bits: int) -> Tensor:
-        scale = weight_scale(weight, bits)
-        return weight_codes(weight, scale) * scale
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
-
-
-def fake_quantize(weight: Tensor, bits: int) -> Tensor:
-    """The weights [out, in] that the codes of `bits` bits stand for; differentiable, straight through."""
-    result: Tensor = _StraightThrough.apply(weight, bits)
+    Returns:
+        Exactly `codes(x, scale, bits) * scale`.
+    """
+    result: Tensor = _StraightThrough.apply(x, scale, bits)
     return result
 
 
-class QuantLinear(nn.Linear):
-    """A linear layer that computes with fake-quantized weights while `fake_quant` is true.
+def learned_step_quantize(x: Tensor, scale: Tensor, bits: int, features: int) -> Tensor:
+    """As `fake_quantize`, and the scale learns as well (Esser et al., "Learned Step Size Quantization", ICLR 2020).
+
+    With v = x / scale, the gradient to the scale is that of the output times `round(v) - v` inside the range and times
+    qmin or qmax outside, summed to the scale's shape, times 1/√(features · qmax).
 
     Args:
-        in_features, out_features, bias: as for `nn.Linear`.
-        bits: 8 or 4, of a weight.
-        fake_quant: off, it is a plain `nn.Linear`.
-
-    Raises:
-        ValueError: `bits` is neither 8 nor 4.
+        features: numbers that share one scale, not counting the samples of a batch.
     """
-
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, *, bits: int = 8, fake_quant: bool = False
-    ) -> None:
-        if bits not in LARGEST_CODE:
-            raise ValueError(f"a weight can have 8 or 4 bits, not {bits}")
-        super().__init__(in_features, out_features, bias)
-        self.bits = bits
-        self.fake_quant = fake_quant
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[..., in_features] to [..., out_features]."""
-        weight = fake_quantize(self.weight, self.bits) if self.fake_quant else self.weight
-        return nn.functional.linear(input, weight, self.bias)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, bits={self.bits}, fake_quant={self.fake_quant}"
+    result: Tensor = _LearnedStep.apply(x, scale, bits, features)
+    return result
 
 
-def set_fake_quant(model: nn.Module, on: bool) -> None:
-    """Turn fake-quantization of every `QuantLinear` in `model` on or off."""
-    for module in model.modules():
-        if isinstance(module, QuantLinear):
-            module.fake_quant = on
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bits: int) -> Tensor:
+        rounded = torch.div(x, scale).round_()
+        if x.requires_grad:
+            clamped = rounded.clamp(*code_limits(bits))
+            ctx.save_for_backward(clamped == rounded)
+        else:
+            clamped = rounded.clamp_(*code_limits(bits))
+        return clamped.mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return torch.where(inside, gradients[0], 0.0), None, None
+
+
+class _LearnedStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bits: int, features: int) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.limits, ctx.features = code_limits(bits), features
+        return codes(x, scale, bits) * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, scale = ctx.saved_tensors
+        smallest, largest = ctx.limits
+        ratio = x / scale
+        rounded = ratio.round()
+        clamped = rounded.clamp(smallest, largest)
+        inside = rounded == clamped
+        slope = torch.where(inside, rounded - ratio, clamped)
+        to_scale = (gradients[0] * slope).sum_to_size(scale.shape) / (ctx.features * largest) ** 0.5
+        return torch.where(inside, gradients[0], 0.0), to_scale, None, None

@@ -11,7 +11,7 @@ from workers.errors import TaskError
 if TYPE_CHECKING:
     from workers.config import TrainingConfig
 
-RECIPES = {"digits": "workers.tasks.digits"}
+RECIPES = {name: f"workers.tasks.{name}" for name in ("bytes", "cnn", "mlp", "spiking")}
 """Name in the JobSpec, and the module that follows `Task`. A recipe is imported when it is used."""
 
 
@@ -31,9 +31,6 @@ class Task(Protocol):
 
         `make_job` is `Job`, or something with its signature; `prepared` is what `preload` returned, if it was called.
         """
-
-    def phase(self, config: TrainingConfig, epoch: int) -> str:
-        """The name of the phase that `epoch`, counted from 0, belongs to."""
 
 
 def load(config: TrainingConfig) -> Task:

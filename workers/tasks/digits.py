@@ -1,116 +1,156 @@
-"""The recipe `digits`: a multi-layer perceptron on handwritten digits, FP32 first, then quantization-aware."""
+"""What the recipes on handwritten digits have in common: the splits, their checks, classification."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import TensorDataset
 
-from workers.data.digits import Digits, load_digits
-from workers.data.sampler import steps_per_epoch
-from workers.qat.convert import convert, fp32_bytes, packed_bytes
-from workers.qat.fake_quant import QuantLinear, set_fake_quant
-from workers.randomness import SampleDropout
-from workers.tasks.learning import make_optimizer, make_schedule
+from workers.data.checks import FAULTS, DataManifest
+from workers.data.digits import Digits, load_digits, stratified_split
+from workers.data.hashes import sample_hashes
+from workers.data.measurements import Largest, batches_of_part, measure_batches, measure_samples, measure_splits
+from workers.data.sampler import Ids
+from workers.qat.gates import Condition
+from workers.qat.layers import QuantActivation, QuantLinear
+from workers.qat.observers import RangeObserver
+from workers.rounds import Sums
+from workers.tasks.recipe import Split
 
 if TYPE_CHECKING:
     from workers.config import TrainingConfig
-    from workers.elastic import Job
 
-Prepared = Digits
+ROWS_AT_ONCE = 250
+
+EVALUATION_EPOCH = (1 << 40) - 1
+"""Stands for the epoch where a sample is evaluated, so that it is encoded in the same way every time."""
 
 
-def preload(config: TrainingConfig) -> Prepared:
+class Rows(NamedTuple):
+    """Digits `x`, float32 [n, F], their labels `y` and global numbers `ids`, int64 [n]."""
+
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+
+    def part(self, part: int, parts: int) -> Rows:
+        """Piece `part` of `parts`; the pieces together are all rows, once."""
+        total = len(self.y)
+        rows = slice(part * total // parts, (part + 1) * total // parts)
+        return Rows(self.x[rows], self.y[rows], self.ids[rows])
+
+    def chunks(self) -> Iterator[Rows]:
+        """Pieces of at most `ROWS_AT_ONCE`."""
+        for start in range(0, len(self.y), ROWS_AT_ONCE):
+            yield Rows(*(column[start : start + ROWS_AT_ONCE] for column in self))
+
+
+class Splits(NamedTuple):
+    """Of one data set. Numbers count through `train`, `validation` and `test`."""
+
+    digits: Digits
+    train: Rows
+    validation: Rows
+    test: Rows
+
+
+def preload(config: TrainingConfig) -> Splits:
     """Load the digits. Raises DataError where they are missing or damaged."""
-    return load_digits(config.task.data)
+    return split(load_digits(config.task.data), config.task.data.validation)
 
 
-def phase(config: TrainingConfig, epoch: int) -> str:
-    """`fp32_warmup` for the first `phases.fp32_epochs` epochs, then `qat`."""
-    return "fp32_warmup" if epoch < config.phases.fp32_epochs else "qat"
+def split(digits: Digits, validation: float) -> Splits:
+    """Keep the part `validation` of every class out of the training data; with none, the test data chooses too."""
+    x, y = digits.train.tensors
+    kept, chosen = (torch.from_numpy(rows) for rows in stratified_split(y.numpy(), validation))
+    test = Rows(digits.test_x, digits.test_y, torch.arange(len(digits.test_y)) + len(y))
+    train = Rows(x[kept], y[kept], torch.arange(len(kept)))
+    chooses = Rows(x[chosen], y[chosen], torch.arange(len(chosen)) + len(kept)) if len(chosen) else test
+    return Splits(digits, train, chooses, test)
 
 
-def build(config: TrainingConfig, num_features: int, num_classes: int) -> nn.Sequential:
-    """The network: [B, num_features] to logits [B, num_classes]; its first weights are decided by the seed alone."""
-    layers: list[nn.Module] = []
-    width = num_features
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        for hidden in config.task.hidden:
-            layers += [QuantLinear(width, hidden, bits=config.task.weight_bits), nn.ReLU()]
-            if config.task.dropout > 0:
-                layers.append(SampleDropout(config.task.dropout))
-            width = hidden
-        layers.append(QuantLinear(width, num_classes, bits=config.task.weight_bits))
-    return nn.Sequential(*layers)
+def quant_linear(config: TrainingConfig, in_features: int, out_features: int, bias: bool = True) -> QuantLinear:
+    """A linear layer with the weights that the JobSpec asks for."""
+    return QuantLinear(in_features, out_features, bias, bits=config.qat.weight_bits)
 
 
-def run(config: TrainingConfig, make_job: Callable[..., Job], prepared: Prepared | None = None) -> dict[str, Any]:
-    """Train, then compare the FP32 weights with the integers they become.
-
-    Returns:
-        `accuracy` {fp32, int8} of the held-out digits, 0..1, and `bytes` {fp32, int8_packed} of the model. `fp32` is
-        the better of the best epoch of the warm-up and the final weights without fake-quantization; `int8` is the
-        converted model, whatever its `weight_bits`.
-    """
-    digits = prepared or preload(config)
-    model = build(config, digits.num_features, digits.num_classes)
-    optimizer = make_optimizer(config, model.parameters())
-    per_epoch = steps_per_epoch(len(digits.train), config.global_batch)
-    scheduler = make_schedule(config, optimizer, per_epoch * config.epochs)
-
-    def evaluate(part: int, parts: int) -> dict[str, float]:
-        set_fake_quant(model, phase(config, job.epoch) == "qat")
-        return count_correct(model, *held_out(digits, part, parts))
-
-    def evaluate_fp32(part: int, parts: int) -> dict[str, float]:
-        set_fake_quant(model, False)
-        return count_correct(model, *held_out(digits, part, parts))
-
-    def evaluate_converted(part: int, parts: int) -> dict[str, float]:
-        return count_correct(convert(model), *held_out(digits, part, parts))
-
-    job = make_job(model, optimizer, digits.train, scheduler=scheduler, evaluate=evaluate, clip_norm=config.clip_norm)
-    for x, y in job.batches():
-        set_fake_quant(model, phase(config, job.epoch) == "qat")
-        job.step(cross_entropy(model(x), y))
-
-    final = accuracy(job.collect("fp32", evaluate_fp32))
-    integer = accuracy(job.collect("int8", evaluate_converted))
-    warmup = best_until(job.history, per_epoch * config.phases.fp32_epochs)
-    return {
-        "accuracy": {"fp32": max(final, warmup), "int8": integer},
-        "bytes": {"fp32": fp32_bytes(model), "int8_packed": packed_bytes(convert(model))},
-    }
+def quant_activation(config: TrainingConfig, name: str = "") -> QuantActivation:
+    """What an activation passes through; `name` is not needed."""
+    return QuantActivation(config.qat.activation_bits, RangeObserver(config.qat.averaging))
 
 
-def held_out(digits: Digits, part: int, parts: int) -> tuple[Tensor, Tensor]:
-    """Part `part` of `parts` of the held-out digits and labels; the parts together are all of them, once."""
-    total = len(digits.test_y)
-    rows = slice(part * total // parts, (part + 1) * total // parts)
-    return digits.test_x[rows], digits.test_y[rows]
+class DigitsRecipe:
+    """A classifier of digits: `Recipe` without the network. Subclasses say what `logits` are."""
 
+    def __init__(self, config: TrainingConfig, splits: Splits, model: nn.Module) -> None:
+        self.config, self.splits, self.model = config, splits, model
+        self.train = TensorDataset(*splits.train)
+        digits = splits.digits
+        self.manifest = DataManifest(
+            f"digits ({digits.source})", (digits.num_features,), num_classes=digits.num_classes, mean=0.0, std=1.0
+        )
 
-def count_correct(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Sums over the digits `x` [M, F] with labels `y` [M]: `correct`, `count`, and `loss` in nats."""
-    training = model.training
-    model.eval()
-    with torch.inference_mode():
-        logits = model(x)
-        loss = float(cross_entropy(logits, y, reduction="sum"))
-        correct = int((logits.argmax(dim=1) == y).sum())
-    model.train(training)
-    return {"correct": correct, "count": len(y), "loss": loss}
+    def logits(self, model: nn.Module, rows: Rows, epoch: int) -> Tensor:
+        """[n, C] of `rows`."""
+        logits: Tensor = model(rows.x)
+        return logits
 
+    def parameter_groups(self) -> Iterable[Any]:
+        return self.model.parameters()
 
-def accuracy(sums: dict[str, float]) -> float:
-    """The part that is correct, 0..1."""
-    return sums["correct"] / sums["count"]
+    def loss(self, batch: Sequence[Tensor], epoch: int) -> Tensor:
+        rows = Rows(*batch)
+        return cross_entropy(self.logits(self.model, rows, epoch), rows.y)
 
+    def check(self, part: int, parts: int, largest: Largest) -> Sums:
+        """Every sample, classes and moments of the training ones; and that no split shares a sample with the test."""
+        named = {"train": self.splits.train, "test": self.splits.test}
+        if self.splits.validation is not self.splits.test:
+            named["validation"] = self.splits.validation
+        measured = {name: self._measure(rows.part(part, parts), largest) for name, rows in named.items()}
+        sums = measured.pop("train")
+        for held_out in measured.values():
+            sums["samples"] += held_out["samples"]
+            for kind in FAULTS:
+                sums[kind] += held_out[kind]
+                sums[f"first_{kind}"] = max(sums[f"first_{kind}"], held_out[f"first_{kind}"])
+        train, batch = self.splits.train, self.config.global_batch
+        batches = ((i, train.x[i * batch : (i + 1) * batch]) for i in batches_of_part(len(train.x), batch, part, parts))
+        sums |= measure_batches(batches, len(train.x), batch, self.manifest)
+        return sums | measure_splits({name: sample_hashes(rows.x) for name, rows in named.items()}, part, parts)
 
-def best_until(history: list[tuple[int, str, dict[str, float]]], step: int) -> float:
-    """The best accuracy of an evaluation after at most `step` steps, the converted model's aside; 0 without one."""
-    return max((accuracy(sums) for at, name, sums in history if at <= step and name != "int8"), default=0.0)
+    def _measure(self, rows: Rows, largest: Largest) -> Sums:
+        first = int(rows.ids[0]) if len(rows.ids) else 0
+        return measure_samples(rows.x, rows.y, self.manifest, largest, first)
+
+    def evaluate(self, model: nn.Module, split: Split, part: int, parts: int) -> Sums:
+        model.eval()
+        sums = dict.fromkeys(("correct", "count", "loss", "not_finite"), 0.0)
+        rows = self.splits.validation if split == "validation" else self.splits.test
+        for chunk in rows.part(part, parts).chunks():
+            logits = self.logits(model, chunk, EVALUATION_EPOCH)
+            sums["correct"] += float((logits.argmax(dim=1) == chunk.y).sum())
+            sums["count"] += len(chunk.y)
+            sums["loss"] += float(cross_entropy(logits, chunk.y, reduction="sum"))
+            sums["not_finite"] += float((~logits.isfinite()).sum())
+        return sums
+
+    def observe(self, ids: Ids) -> None:
+        self.model.eval()
+        chosen = torch.tensor(ids)
+        rows = Rows(*(column[chosen] for column in self.splits.train))
+        for chunk in rows.chunks():
+            self.logits(self.model, chunk, EVALUATION_EPOCH)
+
+    def compare(self, part: int, parts: int) -> Sums:
+        return {}
+
+    def conditions(self) -> Sequence[Condition]:
+        return []
+
+    def measured(self, compared: Sums, full: Sums, quantized: Sums) -> Sums:
+        return {}

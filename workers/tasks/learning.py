@@ -1,23 +1,27 @@
-"""The optimizer and the learning-rate schedule that the JobSpec describes."""
+"""The optimizer that the JobSpec describes, and how its learning rate and weight decay move with the committed steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from workers.errors import TaskError
 
 if TYPE_CHECKING:
     from workers.config import TrainingConfig
 
+Groups = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
-def make_optimizer(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The optimizer `config.optimizer` over `parameters`.
+OWN_RATE, NO_DECAY = "own_rate", "no_decay"
+"""A parameter group where the one is true keeps its learning rate, where the other is its weight decay."""
+
+
+def make_optimizer(config: TrainingConfig, parameters: Groups) -> Optimizer:
+    """The optimizer `config.optimizer` over parameters, or groups of them.
 
     Raises:
         TaskError: there is no optimizer of that name.
@@ -34,10 +38,36 @@ def make_optimizer(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -
             raise TaskError(f"optimizer.name is {name!r}; write sgd, adam or adamw")
 
 
-def make_schedule(config: TrainingConfig, optimizer: Optimizer, total_steps: int) -> LambdaLR:
-    """A scheduler, to be advanced once per committed step, for a training of `total_steps`."""
-    name, warmup = config.schedule.name, config.schedule.warmup_steps
-    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, total_steps, name, warmup))
+class StepSchedule:
+    """Sets learning rate and weight decay of every group as a function of the committed steps alone.
+
+    Args:
+        settings: what groups hold in the step after so many committed ones: {"lr": …, "weight_decay": …}.
+    """
+
+    def __init__(self, optimizer: Optimizer, settings: Callable[[int], dict[str, float]]) -> None:
+        self._optimizer, self._settings = optimizer, settings
+        self._committed = 0
+        self.refresh()
+
+    def step(self) -> None:
+        """One step more is committed."""
+        self._committed += 1
+        self.refresh()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"committed": self._committed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._committed = int(state["committed"])
+
+    def refresh(self) -> None:
+        """Set them again: what `settings` says of the present step has changed."""
+        settings = self._settings(self._committed)
+        for group in self._optimizer.param_groups:
+            for key, keeps in (("lr", OWN_RATE), ("weight_decay", NO_DECAY)):
+                if not group.get(keeps):
+                    group[key] = settings[key]
 
 
 def learning_rate_factor(step: int, total_steps: int, name: str, warmup_steps: int) -> float:

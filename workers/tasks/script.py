@@ -24,11 +24,6 @@ def preload(config: TrainingConfig) -> None:
     import torch.utils.data  # noqa: F401  takes over a second
 
 
-def phase(config: TrainingConfig, epoch: int) -> str:
-    """A script has one phase."""
-    return "train"
-
-
 def run(config: TrainingConfig, make_job: Callable[..., Any], prepared: None = None) -> dict[str, Any]:
     """Run the script as `python script.py` would, and return its global `RESULT`, or {} if it sets none.
 

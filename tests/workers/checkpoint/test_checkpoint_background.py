@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from workers.checkpoint import BackgroundWriter, CheckpointError, Published, StorageError, list_checkpoints, load
 from workers.checkpoint import background as background_module
@@ -34,8 +35,10 @@ class Desk:
         self.writers.append(writer)
         return writer
 
-    def submit(self, writer: BackgroundWriter, step: int, fence: Callable[[], bool] = lambda: True) -> None:
-        writer.submit(self.state, step=step, generation=(1, 1), lineage=5, world=2, fence=fence)
+    def submit(
+        self, writer: BackgroundWriter, step: int, fence: Callable[[], bool] = lambda: True, tier: str = "exact"
+    ) -> None:
+        writer.submit(self.state, step=step, generation=(1, 1), lineage=5, world=2, fence=fence, tier=tier)
 
     def next(self) -> Outcome:
         return self.outcomes.get(timeout=TIMEOUT)
@@ -76,6 +79,59 @@ def test_ck6_old_ones_are_pruned(desk: Desk) -> None:
         desk.submit(writer, step)
         assert writer.wait(TIMEOUT)
     assert [entry.step for entry in list_checkpoints(desk.root)] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("tiers", "written"),
+    [
+        (["qins", "exact", "qins", "qins"], 2),
+        (["exact", "qins", "exact"], 3),
+        (["qins", "qins", "qins"], 3),
+        (["qins", "exact"], 2),
+    ],
+)
+def test_ck1_an_exact_one_that_waits_is_not_dropped_for_one_in_qins(
+    desk: Desk, replace_save: Callable[[Save], None], tiers: list[str], written: int
+) -> None:
+    """A slow store would otherwise never see one."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def save(step: int) -> Published:
+        started.set()
+        assert go_on.wait(TIMEOUT)
+        return published(step)
+
+    replace_save(save)
+    writer = desk.open()
+    desk.submit(writer, 0, tier="qins")
+    assert started.wait(TIMEOUT)
+    for step, tier in enumerate(tiers, start=1):
+        desk.submit(writer, step, tier=tier)
+    go_on.set()
+    assert writer.wait(TIMEOUT)
+    assert [desk.next(), desk.next()] == [published(0), published(written)] and desk.outcomes.empty()
+
+
+def test_ck1_the_tier_and_the_codec_of_the_weights_reach_the_file(desk: Desk) -> None:
+    writer, back = desk.open(), {}
+    for step, weights in enumerate(("int8", "v1"), start=1):
+        writer.submit(
+            desk.state,
+            step=step,
+            generation=(1, 1),
+            lineage=5,
+            world=2,
+            fence=lambda: True,
+            rounds=7,
+            tier="qins",
+            weights=weights,
+        )
+        outcome = desk.next()
+        assert isinstance(outcome, Published) and outcome.tier == "qins"
+        assert outcome.path.name == f"step-{step}-gen-1.1-round-7-qins"
+        back[weights] = {name: tensor.clone() for name, tensor in load(outcome.path).tensors.items()}
+    assert not torch.equal(back["int8"]["parameter.weight"], back["v1"]["parameter.weight"])
+    assert torch.equal(back["int8"]["buffer.running"], back["v1"]["buffer.running"])
 
 
 def test_ck3_never_two_at_once_and_the_newest_queued_wins(desk: Desk, replace_save: Callable[[Save], None]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from workers.checkpoint import (
     Entry,
@@ -18,6 +20,9 @@ from workers.checkpoint import (
     prune,
 )
 from workers.checkpoint import catalog as catalog_module
+from workers.checkpoint.catalog import check
+from workers.checkpoint.manifest import TIERS, Label, parse_folder
+from workers.identity import Generation
 from workers.state import Captured, digest
 
 Publish = Callable[..., Published]
@@ -51,6 +56,38 @@ def test_ck9_newest_first_by_step_then_generation(publish: Publish, root: Path) 
         f"step-{name}" for name in ("100-gen-1.1", "10-gen-2.1", "10-gen-1.11", "10-gen-1.9", "9-gen-1.9")
     ]
     assert all(entry.valid is None and entry.tier == "exact" for entry in list_checkpoints(root))
+
+
+def test_ck9_of_one_step_the_later_rounds_are_newer_and_the_exact_one_comes_first(publish: Publish, root: Path) -> None:
+    """CK-5: what a job saves at its end lies beside what it saved after its last step, and is found."""
+    for rounds, tier in [(0, "exact"), (36, "exact"), (0, "qins"), (4, "qins")]:
+        assert publish(step=9, rounds=rounds, tier=tier).new
+    publish(step=9, generation=(2, 1))
+    assert names(root) == [
+        "step-9-gen-2.1",
+        "step-9-gen-1.2-round-36",
+        "step-9-gen-1.2-round-4-qins",
+        "step-9-gen-1.2",
+        "step-9-gen-1.2-qins",
+    ]
+    assert [entry.tier for entry in list_checkpoints(root)] == ["exact", "exact", "qins", "exact", "qins"]
+    assert all(check(entry).valid for entry in list_checkpoints(root))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["step-9-gen-1.2-round-0", "step-9-gen-1.2-exact", "step-9-gen-1.2-round-04", "step-9-gen-1.2-QINS", "step-9-gen-1"],
+)
+def test_ck10_a_checkpoint_has_one_name(name: str) -> None:
+    assert parse_folder(name) is None
+
+
+@given(
+    st.integers(0, 10**17), st.tuples(st.integers(0, 99), st.integers(0, 99)), st.integers(0, 99), st.sampled_from(TIERS)
+)
+def test_ck5_a_name_says_what_it_was_made_of(step: int, generation: tuple[int, int], rounds: int, tier: str) -> None:
+    label = Label(step, Generation(*generation), rounds, tier)
+    assert parse_folder(label.folder) == label
 
 
 def test_ck9_a_missing_folder_holds_none(root: Path) -> None:
@@ -109,6 +146,31 @@ def test_ck6_nothing_goes_before_its_successor_is_verified(publish: Publish, roo
     publish(step=4)
     assert [path.name for path in prune(root, 2, lambda: True)] == ["step-1-gen-1.2"]
     assert names(root) == [f"step-{step}-gen-1.2" for step in (4, 3, 2)]
+
+
+def test_ck6_the_only_exact_one_stays(publish: Publish, root: Path) -> None:
+    """CK-6: whatever its age, until a newer exact one is verified."""
+    for step in range(1, 7):
+        publish(step=step, tier="exact" if step == 2 else "qins")
+    assert [path.name for path in prune(root, 2, lambda: True)] == [f"step-{n}-gen-1.2-qins" for n in (4, 3, 1)]
+    flip_a_bit(publish(step=7))
+    publish(step=8, tier="qins")
+    publish(step=9, tier="qins")
+    prune(root, 2, lambda: True)
+    assert names(root) == ["step-9-gen-1.2-qins", "step-8-gen-1.2-qins", "step-7-gen-1.2", "step-2-gen-1.2"]
+    publish(step=10)
+    prune(root, 2, lambda: True)
+    assert names(root) == ["step-10-gen-1.2", "step-9-gen-1.2-qins"]
+
+
+def test_ck9_of_a_lost_manifest_the_name_tells_the_tier(publish: Publish, root: Path) -> None:
+    """A damaged one of the other tier is not what `--exact` asks for, and is not complained of."""
+    publish(step=1)
+    (publish(step=2, tier="qins").path / "manifest.json").unlink()
+    skipped: list[Entry] = []
+    entry = newest_valid(root, "exact", skipped.append)
+    assert entry is not None and entry.step == 1 and skipped == []
+    assert newest_valid(root, None, skipped.append) == entry and [each.tier for each in skipped] == ["qins"]
 
 
 def test_ck6_a_stale_writer_deletes_nothing(publish: Publish, root: Path) -> None:

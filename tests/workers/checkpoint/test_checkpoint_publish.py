@@ -208,4 +208,4 @@ def test_ck7_a_lost_sync_leaves_no_partial(publish: Publish, tmp_path: Path, mon
 
 def test_ck5_an_unknown_tier_is_a_bug_of_the_caller(publish: Publish) -> None:
     with pytest.raises(ValueError, match="write one of exact"):
-        publish(tier="qins")
+        publish(tier="zip")

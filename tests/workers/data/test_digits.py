@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from workers.config import DataConfig
 from workers.data.bundled import bundled_file
 from workers.data.digits import load_digits, stratified_split
 from workers.data.idx import TEST, TRAIN
 from workers.errors import DataError
+from workers.tasks.config import DataConfig
 
 PINNED = [0, 2, 11, 17, 34, 35, 36, 37]
 

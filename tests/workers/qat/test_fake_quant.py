@@ -1,4 +1,4 @@
-"""Fake-quantization: codes, scales and the gradient that passes straight through."""
+"""QS-18: what fake-quantization computes, and which gradient passes."""
 
 from __future__ import annotations
 
@@ -8,69 +8,76 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from torch import nn
 
-from workers.qat.fake_quant import LARGEST_CODE, QuantLinear, fake_quantize, set_fake_quant, weight_codes, weight_scale
+from workers.qat.fake_quant import codes, fake_quantize, learned_step_quantize
+from workers.qat.scales import code_limits
 
-WEIGHTS = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.floats(-4, 4, width=32))
-BITS = st.sampled_from([8, 4])
-
-
-@given(WEIGHTS, BITS)
-def test_the_result_is_codes_times_scale_and_nearest(values: np.ndarray, bits: int) -> None:
-    weight = torch.from_numpy(values)
-    scale = weight_scale(weight, bits)
-    codes = weight_codes(weight, scale)
-    assert torch.equal(codes, codes.round()) and float(codes.abs().max()) <= LARGEST_CODE[bits]
-    result = fake_quantize(weight, bits)
-    assert torch.equal(result, codes * scale)
-    assert bool(((result - weight).abs() <= 0.5001 * scale).all())
+NUMBERS = arrays(np.float64, array_shapes(max_dims=3, max_side=7), elements=st.floats(-30, 30))
+BITS = st.sampled_from([8, 6, 4, 2])
+SCALE = st.floats(0.01, 4.0)
 
 
-@given(WEIGHTS, BITS)
-def test_quantizing_twice_changes_nothing(values: np.ndarray, bits: int) -> None:
-    once = fake_quantize(torch.from_numpy(values), bits)
-    assert torch.allclose(fake_quantize(once, bits), once, rtol=1e-6, atol=0)
+@given(NUMBERS, SCALE, BITS)
+def test_qs18_the_result_is_the_nearest_code_times_the_scale(values: np.ndarray, step: float, bits: int) -> None:
+    x, scale = torch.from_numpy(values), torch.tensor(step, dtype=torch.float64)
+    smallest, largest = code_limits(bits)
+    result = fake_quantize(x, scale, bits)
+    assert np.allclose(result.numpy(), np.clip(np.round(values / step), smallest, largest) * step, rtol=0, atol=1e-6)
+    assert torch.equal(result, codes(x, scale, bits) * scale)
+    inside = (x >= smallest * scale) & (x <= largest * scale)
+    assert bool(((result - x).abs() <= 0.5 * scale + 1e-9)[inside].all())
 
 
-def test_scales_belong_to_output_channels() -> None:
-    weight = torch.tensor([[1.0, -127.0], [0.5, 0.25], [0.0, 0.0]])
-    assert torch.allclose(weight_scale(weight, 8), torch.tensor([[1.0], [0.5 / 127], [2.0**-23]]))
-    assert torch.equal(fake_quantize(weight, 8)[2], torch.zeros(2))
+@given(NUMBERS, SCALE, BITS)
+def test_qs18_quantizing_twice_changes_nothing(values: np.ndarray, step: float, bits: int) -> None:
+    scale = torch.tensor(step, dtype=torch.float64)
+    once = fake_quantize(torch.from_numpy(values), scale, bits)
+    assert torch.equal(fake_quantize(once, scale, bits), once)
+
+
+@given(NUMBERS, SCALE, BITS)
+def test_qs18_the_gradient_is_1_inside_the_range_and_0_outside(values: np.ndarray, step: float, bits: int) -> None:
+    x = torch.from_numpy(values).requires_grad_()
+    arriving = torch.linspace(-2, 3, x.numel(), dtype=torch.float64).reshape(x.shape)
+    fake_quantize(x, torch.tensor(step, dtype=torch.float64), bits).backward(arriving)
+    smallest, largest = code_limits(bits)
+    rounded = np.round(values / step)
+    inside = torch.from_numpy((rounded >= smallest) & (rounded <= largest))
+    assert x.grad is not None and torch.equal(x.grad, torch.where(inside, arriving, 0.0))
+
+
+def test_qs18_both_sides_of_the_range_are_met() -> None:
+    x = torch.tensor([-3.0, -2.0, 0.4, 1.0, 1.6], requires_grad=True)
+    result = fake_quantize(x, torch.tensor(1.0), 2)
+    assert result.tolist() == [-2.0, -2.0, 0.0, 1.0, 1.0]
+    result.sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
 
 
 def test_halves_are_rounded_to_even() -> None:
-    weight = torch.tensor([[7.0, 0.5, 1.5, 2.5, -0.5, -1.5]])
-    assert fake_quantize(weight, 4).tolist() == [[7.0, 0.0, 2.0, 2.0, 0.0, -2.0]]
+    x = torch.tensor([7.0, 0.5, 1.5, 2.5, -0.5, -1.5])
+    assert fake_quantize(x, torch.tensor(1.0), 4).tolist() == [7.0, 0.0, 2.0, 2.0, 0.0, -2.0]
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_the_gradient_passes_straight_through(bits: int) -> None:
-    weight = torch.randn(3, 5, requires_grad=True)
-    arriving = torch.randn(3, 5)
-    fake_quantize(weight, bits).backward(arriving)
-    assert weight.grad is not None and torch.equal(weight.grad, arriving)
+def test_scales_of_channels_broadcast() -> None:
+    x = torch.tensor([[1.1, 2.2], [1.1, 2.2]])
+    assert torch.allclose(fake_quantize(x, torch.tensor([[1.0], [0.5]]), 8), torch.tensor([[1.0, 2.0], [1.0, 2.0]]))
 
 
-def test_the_layer_switches_between_plain_and_quantized() -> None:
-    torch.manual_seed(0)
-    layer = QuantLinear(6, 4, bits=4)
-    x = torch.randn(3, 6)
-    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
-    layer.fake_quant = True
-    assert torch.equal(layer(x), nn.functional.linear(x, fake_quantize(layer.weight, 4), layer.bias))
-    assert not torch.allclose(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
-
-
-def test_the_switch_reaches_every_layer() -> None:
-    model = nn.Sequential(QuantLinear(2, 2), nn.Sequential(nn.ReLU(), QuantLinear(2, 2)), nn.Linear(2, 2))
-    layers = [module for module in model.modules() if isinstance(module, QuantLinear)]
-    set_fake_quant(model, True)
-    assert [layer.fake_quant for layer in layers] == [True, True]
-    set_fake_quant(model, False)
-    assert [layer.fake_quant for layer in layers] == [False, False]
-
-
-def test_other_numbers_of_bits_are_refused() -> None:
-    with pytest.raises(ValueError, match="8 or 4 bits, not 5"):
-        QuantLinear(2, 2, bits=5)
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_qs15_the_gradient_of_a_learned_step_is_that_of_lsq(bits: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(6, 40, generator=generator, dtype=torch.float64).requires_grad_()
+    scale = torch.full((6, 1), 2.0 / code_limits(bits)[1], dtype=torch.float64, requires_grad=True)
+    arriving = torch.randn(6, 40, generator=generator, dtype=torch.float64)
+    result = learned_step_quantize(x, scale, bits, features=40)
+    result.backward(arriving)
+    smallest, largest = code_limits(bits)
+    v = (x / scale).detach()
+    slope = torch.where(v.round() < smallest, smallest, torch.where(v.round() > largest, largest, v.round() - v))
+    expected = (arriving * slope).sum(dim=1, keepdim=True) / (40 * largest) ** 0.5
+    assert bool((v.round() > largest).any())
+    assert scale.grad is not None and torch.allclose(scale.grad, expected, rtol=0, atol=1e-6)
+    assert torch.equal(result, fake_quantize(x, scale.detach(), bits))
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.where((v.round() >= smallest) & (v.round() <= largest), arriving, 0.0))

@@ -9,10 +9,11 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from workers.config import TrainingConfig
 from workers.errors import TaskError
-from workers.tasks.learning import learning_rate_factor, make_optimizer, make_schedule
+from workers.tasks.learning import NO_DECAY, OWN_RATE, StepSchedule, learning_rate_factor, make_optimizer
 
 
 def config(**values: Any) -> TrainingConfig:
@@ -39,14 +40,48 @@ def test_a_constant_stays() -> None:
     assert [learning_rate_factor(step, 100, "constant", 2) for step in (0, 1, 2, 99)] == [0.5, 1.0, 1.0, 1.0]
 
 
-def test_the_schedule_is_advanced_by_steps() -> None:
-    wanted = config(optimizer={"lr": 0.4}, schedule={"name": "cosine", "warmup_steps": 4})
-    optimizer = make_optimizer(wanted, [nn.Parameter(torch.zeros(1))])
-    scheduler = make_schedule(wanted, optimizer, 20)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
-    optimizer.step()
-    scheduler.step()
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
+def settings(step: int) -> dict[str, float]:
+    return {"lr": 1.0 / (1 + step), "weight_decay": 0.5 * step}
+
+
+def groups() -> list[dict[str, Any]]:
+    """One that follows the schedule, and those that keep something of their own."""
+    own: list[dict[str, Any]] = [{}, {NO_DECAY: True}, {OWN_RATE: True}, {NO_DECAY: True, OWN_RATE: True}]
+    return [{"params": [nn.Parameter(torch.zeros(1))], "lr": 9.0, "weight_decay": 7.0, **group} for group in own]
+
+
+def now(optimizer: Optimizer) -> list[tuple[float, float]]:
+    return [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+
+
+def test_the_schedule_sets_rate_and_decay_by_the_committed_steps() -> None:
+    optimizer = make_optimizer(config(optimizer={"name": "adamw"}), groups())
+    schedule = StepSchedule(optimizer, settings)
+    for step in range(4):
+        lr, decay = settings(step).values()
+        assert now(optimizer) == [(lr, decay), (lr, 7.0), (9.0, decay), (9.0, 7.0)]
+        schedule.step()
+
+
+def test_a_schedule_that_goes_on_elsewhere_is_at_the_same_step() -> None:
+    first, second = (make_optimizer(config(), groups()) for _ in range(2))
+    one, other = StepSchedule(first, settings), StepSchedule(second, settings)
+    for _ in range(3):
+        one.step()
+    other.load_state_dict(one.state_dict())
+    other.step()
+    one.step()
+    assert now(second) == now(first) and one.state_dict() == other.state_dict() == {"committed": 4}
+
+
+def test_what_has_changed_meanwhile_is_taken_over_without_a_step() -> None:
+    rate = {"lr": 1.0, "weight_decay": 0.0}
+    optimizer = make_optimizer(config(), [nn.Parameter(torch.zeros(1))])
+    schedule = StepSchedule(optimizer, lambda step: rate)
+    rate["lr"] = 0.25
+    assert now(optimizer) == [(1.0, 0.0)]
+    schedule.refresh()
+    assert now(optimizer) == [(0.25, 0.0)] and schedule.state_dict() == {"committed": 0}
 
 
 def test_unknown_names_are_refused() -> None:

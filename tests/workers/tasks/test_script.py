@@ -65,4 +65,3 @@ def test_a_missing_script_is_named_before_it_is_needed(tmp_path: Path) -> None:
         script.preload(config(tmp_path / "gone.py"))
     (tmp_path / "here.py").write_text("")
     script.preload(config(tmp_path / "here.py"))
-    assert script.phase(config(tmp_path / "here.py"), 3) == "train"

@@ -1,0 +1,152 @@
+"""The codecs of the qins tier: one tensor as bytes that zstd then compresses, chunk by chunk.
+
+| name | payload of a chunk of n elements |
+|---|---|
+| `qins.v1/1` | log_min, log_max (float32), n codes, ⌈n / 8⌉ bytes of sign bits, lowest bit first, 1 for negative |
+| `qins.log8u/1` | log_min, log_max (float32), n codes |
+| `int8.128/1` | ⌈n / 128⌉ scales (bfloat16), n codes int8 |
+
+Codes of the first two are those of `workers.qins.codec`; 0 stands for an exact zero. In `qins.v1/1` that is lossless: v1
+gives every zero the code 255 and the sign 0. `qins.log8u/1` has v1's formulas without its floor of 1e-8, because second
+moments lie below it, and on the range of what is not zero. In `int8.128/1` a block of 128 elements has the scale
+max |x| / 127, rounded to bfloat16, and x is stored as round(x / scale); the largest |x| still as 127, so that what was
+decoded has the codes that it came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.checkpoint.planes import Bytes
+from workers.qins.codec import QINSCodec, check_range, codes, magnitudes
+
+V1, LOG8U, INT8 = "qins.v1/1", "qins.log8u/1", "int8.128/1"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BLOCK = 128
+RANGE_BYTES = 8
+SCALE_BYTES = 2
+
+
+class Lossy(NamedTuple):
+    """`size(n)`: payload bytes of a chunk of n elements. `pack(name, values, n)` yields the payloads of a float32 tensor
+    [N] in chunks of n, or raises ValueError with the reason. `unpack(payload, n)` gives float32 [n], or raises ValueError.
+    """
+
+    size: Callable[[int], int]
+    pack: Callable[[str, Tensor, int], Iterator[bytes]]
+    unpack: Callable[[Bytes, int], Tensor]
+
+
+def _v1_pack(name: str, values: Tensor, chunk: int) -> Iterator[bytes]:
+    stored, sign, log_min, log_max = QINSCodec.encode(values, name=name)
+    ends = _ends(float(log_min), float(log_max))
+    code, negative = torch.where(sign == 0, 0, stored).numpy(), (sign < 0).numpy()
+    for start in range(0, len(code), chunk):
+        part = slice(start, start + chunk)
+        yield ends + code[part].tobytes() + np.packbits(negative[part], bitorder="little").tobytes()
+
+
+def _v1_unpack(payload: Bytes, n: int) -> Tensor:
+    values = _log8u_unpack(payload[: RANGE_BYTES + n], n)
+    negative = np.unpackbits(payload[RANGE_BYTES + n :], count=n, bitorder="little")
+    return torch.where(torch.from_numpy(negative).bool() & (values != 0), -values, values)
+
+
+def _log8u_pack(name: str, values: Tensor, chunk: int) -> Iterator[bytes]:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{name} holds NaN or Inf")
+    if bool((values < 0).any()):
+        raise ValueError(f"{name} holds negative numbers, which an unsigned code cannot")
+    positive = values[values > 0]
+    ends = [float(np.float32(math.log(float(end)))) for end in torch.aminmax(positive)] if len(positive) else [0.0, 0.0]
+    if ends[0] == ends[1]:
+        raise ValueError(f"all numbers of {name} that are not 0 are equal")
+    code = torch.where(values == 0, 0, codes(values, ends[0], ends[1], floor=float(positive.min()))).numpy()
+    for start in range(0, len(code), chunk):
+        yield _ends(*ends) + code[start : start + chunk].tobytes()
+
+
+def _log8u_unpack(payload: Bytes, n: int) -> Tensor:
+    log_min, log_max = payload[:RANGE_BYTES].view("<f4").tolist()
+    check_range(log_min, log_max)
+    return magnitudes(log_min, log_max)[torch.from_numpy(payload[RANGE_BYTES:].astype(np.int32))]
+
+
+def _int8_pack(name: str, values: Tensor, chunk: int) -> Iterator[bytes]:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{name} holds NaN or Inf")
+    for part in values.split(chunk):
+        blocks = torch.nn.functional.pad(part, (0, -len(part) % BLOCK)).view(-1, BLOCK)
+        scale = (blocks.abs().amax(dim=1, keepdim=True) / 127).to(torch.bfloat16)
+        steps = (blocks / torch.where(scale == 0, 1.0, scale.float())).round_().clamp_(-127, 127)
+        yield (
+            scale.view(torch.int16).numpy().astype("<i2").tobytes()
+            + steps.to(torch.int8).view(-1)[: len(part)].numpy().tobytes()
+        )
+
+
+def _int8_unpack(payload: Bytes, n: int) -> Tensor:
+    num_blocks = _blocks(n)
+    bits = payload[: SCALE_BYTES * num_blocks].view("<i2").astype(np.int16)
+    scale = torch.from_numpy(bits).view(torch.bfloat16).float()
+    if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
+        raise ValueError("a chunk has a scale that is negative, NaN or Inf")
+    steps = torch.from_numpy(payload[SCALE_BYTES * num_blocks :].view(np.int8).astype(np.float32))
+    return steps * scale.repeat_interleave(BLOCK)[:n]
+
+
+def _blocks(n: int) -> int:
+    return -(-n // BLOCK)
+
+
+def _ends(log_min: float, log_max: float) -> bytes:
+    return np.array([log_min, log_max], "<f4").tobytes()
+
+
+LOSSY = {
+    V1: Lossy(lambda n: RANGE_BYTES + n + -(-n // 8), _v1_pack, _v1_unpack),
+    LOG8U: Lossy(lambda n: RANGE_BYTES + n, _log8u_pack, _log8u_unpack),
+    INT8: Lossy(lambda n: SCALE_BYTES * _blocks(n) + n, _int8_pack, _int8_unpack),
+}
+
+WEIGHTS = {"int8": INT8, "v1": V1}
+"""Codecs of weights by their name in the JobSpec."""
+
+_MOMENTS = {"exp_avg": INT8, "momentum_buffer": INT8, "exp_avg_sq": LOG8U, "max_exp_avg_sq": LOG8U}
+
+
+def codecs_of(tensors: Mapping[str, Tensor], weights: str = "int8") -> dict[str, str]:
+    """The codec that the qins tier has for a tensor of a state (workers/state.py), by name; the rest is kept bit for bit.
+
+    Weights, those kept from an earlier epoch too, in `WEIGHTS[weights]`; first moments in int8 blocks; second moments in an
+    unsigned logarithmic code: a linear one would round the small ones to 0, and Adam divides by their root (QN-21).
+    """
+    codecs = {name: _codec_of(name, tensors, WEIGHTS[weights]) for name, each in tensors.items() if each.dtype in FLOATS}
+    return {name: codec for name, codec in codecs.items() if codec is not None}
+
+
+def _codec_of(name: str, tensors: Mapping[str, Tensor], weights: str) -> str | None:
+    field, _, rest = name.partition(".")
+    match field:
+        case "parameter":
+            return weights
+        case "kept":  # buffers among them stand in no optimizer
+            return weights if f"parameter.{rest}" in tensors else None
+        case "optimizer":
+            return _MOMENTS.get(rest.rpartition("|")[2])
+    return None
+
+
+def as_float32(name: str, tensor: Tensor) -> Tensor:
+    """`tensor` as contiguous float32 [N] on the CPU. Raises ValueError where it is empty or has no such form."""
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        raise ValueError(f"{name} is sparse or without storage")
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} is empty")
+    return tensor.detach().resolve_neg().cpu().to(torch.float32).reshape(-1).contiguous()

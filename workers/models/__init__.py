@@ -1,0 +1,1 @@
+"""The networks of the recipes, free of any quantization: layers and activations are made by functions passed in."""

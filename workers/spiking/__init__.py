@@ -1,0 +1,1 @@
+"""Spiking networks: encoders, leaky integrate-and-fire layers, surrogate gradients, losses and presets."""
