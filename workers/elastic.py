@@ -286,6 +286,8 @@ class Job:
         self._collected.add(name)
         while True:
             self._rank.ensure_training()
+            if self._looped and self.committed < self.total_steps and isinstance(self._rank, Rank):
+                self._rank.leave("the gang began anew from an earlier step, and the loop of this process is over")
             for step, known, sums in self._engine.replica.history:
                 if known == name and (step == self.committed or not self._looped):
                     return dict(sums)

@@ -7,16 +7,19 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from hashlib import blake2b
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from quantarion.v1 import control_pb2 as pb
 
 from workers.checkpoint import BackgroundWriter, CheckpointError, Published, check_fits, load_newest
+from workers.checkpoint.manifest import EXACT, MANIFEST
 from workers.config import TrainingConfig
 from workers.engine import Engine
 from workers.errors import TaskError
-from workers.identity import Generation, StateId
+from workers.identity import NOWHERE, Generation, StateId, next_lineage
 from workers.rank import Rank
 from workers.solo import SoloRank
 from workers.transfer import Snapshot
@@ -26,10 +29,13 @@ logger = logging.getLogger("quantarion.keeper")
 SAVE_SECONDS = 600.0
 
 _PLAN = {
-    "phases": ("fp32_epochs", "qat_epochs"),
-    "qat": ("weight_bits", "activation_bits", "state_bits", "activations_from", "state_from", "freeze_from"),
+    "": ("seed", "global_batch"),
+    "task.data.": ("source", "validation"),
+    "task.text.": ("limit", "context"),
+    "phases.": ("fp32_epochs", "qat_epochs"),
+    "qat.": ("weight_bits", "activation_bits", "state_bits", "activations_from", "state_from", "freeze_from"),
 }
-"""Parts of the JobSpec that decide when what is quantized."""
+"""Parts of the JobSpec that decide which step reads what, and when what is quantized."""
 
 
 class Keeper:
@@ -132,6 +138,8 @@ class Keeper:
         fields = {"path": entry.path.name, "tier": entry.tier, "step": entry.step}
         note = pb.Note(kind="resumed", json=json.dumps(fields))
         self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
+        if entry.tier != EXACT:
+            return Snapshot(_rounded(_state(meta["state_id"]), entry.path), NOWHERE, captured)
         return Snapshot(_state(meta["state_id"]), _state(meta["previous_id"]), captured)
 
     def _exact_only(self) -> bool:
@@ -179,18 +187,25 @@ def plan_of(config: TrainingConfig) -> dict[str, Any]:
     """
     if config.task.recipe is None:
         return {"task.recipe": None}
+    owners = {part: attrgetter(part[:-1])(config) if part else config for part in _PLAN}
     return {"task.recipe": config.task.recipe} | {
-        f"{part}.{key}": getattr(getattr(config, part), key) for part, keys in _PLAN.items() for key in keys
+        part + key: getattr(owners[part], key) for part, keys in _PLAN.items() for key in keys
     }
 
 
 def another_plan(saved: dict[str, Any] | None, ours: dict[str, Any]) -> str | None:
     """What is said of a checkpoint that was `saved` under another plan than `ours`; None where it fits, or is not known."""
     for key, value in ours.items():
-        if saved is not None and saved.get(key) != value:
+        if saved is not None and saved.get(key, value) != value:
             theirs = json.dumps(saved.get(key))
             return f"is of a job with {key} {theirs}, but the JobSpec says {json.dumps(value)}; write {key}: {theirs}"
     return None
+
+
+def _rounded(state: StateId, path: Path) -> StateId:
+    """The id of what a lossy checkpoint made of `state`: equal ids mean equal bytes, and these are others."""
+    content = int.from_bytes(blake2b((path / MANIFEST).read_bytes(), digest_size=8).digest(), "big")
+    return state._replace(lineage=next_lineage(state, state.step, state.round, state.generation, content))
 
 
 def _ids(snapshot: Snapshot) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from workers.config import CheckpointConfig, TrainingConfig
-from workers.keeper import Keeper, another_plan, plan_of
+from workers.identity import Generation, StateId
+from workers.keeper import Keeper, _rounded, another_plan, plan_of
 
 
 def test_a_damaged_checkpoint_is_told_once(tmp_path: Path) -> None:
@@ -47,6 +48,11 @@ def config(**values: Any) -> TrainingConfig:
         ({"task": {"recipe": "cnn"}}, 'task.recipe "mlp", but the JobSpec says "cnn"; write task.recipe: "mlp"'),
         ({"task": {"script": "x.py"}}, 'task.recipe "mlp", but the JobSpec says null; write task.recipe: "mlp"'),
         ({"phases": {"fp32_epochs": 6}}, "phases.fp32_epochs 5, but the JobSpec says 6; write phases.fp32_epochs: 5"),
+        ({"global_batch": 256}, "global_batch 128, but the JobSpec says 256; write global_batch: 128"),
+        (
+            {"task": {"data": {"validation": 0.2}}},
+            "task.data.validation 0.1, but the JobSpec says 0.2; write task.data.validation: 0.1",
+        ),
         ({"qat": {"weight_bits": 4}}, "qat.weight_bits 8, but the JobSpec says 4; write qat.weight_bits: 8"),
         ({"qat": {"freeze_from": 9}}, "qat.freeze_from null, but the JobSpec says 9; write qat.freeze_from: null"),
     ],
@@ -57,7 +63,7 @@ def test_ck9_a_checkpoint_of_another_plan_is_one_sentence(ours: dict[str, Any], 
     assert another_plan(saved, plan_of(config(**ours))) == f"is of a job with {said}"
 
 
-@pytest.mark.parametrize("ours", [{}, {"checkpoint": {"tier": "qins"}}, {"qat": {"lr": 1e-3}}, {"global_batch": 256}])
+@pytest.mark.parametrize("ours", [{}, {"checkpoint": {"tier": "qins"}}, {"qat": {"lr": 1e-3}}, {"micro_batch": 16}])
 def test_ck9_of_the_same_plan_all_else_may_change(ours: dict[str, Any]) -> None:
     assert another_plan(plan_of(config()), plan_of(config(**ours))) is None
 
@@ -67,3 +73,13 @@ def test_ck9_a_script_has_its_own_plan_and_an_old_checkpoint_none() -> None:
     longer = plan_of(config(**script, phases={"fp32_epochs": 50}))
     assert another_plan(plan_of(config(**script)), longer) is None
     assert another_plan(None, plan_of(config())) is None
+
+
+def test_ep9_what_a_lossy_checkpoint_made_of_a_state_has_an_id_of_its_own(tmp_path: Path) -> None:
+    """Else a rank that holds the exact state would be told that it holds what was read."""
+    (tmp_path / "manifest.json").write_text("{}")
+    exact = StateId(7, 0, Generation(1, 2), 5)
+    rounded = _rounded(exact, tmp_path)
+    assert rounded[:3] == exact[:3] and rounded.lineage != exact.lineage
+    (tmp_path / "manifest.json").write_text("{ }")
+    assert _rounded(exact, tmp_path) != rounded

@@ -59,7 +59,7 @@ def write_shard(
     try:
         save_file(blobs, path, metadata=metadata)
     except SafetensorError as error:
-        raise _os_error(error) from None
+        raise os_error(error) from None
     path.chmod(stat.S_IMODE(mode))  # the container library makes files private to the user
     return refused
 
@@ -153,7 +153,7 @@ def _check_declared(
         raise damaged(path, f"it declares {raw_bytes} bytes of tensors, but only {limit} can be there")
 
 
-def _os_error(error: SafetensorError) -> OSError:
+def os_error(error: SafetensorError) -> OSError:
     """The OSError that the container library reports as text."""
     found = re.search(r"os error (\d+)", str(error))
     code = int(found.group(1)) if found else errno.EIO

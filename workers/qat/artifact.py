@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from workers.checkpoint.shard import os_error
 from workers.qat.convert import describe
 from workers.qat.errors import QuantizationError
 
@@ -17,13 +18,15 @@ FORMAT = "quantarion.integer/1"
 
 
 def save_converted(model: nn.Module, path: Path) -> None:
-    """Write a converted model to `path`, whole or not at all."""
+    """Write a converted model to `path`, whole or not at all. Raises OSError."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_model(model, str(aside), {"format": FORMAT, "parts": _parts(model)})
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except SafetensorError as error:
+        raise os_error(error) from None
     finally:
         aside.unlink(missing_ok=True)
 

@@ -17,7 +17,6 @@ from workers.data.library import LibraryText, read_library
 from workers.data.measurements import (
     Largest,
     batches_of_part,
-    measure_agreement,
     measure_batches,
     measure_samples,
     measure_splits,
@@ -100,6 +99,10 @@ class BytesRecipe:
             "source text of the standard library", (config.task.text.context + 1,), torch.uint8, vocabulary=VOCABULARY
         )
 
+    @property
+    def digest(self) -> int:
+        return self.text.text.digest
+
     def parameter_groups(self) -> Iterable[nn.Parameter]:
         return self.model.parameters()
 
@@ -108,7 +111,7 @@ class BytesRecipe:
         return next_token_loss(self.model(inputs.long()), targets.long())
 
     def check(self, part: int, parts: int, largest: Largest) -> Sums:
-        """All windows and batches; that all hosts have read the same text; that no test window is in another split."""
+        """All windows and batches; that no test window is in another split."""
         train, batch = self.text.train, self.config.global_batch
         mine = slice(part * len(train) // parts, (part + 1) * len(train) // parts)
         batches = ((i, train[i * batch : (i + 1) * batch]) for i in batches_of_part(len(train), batch, part, parts))
@@ -117,7 +120,6 @@ class BytesRecipe:
         return {
             **measure_samples(train[mine], None, self.manifest, largest, mine.start),
             **measure_batches(batches, len(train), batch, self.manifest),
-            **measure_agreement(self.text.text.digest, largest),
             **measure_splits(hashes, part, parts),
         }
 

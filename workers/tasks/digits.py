@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from workers.qat.gates import Condition
 from workers.qat.layers import QuantActivation, QuantLinear
 from workers.qat.observers import RangeObserver
 from workers.rounds import Sums
+from workers.state import tensor_bytes
 from workers.tasks.recipe import Split
 
 if TYPE_CHECKING:
@@ -98,6 +100,14 @@ class DigitsRecipe:
         """[n, C] of `rows`."""
         logits: Tensor = model(rows.x)
         return logits
+
+    @property
+    def digest(self) -> int:
+        rows = (column for rows in (self.splits.train, self.splits.validation, self.splits.test) for column in rows)
+        hasher = blake2b(digest_size=6)
+        for column in rows:
+            hasher.update(tensor_bytes(column))
+        return int.from_bytes(hasher.digest(), "big")
 
     def parameter_groups(self) -> Iterable[Any]:
         return self.model.parameters()

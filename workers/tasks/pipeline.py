@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from workers.data import checks, sampler
-from workers.errors import TaskError
+from workers.data.measurements import measure_agreement
+from workers.errors import DataError, TaskError
 from workers.qat import gates
 from workers.qat.artifact import load_converted, save_converted
 from workers.qat.convert import blank, convert, fp32_bytes, packed_bytes, ratio
@@ -101,10 +102,22 @@ class Pipeline:
     # ------------------------------------------------------------------ phases
 
     def _check_data(self) -> None:
-        """Before anything is computed from it; then the loss that the first weights have."""
-        measured = self.job.collect(DATA, partial(self.recipe.check, largest=Largest), phase=Phase.DATA)
+        """Before anything is computed from it; then the loss that the first weights have.
+
+        A rank that joins, or a job that resumes, finds the measurements on record, and must have read the same data.
+        """
+        digest = self.recipe.digest
+        agreement = measure_agreement(digest, Largest)
+        measured = self.job.collect(
+            DATA, lambda part, parts: self.recipe.check(part, parts, Largest) | agreement, phase=Phase.DATA
+        )
         findings = checks.judge(measured, self.recipe.manifest)
         checks.refuse(findings, self.recipe.manifest)
+        if measured["digest_high"] != digest:
+            raise DataError(
+                f"this host has read other data ({self.recipe.manifest.name}) than the job began with; give it the same "
+                "files, and for text the same release of Python"
+            )
         for finding in findings:
             if not finding.passed and not self.job.committed:
                 self.job.tell("data_warning", {"check": finding.check, "value": finding.value, "warning": finding.sentence})

@@ -32,6 +32,10 @@ class Recipe(Protocol):
     def manifest(self) -> DataManifest:
         """Of the training data."""
 
+    @property
+    def digest(self) -> int:
+        """Of all data, at most 53 bits: every host must have read the same."""
+
     def parameter_groups(self) -> Iterable[Any]:
         """For the optimizer."""
 

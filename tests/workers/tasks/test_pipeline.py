@@ -550,6 +550,16 @@ def test_qs37_qs41_a_job_that_goes_on_from_any_phase_comes_to_the_same_end() -> 
         assert steps == len(whole.job.steps) - int(place.rpartition(" ")[2]), place
 
 
+def test_qs1_a_rank_that_has_read_other_data_does_not_go_on() -> None:
+    """The measurements are on record: it is told without another look at the data of all."""
+    whole = run(config(), job_class=Photographed)
+    assert isinstance(whole.job, Photographed)
+    begin = {"begin": whole.job.pictures["step 3"]}
+    other = splits(config(), blobs(noise=0.2))
+    ended = run(config(), other, job_class=type("Resumed", (Photographed,), begin), fails=DataError)
+    assert "this host has read other data" in str(ended.error)
+
+
 def test_qs37_a_job_that_goes_on_in_the_second_calibration_makes_no_other_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """By then the ranges are made of enough batches, but the verdict on the first ones stands."""
     blind(monkeypatch, 1)

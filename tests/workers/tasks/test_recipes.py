@@ -15,6 +15,7 @@ from tests.workers.tasks.solo_job import RecordingJob, added, blobs, bound, conf
 from workers.config import TrainingConfig
 from workers.data.hashes import sample_hashes
 from workers.data.library import LibraryText, read_library
+from workers.data.measurements import measure_agreement
 from workers.elastic import Largest
 from workers.errors import DataError
 from workers.qat import gates
@@ -359,7 +360,8 @@ def test_qs1_hosts_that_read_other_text_are_found(library: Path) -> None:
     with (library / "module_3.py").open("a") as file:
         file.write("# another release\n")
     there = bytes_recipe.BytesRecipe(wanted, bytes_recipe.preload(wanted))
-    totals = added([here.check(0, 1, Largest), there.check(0, 1, Largest)])
+    assert here.digest != there.digest
+    totals = added([measure_agreement(each.digest, Largest) for each in (here, there)])
     findings = {finding.check: finding for finding in pipeline.checks.judge(totals, here.manifest)}
     assert not findings["agreement"].passed and "the hosts read different data" in findings["agreement"].sentence
 
