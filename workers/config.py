@@ -28,16 +28,16 @@ FaultText = Annotated[str, AfterValidator(_known_fault)]
 class OptimizerConfig(Config):
     """Optimizer of a recipe, in the FP32 warm-up and with `qat.lr` after it; a script brings its own."""
 
-    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="Which optimizer.")
-    lr: float = Field(0.05, gt=0, description="Learning rate after the warm-up; adam and adamw: 0.001 unless written.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd; adam and adamw: 0, and nothing else.")
+    name: Literal["sgd", "adam", "adamw"] = Field("adamw", description="Which optimizer.")
+    lr: float = Field(0.001, gt=0, description="Learning rate after the warm-up steps; sgd: 0.05 unless written.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd, 0.9 unless written; adam and adamw have none.")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty (sgd, adam) or decoupled decay (adamw).")
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_adam(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("name") in ("adam", "adamw"):
-            return {"lr": 0.001, "momentum": 0.0, **values}
+    def _defaults_of_sgd(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("name") == "sgd":
+            return {"lr": 0.05, "momentum": 0.9, **values}
         return values
 
     @model_validator(mode="after")
@@ -54,7 +54,7 @@ class ScheduleConfig(Config):
     """How a recipe's learning rate moves during the FP32 warm-up."""
 
     name: Literal["constant", "cosine"] = Field(
-        "constant",
+        "cosine",
         description="`constant` keeps `optimizer.lr`; `cosine` falls from it to 0 at the last step of the warm-up.",
     )
     warmup_steps: int = Field(

@@ -34,6 +34,7 @@ def config(**values: Any) -> TrainingConfig:
         "micro_batch": 16,
         "clip_norm": 1.0,
         "optimizer": {"name": "adamw", "lr": 0.01},
+        "schedule": {"name": "constant"},
         "phases": {"fp32_epochs": 2, "qat_epochs": 3},
         "task": {"recipe": "mlp", "hidden": [24, 16]},
     }
