@@ -52,14 +52,15 @@ def run(*, job_folder: Path, host: str, address: str) -> None:
 
 
 def _keep_output(path: Path) -> None:
-    """What the task prints, and what a library says as it aborts the process, goes to a file of the job.
+    """What the task prints goes to a file of the job, and what native code says, as it aborts say, to `.err` beside it.
 
-    Ray's own files of it are gone with an embedded cluster.
+    Ray's own files of both are gone with an embedded cluster.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout = sys.stderr = path.open("a", buffering=1)
-    for stream in (1, 2):
-        os.dup2(sys.stdout.fileno(), stream)
+    with path.with_suffix(".err").open("a") as native:
+        for stream in (1, 2):
+            os.dup2(native.fileno(), stream)
 
 
 def _fail(rank: Any, error: BaseException) -> None:
