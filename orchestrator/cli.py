@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from orchestrator import qins_commands
-from orchestrator.errors import DEFAULT_STORAGE, ExitCode, UserError
+from orchestrator.errors import DEFAULT_STORAGE, UserError
 
 app = typer.Typer(
     name="quantarion",
@@ -48,10 +48,8 @@ def train(
         raise UserError("--exact chooses the checkpoint to go on from; write --resume --exact")
     spec = jobspec.load(job, sets or [])
     from orchestrator import launch  # after the checks: a wrong JobSpec is refused at once
-    from orchestrator.report import exit_code
 
-    code = launch.train(spec, address=address, resume=resume, exact=exact, report=report)
-    raise typer.Exit(exit_code(spec.storage / spec.name) if code == ExitCode.DONE else code)
+    raise typer.Exit(launch.train(spec, address=address, resume=resume, exact=exact, report=report))
 
 
 @app.command()

@@ -71,7 +71,7 @@ def train(spec: JobSpec, *, address: str | None, resume: bool, exact: bool, repo
         elif restored and resume:  # the report there is that of the run before
             sys.stdout.write("stopped: 0 steps since the run before\n")
         else:
-            _conclude(folder.logs, time.time() - started, exit_code, report)
+            exit_code = _conclude(folder.logs, time.time() - started, exit_code, report)
     return exit_code
 
 
@@ -233,8 +233,8 @@ def signal_words(number: int) -> str:
     return "Ctrl-C" if number == signal.SIGINT else signal_name(number)
 
 
-def _conclude(folder: Path, seconds: float, exit_code: int, copy: Path | None) -> None:
-    """The report, the picture, the last line."""
+def _conclude(folder: Path, seconds: float, exit_code: int, copy: Path | None) -> int:
+    """The report, the picture, the last line; returns the exit code that the report asks for."""
     try:
         content = report.build(folder, seconds_total=seconds)
         if copy is not None:
@@ -251,6 +251,7 @@ def _conclude(folder: Path, seconds: float, exit_code: int, copy: Path | None) -
             ExitCode.STORAGE,
         ) from None
     report.show(content, folder / report.REPORT, outcome="stopped" if exit_code == ExitCode.STOPPED else "done")
+    return report.exit_code(content) if exit_code == ExitCode.DONE else exit_code
 
 
 def _draw_picture(folder: Path) -> None:

@@ -209,9 +209,9 @@ def show(report: Report, path: Path, console: Console | None = None, *, outcome:
     console.print(last_line(report, path, outcome), soft_wrap=True, highlight=False, markup=False)
 
 
-def exit_code(folder: Path) -> ExitCode:
-    """Of a job that has come to its end, by its report: GATE where its integer model is not fit to be used."""
-    return ExitCode.GATE if read_object(folder / REPORT).get("verified") is False else ExitCode.DONE
+def exit_code(report: Report) -> ExitCode:
+    """Of a job that has come to its end: GATE where its integer model is not fit to be used."""
+    return ExitCode.GATE if report.get("verified") is False else ExitCode.DONE
 
 
 def last_line(report: Report, path: Path, outcome: str = "done") -> str:

@@ -61,17 +61,6 @@ def test_train_by_default_starts_afresh_on_this_machine(
     assert launch.seen[0][1] == {"address": None, "resume": False, "exact": False, "report": None}
 
 
-@pytest.mark.parametrize(("verified", "launched", "code"), [(True, 0, 0), (None, 0, 0), (False, 0, 10), (False, 130, 130)])
-def test_ta19_train_ends_with_10_where_the_model_is_not_verified(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verified: bool | None, launched: int, code: int
-) -> None:
-    Calls(monkeypatch, "launch", "train", ends=launched)
-    (tmp_path / "runs" / "tiny").mkdir(parents=True)
-    (tmp_path / "runs" / "tiny" / "report.json").write_text(json.dumps({"verified": verified}))
-    (tmp_path / "tiny.yaml").write_text(f"name: tiny\nstorage: {tmp_path / 'runs'}\n")
-    assert run(monkeypatch, "train", str(tmp_path / "tiny.yaml")) == code
-
-
 @pytest.mark.parametrize(
     ("module", "function", "words", "arguments"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import sys
@@ -87,12 +88,15 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.delenv("RAY_JOB_ID", raising=False)
     spec = JobSpec.model_validate({"name": "demo", "storage": tmp_path})
 
-    def start(code: int, *, steps: int = 0, checkpoint: bool = False, resume: bool = False) -> int | str:
+    def start(
+        code: int, *, steps: int = 0, checkpoint: bool = False, resume: bool = False, verified: bool | None = None
+    ) -> int | str:
         def run(folder: JobFolder, *_: object) -> int:
             folder.take()
             (folder.path / "control").mkdir(exist_ok=True)
             append(folder.path / "events.jsonl", {"t": 1.0, "kind": "coordinator_started"})
             append(folder.path / "steps.jsonl", *({"step": n + 1, "generation": [1, 1]} for n in range(steps)))
+            (folder.path / "result.json").write_text(json.dumps({"verified": verified}))
             if checkpoint:
                 (folder.path / "checkpoints" / f"step-{steps}-gen-1.1").mkdir(parents=True)
             append(folder.path / "control" / "journal.jsonl", {"entry": "ended", "exit_code": code})
@@ -108,6 +112,13 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
             return str(error)
 
     return start
+
+
+@pytest.mark.parametrize(("verified", "ended", "code"), [(True, 0, 0), (None, 0, 0), (False, 0, 10), (False, 130, 130)])
+def test_ta19_train_ends_with_10_where_the_model_is_not_verified(
+    start: Start, verified: bool | None, ended: int, code: int
+) -> None:
+    assert start(ended, steps=3, verified=verified) == code
 
 
 GO_ON = "train demo.yaml --resume"

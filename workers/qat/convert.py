@@ -7,7 +7,6 @@ unpacked in the forward; that is emulation, no kernel of fewer bits.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +18,7 @@ from workers.qat.errors import QuantizationError
 from workers.qat.fake_quant import codes, fake_quantize
 from workers.qat.layers import QuantActivation, QuantConv2d, QuantizedLayer, QuantLinear, StepSize
 from workers.qat.packing import pack, unpack
+from workers.qat.replace import replaced
 from workers.qat.state_quant import StateQuantizer
 
 
@@ -181,9 +181,8 @@ def _tensors(model: nn.Module) -> Iterable[Tensor]:
 
 def _replaced(model: nn.Module, *, activations: bool, state: bool) -> nn.Module:
     """The copy that `convert` and `blank` return."""
-    done: dict[nn.Module, nn.Module] = {}
 
-    def replacement(module: nn.Module) -> nn.Module:
+    def make(module: nn.Module) -> nn.Module | None:
         if isinstance(module, QuantLinear):
             return IntegerLinear(module)
         if isinstance(module, QuantConv2d):
@@ -192,14 +191,6 @@ def _replaced(model: nn.Module, *, activations: bool, state: bool) -> nn.Module:
             return FrozenActivation(module) if activations else nn.Identity()
         if isinstance(module, StateQuantizer):
             module.fake_quant = state
-        for name, child in module._modules.items():
-            if child is not None:
-                module._modules[name] = inside(child)
-        return module
+        return None
 
-    def inside(module: nn.Module) -> nn.Module:
-        if module not in done:
-            done[module] = replacement(module)
-        return done[module]
-
-    return inside(copy.deepcopy(model)).eval()
+    return replaced(model, make).eval()

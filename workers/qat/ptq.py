@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from itertools import chain, islice
 from typing import Literal
@@ -15,6 +14,7 @@ from workers.qat.convert import convert
 from workers.qat.errors import QuantizationError
 from workers.qat.layers import QuantActivation, QuantConv2d, QuantizedLayer, QuantLinear, set_bits, set_switches
 from workers.qat.observers import range_observers
+from workers.qat.replace import replaced
 
 BATCHES = 64
 
@@ -33,24 +33,15 @@ def attach(
     Raises:
         ValueError: bits that do not exist.
     """
-    done: dict[nn.Module, nn.Module] = {}
 
-    def replacement(module: nn.Module) -> nn.Module:
+    def make(module: nn.Module) -> nn.Module | None:
         layer = _quantized(module, bits)
-        if layer is not None:
-            activation = QuantActivation(activation_bits)
-            return nn.Sequential(layer, activation) if where == "output" else nn.Sequential(activation, layer)
-        for name, child in module._modules.items():
-            if child is not None:
-                module._modules[name] = inside(child)
-        return module
+        if layer is None:
+            return None
+        activation = QuantActivation(activation_bits)
+        return nn.Sequential(layer, activation) if where == "output" else nn.Sequential(activation, layer)
 
-    def inside(module: nn.Module) -> nn.Module:
-        if module not in done:
-            done[module] = replacement(module)
-        return done[module]
-
-    return inside(copy.deepcopy(model))
+    return replaced(model, make)
 
 
 def _quantized(module: nn.Module, bits: int) -> nn.Module | None:

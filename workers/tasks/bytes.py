@@ -26,8 +26,8 @@ from workers.errors import DataError
 from workers.models.transformer import ByteTransformer, next_token_loss
 from workers.qat.gates import Condition
 from workers.rounds import Sums
-from workers.tasks.digits import quant_activation, quant_linear
 from workers.tasks.pipeline import Pipeline
+from workers.tasks.quantized import quant_activation, quant_linear
 from workers.tasks.recipe import Split
 
 if TYPE_CHECKING:

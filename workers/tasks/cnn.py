@@ -11,8 +11,9 @@ from torch import nn
 
 from workers.models.cnn import DigitsCNN
 from workers.qat.layers import QuantConv2d
-from workers.tasks.digits import DigitsRecipe, Splits, preload, quant_activation, quant_linear
+from workers.tasks.digits import DigitsRecipe, Splits, preload
 from workers.tasks.pipeline import Pipeline
+from workers.tasks.quantized import quant_activation, quant_linear
 
 if TYPE_CHECKING:
     from workers.config import TrainingConfig

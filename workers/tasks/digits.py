@@ -17,8 +17,6 @@ from workers.data.hashes import sample_hashes
 from workers.data.measurements import Largest, batches_of_part, measure_batches, measure_samples, measure_splits
 from workers.data.sampler import Ids
 from workers.qat.gates import Condition
-from workers.qat.layers import QuantActivation, QuantLinear
-from workers.qat.observers import RangeObserver
 from workers.rounds import Sums
 from workers.state import tensor_bytes
 from workers.tasks.recipe import Split
@@ -73,16 +71,6 @@ def split(digits: Digits, validation: float) -> Splits:
     train = Rows(x[kept], y[kept], torch.arange(len(kept)))
     chooses = Rows(x[chosen], y[chosen], torch.arange(len(chosen)) + len(kept)) if len(chosen) else test
     return Splits(digits, train, chooses, test)
-
-
-def quant_linear(config: TrainingConfig, in_features: int, out_features: int, bias: bool = True) -> QuantLinear:
-    """A linear layer with the weights that the JobSpec asks for."""
-    return QuantLinear(in_features, out_features, bias, bits=config.qat.weight_bits)
-
-
-def quant_activation(config: TrainingConfig, name: str = "") -> QuantActivation:
-    """What an activation passes through; `name` is not needed."""
-    return QuantActivation(config.qat.activation_bits, RangeObserver(config.qat.averaging))
 
 
 class DigitsRecipe:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from workers.randomness import SampleDropout
-from workers.tasks.digits import DigitsRecipe, Splits, preload, quant_activation, quant_linear
+from workers.tasks.digits import DigitsRecipe, Splits, preload
 from workers.tasks.pipeline import Pipeline
+from workers.tasks.quantized import quant_activation, quant_linear
 
 if TYPE_CHECKING:
     from workers.config import TrainingConfig

@@ -21,9 +21,10 @@ from workers.spiking.lif import LIF
 from workers.spiking.losses import SpikingLoss
 from workers.spiking.networks import SpikingMLP, SpikingOutput, parameter_groups
 from workers.spiking.surrogates import Learnable, make_surrogate
-from workers.tasks.digits import EVALUATION_EPOCH, DigitsRecipe, Rows, Splits, preload, quant_activation, quant_linear
+from workers.tasks.digits import EVALUATION_EPOCH, DigitsRecipe, Rows, Splits, preload
 from workers.tasks.learning import NO_DECAY, OWN_RATE
 from workers.tasks.pipeline import Pipeline
+from workers.tasks.quantized import quant_activation, quant_linear
 
 if TYPE_CHECKING:
     from workers.config import TrainingConfig
