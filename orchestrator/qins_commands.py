@@ -18,14 +18,24 @@ if TYPE_CHECKING:
 app = typer.Typer(name="qins", help="Models in QINS: convert, test, chat.", no_args_is_help=True)
 
 Result = TypeVar("Result")
-Model = Annotated[Path, typer.Option(help="A model folder, or a job's checkpoint: runs/my-job/checkpoints/step-….")]
+Model = Annotated[Path, typer.Option(help="A model folder, a job's folder, or one of its checkpoints.")]
 Converted = Annotated[Path, typer.Option(help="A model folder.")]
 
 
 @app.command()
-def convert(model: Model, output: Annotated[Path, typer.Option(help="The new model folder.")]) -> None:
+def convert(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="The new model folder.")],
+    floor: Annotated[
+        float | None,
+        typer.Option(
+            help="Smaller weights than this share of their layer's largest are stored as that: 0 to 0.1; 0 is plain v1.",
+            show_default="0.0001",
+        ),
+    ] = None,
+) -> None:
     """Encode the linear layers of a model and write it as a model folder."""
-    print(refused(lambda: _convert(model, output)))
+    print(refused(lambda: _convert(model, output, floor)))
 
 
 @app.command()
@@ -45,7 +55,7 @@ def chat(
     model: Converted,
     prompt: Annotated[str | None, typer.Option(help="Answer this and end; without it: a conversation.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Bytes of an answer.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest byte; above, bytes are drawn.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest byte; above, bytes are drawn.")] = 0.8,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
 ) -> None:
     """Generate text with a model folder: after a prompt, or in a conversation that an empty line ends."""
@@ -73,13 +83,13 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _convert(source: Path, output: Path) -> str:
-    from workers.qins.convert import convert_model_to_projective, report_of
+def _convert(source: Path, output: Path, floor: float | None) -> str:
+    from workers.qins.convert import FLOOR, convert_model_to_projective, report_of
     from workers.qins.files import model_bytes, save_model
     from workers.qins.sources import open_model
 
     model, architecture = open_model(source)
-    report = report_of(convert_model_to_projective(model))
+    report = report_of(convert_model_to_projective(model, floor=FLOOR if floor is None else floor))
     stored, fp32 = model_bytes(save_model(model, output, architecture))
     skipped = "".join(f"\nnot encoded: {name}, because {reason}" for name, reason in report.skipped.items())
     return (

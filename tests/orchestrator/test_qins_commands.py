@@ -42,6 +42,8 @@ def failing(*words: object) -> UserError:
 def test_qn14_convert_then_chat(source: Path, tmp_path: Path) -> None:
     told = run("convert", "--model", source, "--output", tmp_path / "coded")
     assert "5 layers encoded" in told and "times less than float32" in told
+    plain = run("convert", "--model", source, "--output", tmp_path / "plain", "--floor", 0)
+    assert plain.split("error")[1] != told.split("error")[1]
     answer = run("chat", "--model", tmp_path / "coded", "--prompt", "def ", "--max-tokens", 5)
     assert answer.endswith("\n") and len(answer) > 1
     assert run("chat", "--model", tmp_path / "coded", "--prompt", "def ", "--max-tokens", 5) == answer
@@ -57,7 +59,7 @@ def test_qn15_test_prints_a_table_or_json(source: Path, tmp_path: Path) -> None:
     text.write_text("the text that was held out, " * 20)
     arguments = ("test", "--model", source, "--text", text, "--windows", 2)
     shown = run(*arguments)
-    assert shown.splitlines()[0].split() == ["v1", "bf16", "int8"]
+    assert shown.splitlines()[0].split() == ["v1", "v1_floor", "bf16", "int8"]
     figures = json.loads(run(*arguments, "--json"))
     assert figures["v1"]["sign_preservation"] == 1 and 1 < figures["v1"]["ratio"] < 2
     assert {"greedy", "top1", "top10", "kl", "perplexity_delta", "mean_relative_error", "nrmse"} <= set(figures["bf16"])
@@ -71,6 +73,9 @@ def test_qn14_what_goes_wrong_is_a_sentence_with_an_exit_code(source: Path, tmp_
     (tmp_path / "file").touch()
     refusal = failing("convert", "--model", source, "--output", tmp_path / "file" / "out")
     assert refusal.exit_code == ExitCode.STORAGE and "part of that path is a file" in str(refusal)
+    refusal = failing("convert", "--model", source, "--output", tmp_path / "out", "--floor", 0.5)
+    assert refusal.exit_code == ExitCode.DATA and "write 0 to 0.1" in str(refusal)
+    assert not (tmp_path / "out").exists()
     refusal = failing("chat", "--model", tmp_path / "nothing", "--prompt", "a")
     assert refusal.exit_code == ExitCode.DATA and "no model folder" in str(refusal)
     refusal = failing("test", "--model", source, "--text", tmp_path / "nothing")

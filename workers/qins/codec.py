@@ -18,6 +18,9 @@ SMALLEST = 1e-8
 LARGEST_CODE = 255
 """Of the smallest magnitude; 1 is the code of the largest. 0 is never written."""
 
+LARGEST_FLOOR = 0.1
+"""Of the largest magnitude; an encoder that lifted more than what is below it would keep next to no small weight."""
+
 CHUNK = 1 << 20
 """Elements that are held in float64 at once."""
 
@@ -43,12 +46,19 @@ class QINSCodec:
     """Encodes and decodes tensors of any shape, on any device. Without state.
 
     With R = log_max - log_min, the relative error of a magnitude of 1e-8 or more is at most exp(R / 508) - 1, within
-    float32 rounding. A decoded tensor has the codes it was decoded from, where R is not below 0.01: there the float32
-    numbers between two codes run out.
+    float32 rounding; with a floor, that holds from `floor` times the largest magnitude on. A decoded tensor has the codes
+    it was decoded from, where R is not below 0.01: there the float32 numbers between two codes run out.
     """
 
     @staticmethod
-    def encode(tensor: Tensor, *, name: str = "tensor", cast: bool = False, allow_constant: bool = False) -> Encoded:
+    def encode(
+        tensor: Tensor,
+        *,
+        name: str = "tensor",
+        cast: bool = False,
+        allow_constant: bool = False,
+        floor: float = 0.0,
+    ) -> Encoded:
         """The code of `tensor`, float32.
 
         With l = ln(max(|w|, 1e-8)) in float64 and log_min, log_max its ends rounded to float32:
@@ -59,12 +69,19 @@ class QINSCodec:
             name: what the errors call it.
             cast: declares that float16, bfloat16 or float64 may be read as float32.
             allow_constant: equal magnitudes are stored with R = 0 and all codes 1.
+            floor: smaller magnitudes than `floor` times the largest are stored as that, so log_min is not decided by the
+                tiniest; zeros stay zeros. 0 to 0.1; 0 is the plain code.
 
         Raises:
-            ValueError: the code cannot represent `tensor`; names it and the reason.
+            ValueError: the code cannot represent `tensor`, named with the reason; a floor that is none.
         """
+        if not 0 <= floor <= LARGEST_FLOOR:
+            raise ValueError(
+                f"the floor is {floor:g}, but it is a share of the largest magnitude; write 0 to {LARGEST_FLOOR}"
+            )
         values = _float32(tensor, name, cast)
         smallest, largest = _magnitudes(values, name)
+        smallest = max(smallest, floor * largest)
         log_min, log_max = (float(np.float32(math.log(magnitude))) for magnitude in (smallest, largest))
         if log_min == log_max:
             if not allow_constant:

@@ -53,13 +53,17 @@ class QINSLinear(nn.Module):
         self._cached: _Cached | None = None
 
     @classmethod
-    def from_linear(cls, layer: nn.Linear, *, name: str = "weight", cache: CachePolicy = "none") -> Self:
-        """`layer` with its weight encoded; `layer` itself is not changed. Keeps its device and mode.
+    def from_linear(
+        cls, layer: nn.Linear, *, name: str = "weight", cache: CachePolicy = "none", floor: float = 0.0
+    ) -> Self:
+        """`layer` with its weight encoded, on the `floor` of `QINSCodec.encode`. `layer` keeps its weight; the new one has
+        its device and mode.
 
         Raises:
             ValueError: QINS refuses the weight; `name` is what the message calls it.
         """
-        code = QINSCodec.encode(layer.weight, name=name, cast=layer.weight.dtype in (torch.float16, torch.bfloat16))
+        cast = layer.weight.dtype in (torch.float16, torch.bfloat16)
+        code = QINSCodec.encode(layer.weight, name=name, cast=cast, floor=floor)
         new = cls(layer.in_features, layer.out_features, layer.bias is not None, cache=cache)
         for buffer, value in zip(BUFFERS, code, strict=True):
             setattr(new, buffer, value)

@@ -1,4 +1,4 @@
-"""What can be made a model of: a model folder, or a job's checkpoint of the recipe `bytes`."""
+"""What can be made a model of: a model folder, or a job of the recipe `bytes` and its checkpoints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from workers.checkpoint.catalog import newest_valid
 from workers.checkpoint.errors import CheckpointError, damaged, storage_error
 from workers.checkpoint.manifest import MANIFEST, parse_folder
 from workers.checkpoint.reader import load
@@ -20,13 +21,19 @@ RECIPE = "bytes"
 
 
 def open_model(path: Path) -> tuple[nn.Module, Architecture]:
-    """The model at `path`, in evaluation mode, and how it is built. Raises CheckpointError with one sentence."""
+    """The model at `path`, in evaluation mode, and how it is built; of a job's folder, that of its newest checkpoint.
+
+    Raises CheckpointError with one sentence.
+    """
     if (path / TENSORS).exists():
         return QINSModelLoader().load(path)[0], read_model_manifest(path).architecture
     if (path / MANIFEST).exists() or parse_folder(path.name) is not None:
         return from_checkpoint(path)
+    if (newest := newest_valid(path / "checkpoints")) is not None:
+        return from_checkpoint(newest.path)
     raise CheckpointError(
-        f"{path} holds no model; give a model folder, or a job's checkpoint: runs/my-job/checkpoints/step-100-gen-1.1"
+        f"{path} holds no model; give a model folder, a job's folder, or one of its checkpoints: "
+        "runs/my-job/checkpoints/step-100-gen-1.1"
     )
 
 

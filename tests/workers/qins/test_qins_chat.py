@@ -93,6 +93,17 @@ def test_qn12_a_checkpoint_of_the_recipe_bytes_becomes_its_model(
     assert torch.equal(model(tokens[:2, :-1]), trained(tokens[:2, :-1]))
 
 
+def test_qn12_the_folder_of_a_job_is_its_newest_sound_checkpoint(
+    trained: ByteTransformer, tokens: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_checkpoint(tmp_path, trained, {"recipe": "bytes", "text": SIZES})
+    torn = path.with_name("step-9-gen-1.1")
+    torn.mkdir()
+    model, _ = open_model(tmp_path)
+    assert torch.equal(model(tokens[:2, :-1]), trained(tokens[:2, :-1]))
+    assert str(torn) in caplog.text
+
+
 def test_qn12_a_model_folder_is_opened_too(folder: Path, architecture: Architecture) -> None:
     assert open_model(folder)[1] == architecture
 

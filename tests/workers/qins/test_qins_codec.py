@@ -97,6 +97,54 @@ def test_qn4_a_decoded_tensor_has_the_same_codes(tensor: Tensor, has_zero: bool)
     assert torch.equal(again.stored, code.stored) and torch.equal(again.sign, code.sign)
 
 
+@settings(max_examples=200, deadline=None)
+@given(weights(1e-6), st.floats(1e-7, 0.1), st.booleans())
+def test_qn5_with_a_floor_the_bound_holds_from_it_on_and_what_is_below_comes_back_as_it(
+    tensor: Tensor, floor: float, has_zero: bool
+) -> None:
+    if has_zero:
+        tensor = torch.cat((tensor.flatten(), torch.tensor([0.0, -0.0])))
+    code = QINSCodec.encode(tensor, floor=floor)
+    decoded, w = QINSCodec.decode(*code).double(), tensor.double()
+    assert torch.equal(decoded.sign(), w.sign())
+    lowest = max(floor * float(w.abs().max()), 1e-8)
+    spread = float(code.log_max) - float(code.log_min)
+    assert spread <= -math.log(floor) + 1e-5
+    float32_rounding = 2.0**-23 * max(1.0, abs(float(code.log_min)), abs(float(code.log_max)))
+    above, below = w.abs() >= lowest, (w.abs() < lowest) & (w != 0)
+    relative = (decoded[above] / w[above] - 1).abs()
+    assert float(relative.max()) <= math.expm1(spread / 508 + float32_rounding) + 2.0**-23
+    assert decoded[below].abs().tolist() == pytest.approx([lowest] * int(below.sum()), rel=1e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(weights(1e-6), st.floats(1e-6, 0.1))
+def test_qn4_what_was_encoded_with_a_floor_has_the_same_codes_again(tensor: Tensor, floor: float) -> None:
+    code = QINSCodec.encode(tensor, floor=floor)
+    for again in (QINSCodec.encode(QINSCodec.decode(*code), floor=floor), QINSCodec.encode(QINSCodec.decode(*code))):
+        assert torch.equal(again.stored, code.stored) and torch.equal(again.sign, code.sign)
+
+
+def test_qn2_without_a_floor_or_with_one_below_the_smallest_the_code_is_the_plain_one() -> None:
+    tensor = torch.tensor(SIX)
+    for floor in (0.0, 1e-3):
+        ours, plain = QINSCodec.encode(tensor, floor=floor), QINSCodec.encode(tensor)
+        assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+
+
+def test_qn2_with_a_floor_zeros_do_not_set_the_range() -> None:
+    tensor = torch.tensor([*SIX, 0.0, -0.0, 1e-9])
+    code = QINSCodec.encode(tensor, floor=1e-3)
+    assert float(code.log_min) == pytest.approx(math.log(0.490955e-3), abs=1e-6)
+    assert QINSCodec.decode(*code)[6:].tolist() == pytest.approx([0.0, 0.0, 0.490955e-3], rel=1e-5)
+
+
+@pytest.mark.parametrize("floor", [-1e-9, 0.11, 1.0, math.nan, math.inf])
+def test_qn6_a_floor_that_is_no_small_share_is_refused(floor: float) -> None:
+    with pytest.raises(ValueError, match=r"share of the largest magnitude; write 0 to 0\.1"):
+        QINSCodec.encode(torch.tensor([1.0, 2.0]), floor=floor)
+
+
 def test_qn4_codes_do_not_depend_on_where_chunks_are_cut() -> None:
     tensor = torch.randn(CHUNK + 3, generator=torch.Generator().manual_seed(1))
     code = QINSCodec.encode(tensor)

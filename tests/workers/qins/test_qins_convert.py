@@ -11,7 +11,7 @@ from torch import nn
 from workers.models.transformer import ByteTransformer
 from workers.qat.layers import QuantLinear
 from workers.qins.codec import QINSCodec
-from workers.qins.convert import VARIABLE, codec_at_rest, convert_model_to_projective, report_of
+from workers.qins.convert import FLOOR, VARIABLE, codec_at_rest, convert_model_to_projective, report_of
 from workers.qins.linear import ProjectiveLinear, QINSLinear
 from workers.qins.metrics import agreement
 from workers.qins.size import v1_bytes
@@ -56,7 +56,23 @@ def test_qn11_every_linear_layer_and_nothing_else_is_replaced(model: ByteTransfo
     for name in report.layers:
         module = model.get_submodule(name)
         assert isinstance(module, QINSLinear)
-        assert torch.equal(module.weight, QINSCodec.decode(*QINSCodec.encode(before[f"{name}.weight"])))
+        assert torch.equal(module.weight, QINSCodec.decode(*QINSCodec.encode(before[f"{name}.weight"], floor=FLOOR)))
+
+
+def test_qn11_a_conversion_takes_the_floor_it_is_given() -> None:
+    def convert(floor: float) -> QINSLinear:
+        torch.manual_seed(0)
+        converted = convert_model_to_projective(nn.Linear(64, 64), floor=floor)
+        assert isinstance(converted, QINSLinear)
+        return converted
+
+    torch.manual_seed(0)
+    weight = nn.Linear(64, 64).weight
+    for floor in (0.0, 1e-2):
+        assert torch.equal(convert(floor).weight, QINSCodec.decode(*QINSCodec.encode(weight, floor=floor)))
+    assert report_of(convert(1e-2)).quality.nrmse < report_of(convert(0.0)).quality.nrmse
+    with pytest.raises(ValueError, match="write 0 to"):
+        convert(0.5)
 
 
 def test_qn11_the_report_counts_bytes_and_errors(model: ByteTransformer) -> None:
