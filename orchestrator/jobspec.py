@@ -81,6 +81,13 @@ class JobSpec(TrainingConfig):
                 f"(hosts.max {self.hosts.max} times ranks_per_host {self.ranks_per_host}); "
                 f"write global_batch: {ranks} or more"
             )
+        pieces = -(-self.global_batch // self.micro_batch)
+        if self.reproducible and pieces < ranks:
+            raise ValueError(
+                f"reproducible shares out whole micro-batches, of which global_batch {self.global_batch} has {pieces}, for "
+                f"{ranks} ranks (hosts.max {self.hosts.max} times ranks_per_host {self.ranks_per_host}); "
+                f"write micro_batch: {self.global_batch // ranks} or less"
+            )
         return self
 
     @model_validator(mode="after")

@@ -276,6 +276,8 @@ def _rows(report: Report) -> Iterable[tuple[str, str]]:
         yield "accuracy", percent(accuracy["evaluation"])
     if weights := _compared({name.removesuffix("_packed"): number for name, number in sizes.items()}, size):
         yield "weights", weights
+    if left := (report["result"] or {}).get("unquantized"):
+        yield "in full precision", ", ".join(left)
     gates, failed = report["gates"], _failed(report["gates"])
     if gates:
         yield "gates", f"{len(gates) - len(failed)} of {len(gates)} passed"

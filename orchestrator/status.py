@@ -24,6 +24,7 @@ ASK_SECONDS = 0.5
 _TAIL_BYTES = 1 << 18
 _ENDED = ("finished", "failed")
 _WELL = (ExitCode.DONE, ExitCode.STOPPED)
+_NOT_VERIFIED = "It has trained to the end, but its integer model is not verified; report.json says which condition failed."
 _PHASES = {  # kind of an event -> phase
     "job_started": "starting",
     "waiting": "waiting",
@@ -105,17 +106,21 @@ def last_known(folder: Path) -> Record:
     newest = memberships[-1] if memberships else last
     step = int(last["step"]) if last else 0
     exit_code = ended(folder)
+    phase = _last_phase(events) if exit_code is None else "finished" if exit_code in _WELL else "failed"
+    message = _last_message(folder, exit_code) or _silence(folder)
+    if exit_code == ExitCode.DONE and read_object(folder / "result.json").get("verified") is False:
+        exit_code, message = ExitCode.GATE, _NOT_VERIFIED
     members = memberships[-1]["members"] if memberships and exit_code is None else []
     return {
         "job": _name(folder),
-        "phase": _last_phase(events) if exit_code is None else "finished" if exit_code in _WELL else "failed",
+        "phase": phase,
         "step": step,
         "total_steps": None,
         "generation": list(generation_of(newest)) if newest else [0, 0],
         "ranks": [_member(each, step) for each in members],
         "hosts": [],
         "answering": False,
-        "message": _last_message(folder, exit_code) or _silence(folder),
+        "message": message,
         "discarded": int(memberships[-1].get("discarded") or 0) if memberships else 0,
         "exit_code": exit_code,
     }

@@ -74,7 +74,8 @@ class CheckpointConfig(Config):
     tier: Literal["exact", "qins"] = Field(
         "exact",
         description="`exact`: a resume goes on bit for bit. `qins`: a quarter of the bytes, weights and moments rounded, "
-        "except for every `exact_every`-th checkpoint. At the end and when stopped it is always `exact`.",
+        "except for every `exact_every`-th checkpoint. At the end, when stopped and where a phase of a recipe begins it is "
+        "always `exact`.",
     )
     exact_every: Count = Field(
         8,
@@ -121,6 +122,11 @@ class TrainingConfig(Config):
         64,
         description="Samples that a rank runs at once; a larger share is accumulated, so it bounds the memory.",
         json_schema_extra=unit("samples"),
+    )
+    reproducible: bool = Field(
+        False,
+        description="The same bits on any number of ranks, whoever fails meanwhile: ranks share out whole micro-batches, "
+        "and sums have one order.",
     )
     threads_per_rank: Count = Field(1, description="CPU threads of one rank.", json_schema_extra=unit("threads"))
     task: TaskConfig = Field(default_factory=TaskConfig, description="What is trained.")

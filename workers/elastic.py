@@ -29,6 +29,7 @@ from workers.collectives.exchange import Abandoned, ExchangeError
 from workers.config import TrainingConfig
 from workers.data import sampler
 from workers.data.loader import MicroBatchLoader
+from workers.data.plan import BatchPlan, Seat
 from workers.data.record import SampleRecorder
 from workers.engine import ApplyError, Engine
 from workers.errors import TaskError
@@ -36,7 +37,7 @@ from workers.identity import StateId
 from workers.keeper import Keeper
 from workers.randomness import sample_keys, seed_torch
 from workers.rank import Rank
-from workers.rounds import EVALUATE, Largest, Part, Sums, accuracy, to_rows
+from workers.rounds import EVALUATE, Largest, Part, Sums, accuracy, fingerprint, is_common, to_rows
 from workers.solo import SoloRank
 from workers.steplog import StepLog
 from workers.transfer import Commit, Snapshot
@@ -78,8 +79,6 @@ class _Turn:
     index: int
     batch: int
     attempt: int
-    samples: int = 0
-    loss_sum: float = 0.0
     micro: int = 0
     last: bool = False
     stepped: bool = True
@@ -134,7 +133,7 @@ class Job:
             raise TaskError("the data set of a Job must be map-style and hold at least one sample: give it a len()")
         self.model = model
         self.folder = self._rank.folder
-        self._size = len(dataset)
+        self._batches = BatchPlan(self.config, len(dataset))
         self._evaluate = evaluate
         self._evaluate_every = self.config.evaluate_every if evaluate_every is None else evaluate_every
         self._phase_of = phase
@@ -159,6 +158,7 @@ class Job:
         self._engine.describe = lambda: {"recent": self._log.recent}
         self._keeper = Keeper(self._rank, self._engine, self.config)
         self._turn: _Turn | None = None
+        self._refused: StateId | None = None
         self._collected: set[str] = set()
         self._planned = 0
         self._looped = False
@@ -179,7 +179,7 @@ class Job:
 
     @property
     def steps_per_epoch(self) -> int:
-        return sampler.steps_per_epoch(self._size, self.config.global_batch)
+        return self._batches.steps_per_epoch
 
     @property
     def total_steps(self) -> int:
@@ -257,7 +257,6 @@ class Job:
         with self._abandonable(turn):
             if self._rank.must_stop():
                 raise Abandoned
-            turn.loss_sum += float(loss.detach()) * turn.micro
             self._rank.faults.hit("in_backward")
             self._engine.backward(loss, turn.micro, turn.batch, last=turn.last)
             self._rank.page.count_micro_batch()
@@ -292,6 +291,7 @@ class Job:
                 if known == name and (step == self.committed or not self._looped):
                     return dict(sums)
             if phase is not None:
+                self._keeper.enter(phase)
                 self._show_phase(phase, self.committed)
             self._run_round(name, fn, observe=observe)
 
@@ -326,11 +326,14 @@ class Job:
 
     def _compute(self) -> Iterator[Any]:
         turn = self._turn = self._next_turn()
+        if self._phase_of is not None:
+            self._keeper.enter(self.phase)
         self._rank.faults.hit("step_begin")
         if self._recorder is not None:
             self._recorder.begin(turn.step, self._machine.generation, turn.attempt, turn.epoch)
-        self._engine.begin_step(self._rank.exchange_in_use, self._rank.must_stop)
-        pieces = len(self._micro_batches(turn.step))
+        share = self._batches.share(turn.step, self._seat(turn.step))
+        self._engine.begin_step(self._rank.exchange_in_use, self._rank.must_stop, share.order)
+        pieces = len(share.micro_batches)
         if not pieces:
             with self._abandonable(turn):
                 self._exchange_and_commit(turn)
@@ -338,7 +341,6 @@ class Job:
         for piece in range(pieces):
             ids, data = next(self._loader)
             turn.micro, turn.last, turn.stepped = len(ids), piece == pieces - 1, False
-            turn.samples += len(ids)
             self._rank.page.set_busy(self._rank.longest_step == 0.0)  # a first step may compile
             seed_torch(self.config.seed, turn.step, ids)
             with sample_keys(self.config.seed, turn.step, ids):
@@ -350,28 +352,21 @@ class Job:
 
     def _next_turn(self) -> _Turn:
         step = self.committed + 1
-        epoch, index = sampler.position(self.committed, self.steps_per_epoch)
-        ids = sampler.batch(self.config.seed, epoch, index, self._size, self.config.global_batch)
-        return _Turn(step, epoch, index, len(ids), self._attempt(step))
+        return _Turn(step, *self._batches.position(step), len(self._batches.batch(step)), self._seat(step).attempt)
 
-    def _attempt(self, step: int) -> int:
-        return self._rank.attempt if step == self._rank.first_step else 0
-
-    def _micro_batches(self, step: int) -> list[sampler.Ids]:
-        epoch, index = sampler.position(step - 1, self.steps_per_epoch)
-        ids = sampler.batch(self.config.seed, epoch, index, self._size, self.config.global_batch)
-        mine = sampler.share(ids, self._rank.world, self._rank.index, self._attempt(step))
-        return sampler.micro_batches(mine, self.config.micro_batch)
+    def _seat(self, step: int) -> Seat:
+        rank = self._rank
+        return Seat(rank.world, rank.index, rank.attempt if step == rank.first_step else 0)
 
     def _requests(self) -> Iterator[tuple[int, sampler.Ids]]:
         """This rank's micro-batches from here to the end of the job, as the present members share them."""
         for step in range(self.committed + 1, self.total_steps + 1):
-            for ids in self._micro_batches(step):
+            for ids in self._batches.share(step, self._seat(step)).micro_batches:
                 yield step, ids
 
     def _exchange_and_commit(self, turn: _Turn) -> None:
         self._record()
-        self._engine.finish_exchange(turn.loss_sum, turn.samples, turn.batch)
+        self._engine.finish_exchange(turn.batch)
         self._rank.page.count_exchange()
         self._rank.faults.hit("before_apply")
         generation = self._machine.generation
@@ -472,6 +467,10 @@ class Job:
             self._rank.page.set_busy(False)
             self._rank.page.count_exchange()
             which, tensors = to_rows(results, observed)
+            mark = fingerprint(name, which, observed)
+            self._rank.exchange_in_use.all_reduce(mark, largest=True).wait(self._rank.must_stop)
+            if not is_common(mark):
+                self._refuse_round(name)
             for tensor, largest in zip(tensors, (False, True), strict=False):
                 self._rank.exchange_in_use.all_reduce(tensor, largest=largest).wait(self._rank.must_stop)
             generation = self._machine.generation
@@ -491,6 +490,14 @@ class Job:
             self._rank.page.set_busy(False)
             self.model.train(training)
             self._mark = time.perf_counter()
+
+    def _refuse_round(self, name: str) -> None:
+        """Once more in a new generation; from the same state, it would go on like this for ever."""
+        problem = f"another rank is in another round than {name!r}, or measures something else in it"
+        if self._refused == self._machine.state:
+            raise TaskError(f"{problem}: names and keys must be the same on every rank")
+        self._refused = self._machine.state
+        raise ExchangeError(problem)
 
     def _accuracy(self) -> float | None:
         measured = (accuracy(sums) for _, _, sums in reversed(self._engine.replica.history))
@@ -526,7 +533,7 @@ class Job:
             plan = {
                 "total_steps": self.total_steps,
                 "steps_per_epoch": self.steps_per_epoch,
-                "num_samples": self._size,
+                "num_samples": self._batches.num_samples,
                 "parameters": sum(p.numel() for p in self.model.parameters()),
             }
             self._note("plan", plan)

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from workers.collectives.buckets import Staging, plan_buckets
 from workers.collectives.exchange import Abandoned, Exchange, Pending
+from workers.collectives.ordered import LeafSums, SumOrder
 from workers.errors import TaskError
 from workers.faults import Faults
 from workers.identity import NO_GENERATION, Generation, StateId, next_lineage
@@ -79,6 +80,9 @@ class Engine:
             if tensor is not None
         ]
         self._saved_buffers: list[torch.Tensor] = []
+        self._leaves = LeafSums(self.staging.plan)
+        self._order: SumOrder | None = None
+        self._loss_sum, self._samples = 0.0, 0
         self._exchange: Exchange | None = None
         self._stop: Callable[[], bool] = lambda: False
         self._armed = False
@@ -98,9 +102,17 @@ class Engine:
 
     # ------------------------------------------------------------------ one step
 
-    def begin_step(self, exchange: Exchange, stop: Callable[[], bool]) -> None:
-        """Start step s+1: take the other staging set, remember what the forward pass will change (EP-4)."""
-        self._exchange, self._stop = exchange, stop
+    def begin_step(self, exchange: Exchange, stop: Callable[[], bool], order: SumOrder | None = None) -> None:
+        """Start step s+1: take the other staging row, remember what the forward pass will change (EP-4).
+
+        Args:
+            stop: whether to give up.
+            order: in which micro-batches are added up, each of them a leaf; None for no order in particular.
+        """
+        self._exchange, self._stop, self._order = exchange, stop, order
+        if order is not None:
+            self._leaves.begin(order.mine)
+        self._loss_sum, self._samples = 0.0, 0
         with self.lock:
             self.staging.flip()
             self._commits = [(c, s) for c, s in self._commits if s != self.staging.current]
@@ -114,6 +126,8 @@ class Engine:
 
     def backward(self, loss: torch.Tensor, samples: int, batch: int, *, last: bool) -> None:
         """Backward of a micro-batch of `samples` out of a global batch of `batch`; the exchange starts on the last one."""
+        self._loss_sum += float(loss.detach()) * samples
+        self._samples += samples
         scaled = loss * (samples / batch)
         if self.replica.scaler is not None:
             scaled = self.replica.scaler.scale(scaled)
@@ -122,24 +136,34 @@ class Engine:
             scaled.backward()
         finally:
             self._armed = False
+        if self._order is not None:
+            self._end_leaf(batch)
 
-    def finish_exchange(self, loss_sum: float, samples: int, batch: int) -> None:
+    def _end_leaf(self, batch: int) -> None:
+        """Put what the micro-batch gave by itself; the next one starts from the same state."""
+        row = self._leaves.row()
+        self._used = {index for index, view in enumerate(row.views) if self._copy_grad(index, view)}
+        self._fill_tail(row.tail, batch)
+        self._leaves.add(row)
+        self._put_back_buffers()
+        self._clear_grads()
+        self._loss_sum, self._samples = 0.0, 0
+
+    def finish_exchange(self, batch: int) -> None:
         """Launch what is left, in plan order, and wait for every bucket. Raises Abandoned, ExchangeError."""
+        assert self._exchange is not None
         self._check_tensors()
-        plan = self.staging.plan
-        for index in range(len(self._parameters)):
-            if index not in self._used:
-                self._fill(index)  # left out by this backward: what earlier micro-batches gave, or nothing
-        self._fill_tail(loss_sum, samples, batch)
-        while len(self._pending) < len(plan.sizes):
-            self._launch()
+        if self._order is not None:
+            self._pending += self._exchange.sum_in_order(self._leaves.nodes, self._order, self.staging.row)
+        else:
+            self._launch_rest(batch)
         if self._observers.width:
-            assert self._exchange is not None
             self.staging.observed.copy_(self._observers.seen())
             self._pending.append(self._exchange.all_reduce(self.staging.observed, largest=True))
         for bucket, pending in enumerate(self._pending):
             self.faults.hit("in_exchange", bucket=bucket)
             pending.wait(self._stop)
+        self._pending.clear()  # and the memory that operations hold
 
     def discard(self) -> None:
         """Forget the step in progress: gradients, and what the forward pass changed (EP-4)."""
@@ -147,6 +171,7 @@ class Engine:
             return
         self._clear_grads()
         self._put_back_buffers()
+        self._pending.clear()
         self.staging.discard()
         self.in_step = False
 
@@ -333,14 +358,13 @@ class Engine:
             if self._armed:
                 if self._stop():
                     raise Abandoned
-                self._fill(index)
-                self._launch_ready()
+                if self._order is None:
+                    self._fill(index)
+                    self._launch_ready()
 
         return arrived
 
     def _fill(self, index: int) -> None:
-        grad = self._parameters[index][1].grad
-        view = self.staging.views[index]
         bucket = self.staging.plan.slots[index].bucket
         if index in self._used:  # once more in one backward pass
             if bucket < len(self._pending):
@@ -350,12 +374,18 @@ class Engine:
                     "but through job.step(loss)"
                 )
             self._arrived[bucket] -= 1
-        if grad is None:
-            view.zero_()
-        else:
-            view.copy_(grad.to_dense() if grad.is_sparse else grad)
+        if self._copy_grad(index, self.staging.views[index]):
             self._used.add(index)
         self._arrived[bucket] += 1
+
+    def _copy_grad(self, index: int, view: torch.Tensor) -> bool:
+        """Into `view`; zeros, and False, where there is none."""
+        grad = self._parameters[index][1].grad
+        if grad is None:
+            view.zero_()
+            return False
+        view.copy_(grad.to_dense() if grad.is_sparse else grad)
+        return True
 
     def _launch_ready(self) -> None:
         """Start the next buckets that are complete; the last one waits for its tail."""
@@ -368,6 +398,14 @@ class Engine:
         assert self._exchange is not None
         self._pending.append(self._exchange.all_reduce(self.staging.buckets[len(self._pending)]))
 
+    def _launch_rest(self, batch: int) -> None:
+        for index in range(len(self._parameters)):
+            if index not in self._used:
+                self._fill(index)  # left out by this backward: what earlier micro-batches gave, or nothing
+        self._fill_tail(self.staging.tail, batch)
+        while len(self._pending) < len(self._arrived):
+            self._launch()
+
     def _check_tensors(self) -> None:
         """The tensors of the model must still be those that the state is made of. Raises TaskError."""
         for held, name, path, tensor in self._held:
@@ -378,26 +416,25 @@ class Engine:
                     f"({name}.copy_(value)), and move or convert the model before you make the Job"
                 )
 
-    def _fill_tail(self, loss_sum: float, samples: int, batch: int) -> None:
+    def _fill_tail(self, tail: torch.Tensor, batch: int) -> None:
         """Who used which parameter, how the buffers changed (weighted by samples), and the scalars."""
-        tail = self.staging.tail
         count = len(self._parameters)
         if len(self._used) == count:
             tail[:count] = 1.0
         else:
             tail[:count] = torch.tensor([1.0 if i in self._used else 0.0 for i in range(count)])
         position = count
-        weight = samples / batch
+        weight = self._samples / batch
         for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
             part = tail[position : position + buffer.numel()]
-            if samples:
+            if self._samples:
                 changed = buffer != saved  # infinite ones that stayed as they were must not become NaN
                 delta = torch.where(changed, buffer.double() - saved.double(), 0.0)
                 part.copy_(delta.reshape(-1)).mul_(weight)
             else:
                 part.zero_()
             position += buffer.numel()
-        tail[position:] = torch.tensor([loss_sum, float(samples)])
+        tail[position:] = torch.tensor([self._loss_sum, float(self._samples)])
 
     @torch.no_grad()
     def _apply(self, meta: dict[str, Any]) -> None:

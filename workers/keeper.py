@@ -33,7 +33,10 @@ _PLAN = {
     "task.data.": ("source", "validation"),
     "task.text.": ("limit", "context"),
     "phases.": ("fp32_epochs", "qat_epochs"),
-    "qat.": ("weight_bits", "activation_bits", "state_bits", "activations_from", "state_from", "freeze_from"),
+    "qat.": (
+        *("weight_bits", "bits_before", "activation_bits", "state_bits"),
+        *("activations_from", "state_from", "freeze_from"),
+    ),
 }
 """Parts of the JobSpec that decide which step reads what, and when what is quantized."""
 
@@ -46,12 +49,29 @@ class Keeper:
         self._root = rank.folder / "checkpoints"
         self._writer: BackgroundWriter | None = None
         self._skipped_told: set[str] = set()
+        self._phase = ""
+        self._begun: StateId | None = None  # the state with which the present phase began
+        self._exact: tuple[StateId, int] | None = None  # the last one saved exactly, and how often this rank was healed
 
     def after_step(self, step: int) -> None:
         """Save every `checkpoint.every` steps, beside training (CK-3)."""
         tier = self._config.checkpoint.due(step)
         if tier is not None and self._rank.index == 0 and isinstance(self._rank, Rank):
             self._submit(tier)
+
+    def enter(self, phase: str) -> None:
+        """Before each step and round of a phase: the state with which another begins is saved, exact (CK section 1).
+
+        Beside training, and once for a step: what has no steps of its own is soon repeated. Not with `checkpoint.every` 0.
+        """
+        state = self._rank.machine.state
+        if phase != self._phase:
+            known, self._phase = bool(self._phase), phase
+            if known and state.step != (self._begun.step if self._begun else 0):
+                self._begun = state
+        if state == self._begun and self._config.checkpoint.every and self._rank.index == 0:
+            if isinstance(self._rank, Rank) and self._exact != (state, self._engine.restores):
+                self._submit(EXACT)
 
     def save_now(self) -> None:
         """Save the present state, exact, and wait until it lies on disk; a failure is reported, not raised (CK-7)."""
@@ -70,6 +90,8 @@ class Keeper:
         snapshot.captured.meta.update({**_ids(snapshot), "plan": plan_of(self._config)})
         self._rank.faults.hit("in_publish")
         state = snapshot.state
+        if tier == EXACT:  # until it turns out otherwise
+            self._exact = state, self._engine.restores
         self._writer.submit(
             snapshot.captured,
             step=state.step,
@@ -102,6 +124,7 @@ class Keeper:
     def _report(self, outcome: Published | CheckpointError) -> None:
         """In the writer's thread."""
         if isinstance(outcome, CheckpointError):
+            self._exact = None
             note = pb.Note(kind="checkpoint_failed", json=json.dumps({"error": str(outcome)}))
             self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
             return
@@ -143,6 +166,8 @@ class Keeper:
         return Snapshot(_state(meta["state_id"]), _state(meta["previous_id"]), captured)
 
     def _exact_only(self) -> bool:
+        if self._config.reproducible:  # a rounded state leads to other bits
+            return True
         try:
             return bool(json.loads((self._rank.folder / "job.json").read_text()).get("exact"))
         except (OSError, ValueError):

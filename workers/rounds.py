@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -38,6 +40,21 @@ def to_rows(results: Sums, observed: Tensor) -> tuple[dict[str, Any], list[Tenso
     sums, maxima = (torch.tensor([float(results[key]) for key in which], dtype=torch.float64) for which in (keys, largest))
     maxima = torch.cat([maxima, observed])
     return {"keys": keys, "largest": largest}, [sums, maxima] if len(maxima) else [sums]
+
+
+def fingerprint(name: str, meta: dict[str, Any], observed: Tensor) -> Tensor:
+    """float64 [2] to be reduced to the largest before the rows are: a hash of what a round gathers, and its negative.
+
+    Rows say nothing of themselves: of two rounds, numbers of different meaning would be added up.
+    """
+    words = json.dumps([name, meta["keys"], meta["largest"], len(observed)])
+    number = float(int.from_bytes(blake2b(words.encode(), digest_size=6).digest(), "big"))  # 48 bits: exact
+    return torch.tensor([number, -number], dtype=torch.float64)
+
+
+def is_common(reduced: Tensor) -> bool:
+    """Of a reduced `fingerprint`: do all ranks gather the same. The largest is the smallest only where all are equal."""
+    return bool(reduced[0] == -reduced[1])
 
 
 def from_rows(meta: dict[str, Any], rows: list[Tensor]) -> tuple[Sums, Tensor]:

@@ -34,20 +34,32 @@ def systems(world: int) -> list[System]:
     ]
 
 
-def gated(model: str, world: int) -> System:
-    """For benchmarks/overhead.py: trains in blocks that a `Gate` opens, without evaluation and checkpoints."""
+def gated(model: str, world: int, *, reproducible: bool = False) -> System:
+    """For benchmarks/overhead.py: trains in blocks that a `Gate` opens, without evaluation and checkpoints.
+
+    Reproducible, each rank has one micro-batch, as else.
+    """
     return System(
         key=f"ours-{model}-{world}",
         label="Quantarion",
         settings=f"{model}, {world} ranks",
         module="orchestrator.cli",
         install=INSTALL,
-        command=lambda folder: train_command(folder, "train_gated", model, world, spares=0, checkpoint_every=0),
+        command=lambda folder: train_command(
+            folder, "train_gated", model, world, spares=0, checkpoint_every=0, reproducible=reproducible
+        ),
     )
 
 
 def train_command(
-    folder: Path, function: str, model: str, world: int, *, spares: int = 1, checkpoint_every: int = 50
+    folder: Path,
+    function: str,
+    model: str,
+    world: int,
+    *,
+    spares: int = 1,
+    checkpoint_every: int = 50,
+    reproducible: bool = False,
 ) -> list[str]:
     """Write script and JobSpec into `folder`; the command that trains them."""
     from benchmarks.model import GLOBAL_BATCH
@@ -65,7 +77,8 @@ def train_command(
         "spares_per_host": spares,
         "limits": {"exits_allowed": ENDLESS},
         "global_batch": GLOBAL_BATCH,
-        "micro_batch": GLOBAL_BATCH,
+        "micro_batch": GLOBAL_BATCH // world if reproducible else GLOBAL_BATCH,
+        "reproducible": reproducible,
         "task": {"script": str(script)},
         "phases": {"fp32_epochs": ENDLESS, "qat_epochs": 0},
         "checkpoint": {"every": checkpoint_every, "at_end": False},

@@ -56,16 +56,27 @@ def gang(zygote: str, tmp_path: Path) -> Iterator[Callable[..., Gang]]:
 @pytest.fixture(scope="session")
 def quiet(zygote: str, tmp_path_factory: pytest.TempPathFactory) -> Gang:
     """A run in which nothing has happened, at its end."""
-    gang = Gang(zygote, tmp_path_factory.mktemp("quiet")).start()
-    try:
-        gang.check()
-    finally:
-        gang.clear()
-    assert len(gang.events("generation")) == 1
-    return gang
+    return run_quietly(Gang(zygote, tmp_path_factory.mktemp("quiet")))
 
 
 @pytest.fixture(scope="session")
 def undisturbed(quiet: Gang) -> str:
     """The digest at the end of a run in which nothing happens."""
     return quiet.check_digests()
+
+
+@pytest.fixture(scope="session")
+def bits_of_one_host(zygote: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest at the end of a reproducible run of half the ranks in which nothing happens."""
+    gang = Gang(zygote, tmp_path_factory.mktemp("one-host"), hosts=1, reproducible=True)
+    return run_quietly(gang).check_digests()
+
+
+def run_quietly(gang: Gang) -> Gang:
+    gang.start()
+    try:
+        gang.check()
+    finally:
+        gang.clear()
+    assert len(gang.events("generation")) == 1
+    return gang

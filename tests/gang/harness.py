@@ -69,6 +69,8 @@ class Gang:
     exits_allowed: int = 5
     nodes: int | None = None  # machines there are at first; as many as hosts where None
     own_seeds: bool = False
+    odd_rounds: bool = False
+    reproducible: bool = False
     epochs: int = EPOCHS
     continued: int = 0  # stopped ranks that were let go on in time
     killed: list[int] = field(default_factory=list)  # workers that the test has killed
@@ -83,6 +85,8 @@ class Gang:
         (self.folder / "hurry").unlink(missing_ok=True)
         if self.own_seeds:
             (self.folder / "own-seeds").touch()
+        if self.odd_rounds:
+            (self.folder / "odd-rounds").touch()
         self.set_nodes(ADDRESSES[: self.hosts if self.nodes is None else self.nodes])
         self._ask(do="begin")
         self._ask(do="fork", kind="coordinator")
@@ -95,6 +99,7 @@ class Gang:
                 "storage": str(self.storage),
                 "global_batch": GLOBAL_BATCH,
                 "micro_batch": 4,
+                "reproducible": self.reproducible,
                 "ranks_per_host": 2,
                 "spares_per_host": self.spares,
                 "hosts": {"min": self.hosts_min, "max": self.hosts},

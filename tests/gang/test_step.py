@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.functional import batch_norm, mse_loss
 
 import workers.engine
-from workers.collectives.buckets import plan_buckets
+from workers.collectives.buckets import Row, plan_buckets
 from workers.collectives.exchange import Abandoned
+from workers.collectives.ordered import Node, SumOrder, fold
 from workers.engine import ApplyError, Engine
 from workers.errors import TaskError
 from workers.faults import Faults
@@ -35,10 +36,15 @@ class Recording:
 
     def __init__(self) -> None:
         self.operands: list[torch.Tensor] = []
+        self.nodes: list[tuple[Node, Row]] = []
 
     def all_reduce(self, buffer: torch.Tensor, *, largest: bool = False) -> Recording:
         self.operands.append(buffer)
         return self
+
+    def sum_in_order(self, nodes: Sequence[tuple[Node, Row]], order: SumOrder, out: Row) -> list[Recording]:
+        self.nodes = list(nodes)
+        return [self]
 
     def wait(self, stop: Callable[[], bool]) -> None:
         if stop():
@@ -65,7 +71,15 @@ class OneRank:
         for piece in range(pieces if len(inputs) else 0):
             x, y = inputs.tensor_split(pieces)[piece], targets.tensor_split(pieces)[piece]
             self.engine.backward(mse_loss(self.model(x), y), len(x), BATCH, last=piece == pieces - 1)
-        self.engine.finish_exchange(0.0, len(inputs), BATCH)
+        self.engine.finish_exchange(BATCH)
+
+    def compute_in_order(self, leaves: list[tuple[torch.Tensor, torch.Tensor]], order: SumOrder) -> None:
+        """The same, with a sum that has one order."""
+        self.engine.begin_step(self.exchange, lambda: False, order)
+        for leaf in order.mine:
+            x, y = leaves[leaf]
+            self.engine.backward(mse_loss(self.model(x), y), len(x), BATCH, last=leaf == order.mine[-1])
+        self.engine.finish_exchange(BATCH)
 
     @property
     def digest(self) -> str:
@@ -103,7 +117,7 @@ def test_ep2_the_exchange_starts_on_the_last_micro_batch(batch: tuple[torch.Tens
     rank.engine.backward(mse_loss(rank.model(inputs[6:]), targets[6:]), 6, BATCH, last=True)
     launched = len(rank.exchange.operands)
     assert 0 < launched < len(rank.engine.staging.buckets)  # the last one waits for its tail
-    rank.engine.finish_exchange(0.0, BATCH, BATCH)
+    rank.engine.finish_exchange(BATCH)
     assert [id(b) for b in rank.exchange.operands] == [id(b) for b in rank.engine.staging.buckets]
 
 
@@ -118,6 +132,41 @@ def test_ep4_a_discard_puts_back_what_the_forward_pass_changed(batch: tuple[torc
     assert rank.scheduler.get_last_lr() == rate
     assert rank.machine.state == GENESIS
     assert all(parameter.grad is None for parameter in rank.model.parameters())
+
+
+def in_order(shares: tuple[range, ...], batch: tuple[torch.Tensor, torch.Tensor], steps: int = 3) -> list[OneRank]:
+    """Ranks that have committed `steps` whose leaves they share out like this."""
+    ranks = [OneRank() for _ in shares]
+    leaves = list(zip(batch[0].split(2), batch[1].split(2), strict=True))
+    for _ in range(steps):
+        for index, rank in enumerate(ranks):
+            rank.compute_in_order(leaves, SumOrder(shares, index))
+            assert rank.exchange.operands == []  # nothing goes out bucket by bucket
+        nodes = [node for rank in ranks for node in rank.exchange.nodes]
+        sums = [fold((node, row.buckets[i].clone()) for node, row in nodes) for i in range(len(nodes[0][1].buckets))]
+        for rank in ranks:
+            for bucket, total in zip(rank.engine.staging.buckets, sums, strict=True):
+                bucket.copy_(total)
+            rank.engine.apply_step(dict(META), FIRST)
+    return ranks
+
+
+def test_ep4_a_sum_in_order_gives_the_same_bits_on_any_number_of_ranks(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Parameters, moments, BatchNorm's statistics, loss; the lineage says so too, as it hashes what was exchanged."""
+    shared_out = [(range(6),), (range(3), range(3, 6)), (range(2), range(2, 2), range(2, 3), range(3, 6))]
+    gangs = [in_order(shares, batch) for shares in shared_out]
+    assert len({rank.digest for gang in gangs for rank in gang}) == 1
+    assert len({rank.machine.state for gang in gangs for rank in gang}) == 1
+
+
+def test_ep4_in_order_the_statistics_are_those_of_the_micro_batches(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Each begins from the committed state, and their mean is taken over: one update of BatchNorm, as of one batch."""
+    (rank,), plain = in_order((range(6),), batch, steps=1), OneRank()
+    plain.compute(*batch)
+    plain.engine.apply_step(dict(META), FIRST)
+    buffers, expected = dict(rank.model.named_buffers()), dict(plain.model.named_buffers())
+    assert int(buffers["1.num_batches_tracked"]) == int(expected["1.num_batches_tracked"]) == 1
+    assert torch.allclose(buffers["1.running_mean"], expected["1.running_mean"], atol=1e-6)
 
 
 def test_ep4_a_discarded_step_leaves_no_trace_in_the_next(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -210,7 +259,7 @@ def test_a_gradient_that_arrives_again_before_it_was_sent_counts_once(
     once.compute(*batch)
     twice.engine.begin_step(twice.exchange, lambda: False)
     twice.engine.backward(in_two_passes(twice.model, *batch), BATCH, BATCH, last=True)
-    twice.engine.finish_exchange(0.0, BATCH, BATCH)
+    twice.engine.finish_exchange(BATCH)
     for mine, theirs in zip(twice.engine.staging.buckets, once.engine.staging.buckets, strict=True):
         torch.testing.assert_close(mine, theirs)
 

@@ -45,10 +45,10 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 def test_train_passes_everything_on(monkeypatch: pytest.MonkeyPatch, project: Path) -> None:
     launch = Calls(monkeypatch, "launch", "train", ends=9)
     demo = str(project / "examples" / "demo.yaml")
-    sets = ["--set", "seed=3", "--set", "hosts.max=3"]
+    sets = ["--set", "seed=3", "--set", "hosts.max=1"]
     assert run(monkeypatch, "train", demo, "--address", "h:1", "--resume", "--exact", *sets, "--report", "r.json") == 9
     [((spec,), named)] = launch.seen
-    assert (spec.name, spec.seed, spec.hosts.max) == ("demo", 3, 3)
+    assert (spec.name, spec.seed, spec.hosts.max) == ("demo", 3, 1)
     assert named == {"address": "h:1", "resume": True, "exact": True, "report": Path("r.json")}
 
 

@@ -147,6 +147,11 @@ def test_wrong_units_are_refused(tmp_path: Path, text: str, sentence: str) -> No
         ("hosts: {min: 3, max: 2}", "hosts.min is 3, more than hosts.max, which is 2; write hosts.min: 2 or less"),
         ("micro_batch: 500", "micro_batch is 500, more than global_batch, which is 128; write micro_batch: 128"),
         ("{global_batch: 3, micro_batch: 1, hosts: {max: 2}}", "each of the 4 ranks"),
+        (
+            "{reproducible: true, global_batch: 64, micro_batch: 32, hosts: {max: 2}}",
+            "micro-batches, of which global_batch 64 has 2, for 4 ranks (hosts.max 2 times ranks_per_host 2); "
+            "write micro_batch: 16 or less",
+        ),
         ("task: {recipe: mlp, script: x.py}", "task.recipe is mlp and task.script is 'x.py', but a job has one"),
         ("task: {recipe: null}", "task names neither a recipe nor a script; write task.recipe: spiking"),
         (

@@ -126,6 +126,16 @@ def test_how_it_ended_stands_in_the_journal(tmp_path: Path, code: ExitCode, phas
     assert status.read(folder)["exit_code"] is None
 
 
+@pytest.mark.parametrize(("verified", "code"), [(False, ExitCode.GATE), (True, ExitCode.DONE), (None, ExitCode.DONE)])
+def test_a_model_that_is_not_verified_is_told(tmp_path: Path, verified: bool | None, code: ExitCode) -> None:
+    folder = make_job(tmp_path, "demo")
+    append(folder / "control" / "journal.jsonl", {"entry": "ended", "exit_code": 0})
+    (folder / "result.json").write_text(json.dumps({"verified": verified}))
+    state = status.read(folder)
+    assert (state["phase"], state["exit_code"]) == ("finished", code)
+    assert ("not verified" in state["message"]) is (code == ExitCode.GATE)
+
+
 def test_a_failure_is_told_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_job(tmp_path, "demo", address="127.0.0.1:1")
     reason = "fewer than hosts.min=2 hosts for 300 s"

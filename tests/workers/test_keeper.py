@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from workers.checkpoint import list_checkpoints, load
+from workers.collectives.exchange import Place, Topology
 from workers.config import CheckpointConfig, TrainingConfig
-from workers.identity import Generation, StateId
+from workers.engine import Engine
+from workers.identity import GENESIS, Generation, StateId
 from workers.keeper import Keeper, _rounded, another_plan, plan_of
+from workers.protocol import RankMachine, RankState
+from workers.rank import Rank
+
+FIRST = Generation(1, 1)
 
 
 def test_a_damaged_checkpoint_is_told_once(tmp_path: Path) -> None:
@@ -38,6 +48,107 @@ def test_ck1_every_nth_checkpoint_is_exact(exact_every: int, tiers: list[str]) -
     assert [checkpoint.due(step) for step in range(5, 35, 5)] == tiers
 
 
+class Phases:
+    """A lowest rank, its state written by hand; the phases it enters, and what that saves."""
+
+    def __init__(self, folder: Path, **checkpoint: Any) -> None:
+        self.rank = Rank(job="job", host="a", address="127.0.0.1", folder=folder, runtime=folder, faults=[])
+        self.rank.topology = Topology((Place(0, "a", "127.0.0.1"), Place(1, "b", "127.0.0.1")), 0)
+        trained = {"generation": FIRST, "promised": FIRST, "healed": True, "phase": RankState.TRAINING}
+        self.rank.machine = RankMachine(state=GENESIS, **trained)  # type: ignore[arg-type]
+        model = nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        self.engine = Engine(model, optimizer, machine=self.rank.machine, faults=self.rank.faults)
+        self.keeper = Keeper(self.rank, self.engine, config(checkpoint=checkpoint))
+        (folder / "control").mkdir()
+        (folder / "control" / "fence.json").write_text(json.dumps({"incarnation": 1, "counter": 1}))
+        self.folder = folder
+
+    def at(self, phase: str, step: int, round_: int = 0) -> None:
+        self.rank.machine.state = StateId(step, round_, FIRST, 100 * step + round_)
+        self.keeper.enter(phase)
+        self.wait()
+
+    def take(self, step: int) -> None:
+        """Commit a step that may be due for a checkpoint."""
+        self.rank.machine.state = StateId(step, 0, FIRST, 100 * step)
+        self.keeper.after_step(step)
+        self.wait()
+
+    def wait(self) -> None:
+        if self.keeper._writer is not None:
+            assert self.keeper._writer.wait(60.0)
+
+    @property
+    def saved(self) -> list[str]:
+        """Oldest first."""
+        return [entry.path.name for entry in reversed(list_checkpoints(self.folder / "checkpoints"))]
+
+
+def test_ck1_the_state_with_which_a_phase_begins_is_saved_exactly(tmp_path: Path) -> None:
+    """Beside the periodic one of the same step, under a name of its own; once, however often the step begins again."""
+    job = Phases(tmp_path, every=2, tier="qins", exact_every=100, keep=50)
+    job.at("data", 0)
+    for step, phase in ((0, "warm-up"), (1, "warm-up"), (2, "qat"), (3, "qat"), (3, "qat"), (4, "qat"), (5, "freeze")):
+        if step:
+            job.take(step)
+        job.at(phase, step, round_=1)
+        job.at(phase, step, round_=1)
+    assert job.saved == [
+        *("step-2-gen-1.1-qins", "step-2-gen-1.1-round-1", "step-4-gen-1.1-qins", "step-5-gen-1.1-round-1"),
+    ]
+    assert {load(job.folder / "checkpoints" / name).meta["state_id"][0] for name in job.saved} == {2, 4, 5}
+    notes = [report.published for report in job.rank._posted]
+    assert [(each.step, each.tier) for each in notes] == [(2, "qins"), (2, "exact"), (4, "qins"), (5, "exact")]
+
+
+def test_ck1_phases_without_steps_of_their_own_are_saved_before_the_first(tmp_path: Path) -> None:
+    job = Phases(tmp_path, every=100)
+    job.at("warm-up", 6)
+    job.at("calibration", 7, 2)
+    for round_, phase in ((3, "calibration"), (40, "convert"), (43, "verify")):
+        job.at(phase, 7, round_)
+    assert job.saved == ["step-7-gen-1.1-round-2"]
+
+
+def test_ck1_a_state_that_is_saved_exactly_already_is_not_saved_again(tmp_path: Path) -> None:
+    """Without an evaluation it is the state of the periodic checkpoint."""
+    job = Phases(tmp_path, every=2)
+    job.at("warm-up", 1)
+    job.take(2)
+    job.at("qat", 2)
+    assert job.saved == ["step-2-gen-1.1"] and len(job.rank._posted) == 1
+
+
+def test_ck1_the_next_lowest_rank_saves_what_the_lowest_one_could_not(tmp_path: Path) -> None:
+    """It was there when the phase began. One that was healed saves again: what it had begun before is not published."""
+    job = Phases(tmp_path, every=100)
+    job.rank.topology = replace(job.rank.topology, index=1)
+    job.at("warm-up", 1)
+    job.at("qat", 2, 1)
+    assert job.saved == []
+    job.rank.topology = replace(job.rank.topology, index=0)
+    job.at("qat", 2, 1)
+    assert job.saved == ["step-2-gen-1.1-round-1"]
+    job.engine.restores += 1
+    job.at("qat", 2, 1)
+    job.at("qat", 3)
+    assert job.saved == ["step-2-gen-1.1-round-1"] and len(job.rank._posted) == 2
+
+
+def test_ck1_a_rank_that_joins_in_a_phase_has_seen_none_begin_and_every_0_saves_none(tmp_path: Path) -> None:
+    (tmp_path / "joined").mkdir()
+    joined = Phases(tmp_path / "joined", every=100)
+    joined.at("qat", 5)
+    joined.at("qat", 6)
+    assert joined.saved == []
+    (tmp_path / "never").mkdir()
+    never = Phases(tmp_path / "never", every=0)
+    never.at("warm-up", 1)
+    never.at("qat", 2)
+    assert never.saved == []
+
+
 def config(**values: Any) -> TrainingConfig:
     return TrainingConfig.model_validate({"name": "job", **values})
 
@@ -61,6 +172,16 @@ def test_ck9_a_checkpoint_of_another_plan_is_one_sentence(ours: dict[str, Any], 
     """QS-37: what was quantized when is decided by the JobSpec, so the steps behind a job must be of the same one."""
     saved = json.loads(json.dumps(plan_of(config())))
     assert another_plan(saved, plan_of(config(**ours))) == f"is of a job with {said}"
+
+
+def test_qs23_a_checkpoint_of_other_stages_is_of_another_plan() -> None:
+    """One that was written before there were any has none."""
+    plain, stages = (plan_of(config(qat={"weight_bits": 4, **more})) for more in ({}, {"bits_before": [8]}))
+    said = another_plan(json.loads(json.dumps(stages)), plain)
+    assert said == "is of a job with qat.bits_before [8], but the JobSpec says []; write qat.bits_before: [8]"
+    assert another_plan(json.loads(json.dumps(stages)), stages) is None
+    older = {key: value for key, value in plain.items() if key != "qat.bits_before"}
+    assert another_plan(older, plain) is None
 
 
 @pytest.mark.parametrize("ours", [{}, {"checkpoint": {"tier": "qins"}}, {"qat": {"lr": 1e-3}}, {"micro_batch": 16}])

@@ -2,7 +2,7 @@
 
 The plan is a pure function of parameter names, sizes and order, so all ranks issue the same collectives in the same
 order (CC-5). Gradients are copied out of `param.grad` into staging: an abandoned operation can scribble only there (EP-7).
-Two sets of staging alternate, so the reduced buckets of the last commit stay readable for a rank that is one step behind
+Two rows of staging alternate, so the reduced buckets of the last commit stay readable for a rank that is one step behind
 (EP-9) while the next step is already being exchanged.
 """
 
@@ -65,21 +65,32 @@ def plan_buckets(
     return BucketPlan(tuple(slots[name] for name, _ in parameters), tuple(sizes), tail)
 
 
+class Row:
+    """A plan's buckets in memory: flat float32 tensors, and one view for each parameter, of its shape, into them."""
+
+    def __init__(self, plan: BucketPlan) -> None:
+        self.buckets = [torch.zeros(size) for size in plan.sizes]
+        self.views = [self.buckets[s.bucket][s.start : s.start + s.numel].view(s.shape) for s in plan.slots]
+        self.tail = self.buckets[-1][plan.tail_start :]
+
+    def add(self, other: Row) -> None:
+        """Add another row of the same plan."""
+        for mine, theirs in zip(self.buckets, other.buckets, strict=True):
+            mine += theirs
+
+
 class Staging:
-    """Two sets of flat float32 buffers, one tensor per bucket; beside them `observed` elements that are not summed."""
+    """Two rows of a plan that take turns; beside them `observed` elements that are not summed."""
 
     def __init__(self, plan: BucketPlan, observed: int = 0) -> None:
         self.plan = plan
         self._observed = [torch.zeros(observed) for _ in range(2)]
-        self._sets = [[torch.zeros(size) for size in plan.sizes] for _ in range(2)]
-        self._views = [
-            [buckets[s.bucket][s.start : s.start + s.numel].view(s.shape) for s in plan.slots] for buckets in self._sets
-        ]
+        self._rows = [Row(plan) for _ in range(2)]
         self._current = 0
         self.uses = [0, 0]
 
     def flip(self) -> None:
-        """Turn to the other set: the current one keeps the last commit."""
+        """Turn to the other row: the current one keeps the last commit."""
         self._current ^= 1
         self.uses[self._current] += 1
 
@@ -88,34 +99,34 @@ class Staging:
         return self._current
 
     @property
+    def row(self) -> Row:
+        return self._rows[self._current]
+
+    @property
     def buckets(self) -> list[torch.Tensor]:
-        return self._sets[self._current]
+        return self.row.buckets
 
     @property
     def views(self) -> list[torch.Tensor]:
-        """One view per parameter, of its shape, into the current set."""
-        return self._views[self._current]
+        return self.row.views
 
     @property
     def tail(self) -> torch.Tensor:
-        return self.buckets[-1][self.plan.tail_start :]
+        return self.row.tail
 
     @property
     def observed(self) -> torch.Tensor:
-        """Of the current set; empty where nothing is observed."""
+        """Beside the current row; empty where nothing is observed."""
         return self._observed[self._current]
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """All that the current set holds."""
+        """All that is current."""
         return [*self.buckets, self.observed] if len(self.observed) else self.buckets
 
     def discard(self) -> None:
-        """Give the current set fresh memory, as an abandoned operation may still write to the old one, and turn back:
-        the set that holds the last commit stays untouched when the step is computed again."""
+        """Make the current row anew, as an abandoned operation may still write to the old one, and turn back:
+        the row that holds the last commit stays untouched when the step is computed again."""
         self._observed[self._current] = torch.zeros(len(self.observed))
-        self._sets[self._current] = [torch.zeros(size) for size in self.plan.sizes]
-        self._views[self._current] = [
-            self._sets[self._current][s.bucket][s.start : s.start + s.numel].view(s.shape) for s in self.plan.slots
-        ]
+        self._rows[self._current] = Row(self.plan)
         self._current ^= 1

@@ -8,14 +8,17 @@ its time-out in a graveyard; the next generation uses fresh groups on a fresh st
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
+from workers.collectives.buckets import Row
+from workers.collectives.ordered import Node, SumOrder, fold
 from workers.identity import Generation, StateId
 
 SLICE = timedelta(milliseconds=10)
@@ -69,6 +72,16 @@ class Exchange(Protocol):
         Calls are in the same order everywhere.
         """
 
+    def sum_in_order(self, nodes: Sequence[tuple[Node, Row]], order: SumOrder, out: Row) -> Sequence[Pending]:
+        """Start to add up the leaves of a step along their tree; `out` is the same bits on any number of members.
+
+        Args:
+            nodes: what this member has added up already, and `order` says that it has.
+
+        Returns:
+            An operation for each bucket, to be waited for one after the other.
+        """
+
 
 class _GlooPending:
     def __init__(self, work: dist.Work) -> None:
@@ -102,7 +115,7 @@ class _Done:
 
 
 class FlatExchange:
-    """One gloo ring over all ranks."""
+    """Gloo's collectives over all ranks alike."""
 
     def __init__(self, topology: Topology, group: Any) -> None:
         self.topology = topology
@@ -114,8 +127,31 @@ class FlatExchange:
             return _Done()
         options: Any = dist.AllreduceOptions()  # its type stub wants another type
         options.reduceOp = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
+        return self._start(lambda: self._group.allreduce([buffer], options))
+
+    def sum_in_order(self, nodes: Sequence[tuple[Node, Row]], order: SumOrder, out: Row) -> Sequence[Pending]:
+        mine = [[(node, row.buckets[index]) for node, row in nodes] for index in range(len(out.buckets))]
+        if self._group is None:
+            for target, whole in zip(out.buckets, mine, strict=True):
+                target.copy_(fold(whole))
+            return [_Done()]
+        found = [_InOrder(self, target, part, order) for target, part in zip(out.buckets, mine, strict=True)]
+        for bucket, following in pairwise(found):
+            bucket.following = following
+        return found
+
+    def all_to_all(self, received: torch.Tensor, sent: torch.Tensor, sizes: list[int], per_member: int) -> Pending:
+        """Start to send `per_member` elements of `sent` to each member, in rank order, and to receive `sizes` of them."""
+        lengths = [per_member] * self.topology.world
+        return self._start(lambda: self._group.alltoall_base(received, sent, sizes, lengths, dist.AllToAllOptions()))
+
+    def all_gather(self, gathered: torch.Tensor, mine: torch.Tensor) -> Pending:
+        """Start to put everybody's `mine`, of one length, one behind the other."""
+        return self._start(lambda: self._group._allgather_base(gathered, mine))
+
+    def _start(self, operation: Callable[[], dist.Work]) -> Pending:
         try:
-            pending = _GlooPending(self._group.allreduce([buffer], options))
+            pending = _GlooPending(operation())
         except RuntimeError as error:
             raise ExchangeError(str(error).split("\n")[0]) from None
         self._flying = [p for p in self._flying if not p.settled]
@@ -126,6 +162,56 @@ class FlatExchange:
     def settled(self) -> bool:
         """True once no operation can write to its operand any more."""
         return all(p.settled for p in self._flying)
+
+
+class _InOrder:
+    """One bucket on its way: every member adds up a shard of everybody's subtrees, and gives the sum to all."""
+
+    def __init__(
+        self, exchange: FlatExchange, target: torch.Tensor, mine: Sequence[tuple[Node, torch.Tensor]], order: SumOrder
+    ) -> None:
+        self._exchange, self._target = exchange, target
+        self.following: _InOrder | None = None
+        world = exchange.topology.world
+        nodes = [order.nodes(member) for member in range(world)]
+        self._nodes = [node for each in nodes for node in each]
+        self._shard = -(-len(target) // world)
+        sizes = [len(each) * self._shard for each in nodes]
+        self._received = torch.empty(sum(sizes))
+        sent = _by_shard([tensor for _, tensor in mine], world, self._shard)
+        self._parts = exchange.all_to_all(self._received, sent, sizes, len(mine) * self._shard)
+        fits = len(target) == world * self._shard
+        self._gathered = target if fits else torch.empty(world * self._shard)
+        self._sums: Pending | None = None
+
+    def wait(self, stop: Callable[[], bool]) -> None:
+        """The next bucket is added up while the sums of this one are still on their way."""
+        sums = self._add_up(stop)
+        if self.following is not None:
+            self.following._add_up(stop)
+        sums.wait(stop)
+        if self._gathered is not self._target:
+            self._target.copy_(self._gathered[: len(self._target)])
+
+    def _add_up(self, stop: Callable[[], bool]) -> Pending:
+        if self._sums is None:
+            self._parts.wait(stop)
+            total = fold(zip(self._nodes, self._received.split(self._shard), strict=True))
+            self._sums = self._exchange.all_gather(self._gathered, total)
+        return self._sums
+
+
+def _by_shard(tensors: Sequence[torch.Tensor], world: int, shard: int) -> torch.Tensor:
+    """float32 [world, len(tensors), shard], flat: each member's shard of every tensor [n]; with zeros behind the last."""
+    if len(tensors) == 1 and len(tensors[0]) == world * shard:
+        return tensors[0]
+    sent = torch.zeros(world, len(tensors), shard)
+    for index, tensor in enumerate(tensors):
+        whole, rest = divmod(len(tensor), shard)
+        sent[:whole, index] = tensor[: whole * shard].view(whole, shard)
+        if rest:
+            sent[whole, index, :rest] = tensor[whole * shard :]
+    return sent.flatten()
 
 
 class Graveyard:

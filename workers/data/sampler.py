@@ -77,7 +77,22 @@ def share(ids: Ids, world: int, rank: int, attempt: int) -> Ids:
     The batch is cut into `world` contiguous pieces whose sizes differ by one at most. `attempt` turns the pieces
     round the ranks, so that a batch that is computed again falls on other ranks.
     """
-    return _piece(ids, world, (rank + attempt) % world)
+    mine = piece(len(ids), world, rank, attempt)
+    return ids[mine.start : mine.stop]
+
+
+def piece(number: int, world: int, rank: int, attempt: int) -> range:
+    """Which of `number` things `rank` of `world` takes: contiguous, in shares that differ by one at most."""
+    return _cut(number, world, (rank + attempt) % world)
+
+
+def whole_units(number: int, unit: int, parts: int, part: int) -> slice:
+    """Which of `number` things piece `part` of `parts` has if units of `unit` stay together: the pieces together have all.
+
+    What is computed unit by unit is so the same bits in any number of parts.
+    """
+    mine = piece(-(-number // unit), parts, part, 0)
+    return slice(mine.start * unit, mine.stop * unit)
 
 
 def micro_batches(ids: Ids, micro_batch: int) -> list[Ids]:
@@ -86,8 +101,9 @@ def micro_batches(ids: Ids, micro_batch: int) -> list[Ids]:
     Near-equal sizes keep a tail of one sample, which BatchNorm cannot train on, as rare as can be.
     """
     count = -(-len(ids) // micro_batch)
-    return [_piece(ids, count, index) for index in range(count)]
+    pieces = (_cut(len(ids), count, index) for index in range(count))
+    return [ids[piece.start : piece.stop] for piece in pieces]
 
 
-def _piece(ids: Ids, pieces: int, index: int) -> Ids:
-    return ids[index * len(ids) // pieces : (index + 1) * len(ids) // pieces]
+def _cut(number: int, pieces: int, index: int) -> range:
+    return range(index * number // pieces, (index + 1) * number // pieces)

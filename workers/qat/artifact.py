@@ -15,13 +15,14 @@ from workers.qat.convert import describe
 from workers.qat.errors import QuantizationError
 
 FORMAT = "quantarion.integer/1"
+"""The one key of the header's metadata: safetensors writes several in any order, and equal models are to be equal bytes."""
 
 
 def save_converted(model: nn.Module, path: Path) -> None:
     """Write a converted model to `path`, whole or not at all. Raises OSError."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_model(model, str(aside), {"format": FORMAT, "parts": _parts(model)})
+        save_model(model, str(aside), {FORMAT: _parts(model)})
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -43,9 +44,9 @@ def load_converted(model: nn.Module, path: Path) -> nn.Module:
             shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise QuantizationError(f"{path} cannot be read as a converted model: {error}") from error
-    if header.get("format") != FORMAT:
+    if FORMAT not in header:
         raise QuantizationError(f"{path} is no converted model of the format {FORMAT}: write it with save_converted")
-    if header.get("parts") != _parts(model) or not _fits(model, shapes):
+    if header[FORMAT] != _parts(model) or not _fits(model, shapes):
         raise QuantizationError(
             f"{path} is a converted model of other layers or bits: build the model as it was when saved"
         )

@@ -41,6 +41,13 @@ class QatConfig(Config):
     """Quantization-aware training of a recipe (QS-15 to QS-22); a script does its own."""
 
     weight_bits: Literal[8, 6, 4, 2] = Field(8, description="Bits of a weight.")
+    bits_before: list[Literal[8, 6, 4]] = Field(
+        default=[],
+        max_length=2,
+        description="Multi-precision, as [8, 4] before 2: bits in earlier stages of the QAT epochs, cut as 5 : 7 : 10. "
+        "Weights carry over; ranges are observed anew, and stand still in the last stage at the earliest. The rate is `lr` "
+        "in the first stage and halved for each next one: published are 22 epochs, `lr` 2e-4, `weight_decay` 1e-4.",
+    )
     activation_bits: Literal[8, 6, 4] = Field(
         8, description="Bits of an activation; in a spiking network, of the currents into its neurons."
     )
@@ -82,6 +89,13 @@ class QatConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        bits = [*self.bits_before, self.weight_bits]
+        if bits != sorted(set(bits), reverse=True):
+            fitting = sorted({each for each in self.bits_before if each > self.weight_bits}, reverse=True)
+            raise ValueError(
+                f"qat.bits_before is {self.bits_before}, but bits must become fewer, down to qat.weight_bits, which is "
+                f"{self.weight_bits}; write qat.bits_before: {fitting}"
+            )
         first, all_from = self.activations_from, self.state_from
         if first is not None and all_from is not None and first > all_from:
             raise ValueError(

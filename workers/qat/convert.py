@@ -97,7 +97,7 @@ class FrozenActivation(nn.Module):
 def convert(model: nn.Module, *, activations: bool = True, state: bool = True) -> nn.Module:
     """A copy of `model`, in evaluation mode, that stores codes and has no observers; what was shared stays shared.
 
-    Layers that hold no quantizer are copied as they are; `unquantized` lists their weights.
+    Layers that hold no quantizer, or stay in full precision, are copied as they are; `unquantized` lists their weights.
 
     Args:
         activations: quantize activations, each with the range of its observer; else they pass as they are.
@@ -119,7 +119,7 @@ def check_convertible(model: nn.Module, *, activations: bool = True) -> None:
     """Raise QuantizationError where `convert` cannot serve `model`."""
     named = dict(model.named_modules())
     layers = {name: module for name, module in named.items() if isinstance(module, QuantizedLayer)}
-    if not layers:
+    if all(layer.fp32 for layer in layers.values()):
         raise QuantizationError(
             "the model has no layer to convert: build it with QuantLinear and QuantConv2d, or call attach(model) first"
         )
@@ -129,7 +129,8 @@ def check_convertible(model: nn.Module, *, activations: bool = True) -> None:
             f"the weights of {', '.join(broken)} are not finite: go back to a checkpoint from before that"
         )
     if activations:
-        unseen = [n for n, m in named.items() if isinstance(m, QuantActivation) and not m.observer.ready]
+        used = {n: m for n, m in named.items() if isinstance(m, QuantActivation) and not m.fp32}
+        unseen = [n for n, m in used.items() if not m.observer.ready]
         if unseen:
             raise QuantizationError(
                 f"the activations {', '.join(unseen)} have never been observed: run calibration batches through the model"
@@ -139,7 +140,7 @@ def check_convertible(model: nn.Module, *, activations: bool = True) -> None:
 
 def unquantized(model: nn.Module) -> list[str]:
     """The names of the weights, parameters of two axes and more, that conversion leaves as they are."""
-    converted = {id(m.weight) for m in model.modules() if isinstance(m, QuantizedLayer)}
+    converted = {id(m.weight) for m in model.modules() if isinstance(m, QuantizedLayer) and not m.fp32}
     return [name for name, p in model.named_parameters() if p.dim() >= 2 and id(p) not in converted]
 
 
@@ -179,16 +180,31 @@ def _tensors(model: nn.Module) -> Iterable[Tensor]:
     return (tensor for key, tensor in tensors.items() if key not in apart)
 
 
+def _plain(layer: QuantLinear | QuantConv2d) -> nn.Module:
+    """The layer without its quantizer."""
+    plain: nn.Linear | nn.Conv2d
+    if isinstance(layer, QuantLinear):
+        plain = nn.Linear(layer.in_features, layer.out_features, device="meta")
+    else:
+        one: Any = layer  # its type stub has tuples of any length
+        shape = (one.in_channels, one.out_channels, one.kernel_size, one.stride, one.padding, one.dilation, one.groups)
+        plain = nn.Conv2d(*shape, padding_mode=one.padding_mode, device="meta")
+    plain.weight, plain.bias = layer.weight, layer.bias
+    return plain
+
+
 def _replaced(model: nn.Module, *, activations: bool, state: bool) -> nn.Module:
     """The copy that `convert` and `blank` return."""
 
     def make(module: nn.Module) -> nn.Module | None:
+        if isinstance(module, QuantizedLayer) and module.fp32:
+            return _plain(module)
         if isinstance(module, QuantLinear):
             return IntegerLinear(module)
         if isinstance(module, QuantConv2d):
             return IntegerConv2d(module)
         if isinstance(module, QuantActivation):
-            return FrozenActivation(module) if activations else nn.Identity()
+            return FrozenActivation(module) if activations and not module.fp32 else nn.Identity()
         if isinstance(module, StateQuantizer):
             module.fake_quant = state
         return None

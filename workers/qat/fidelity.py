@@ -40,8 +40,13 @@ def spike_sums(on: Mapping[str, Tensor], off: Mapping[str, Tensor]) -> dict[str,
         x, y = traces(a, DECAY).double().flatten(), traces(b, DECAY).double().flatten()
         moments = (x.sum(), y.sum(), x @ x, y @ y, x @ y, (x - y).square().sum(), a.sum(), b.sum(), (a * b).sum())
         sums[f"n.{layer}"] = float(x.numel())
-        sums |= {f"{kind}.{layer}": float(value) for kind, value in zip(_KINDS[1:], moments, strict=True)}
+        sums |= {f"{kind}.{layer}": _on_grid(float(value)) for kind, value in zip(_KINDS[1:], moments, strict=True)}
     return sums
+
+
+def _on_grid(value: float) -> float:
+    """The nearest multiple of 2^-26: sums of such numbers are exact below 2^27, and so the same in any order."""
+    return round(value * 2.0**26) / 2.0**26
 
 
 def correlation(sums: Mapping[str, float], layer: str) -> float:

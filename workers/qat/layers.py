@@ -1,4 +1,7 @@
-"""Layers that compute with fake-quantized weights, and what stands between layers and fake-quantizes their outputs."""
+"""Layers that compute with fake-quantized weights, and what stands between layers and fake-quantizes their outputs.
+
+`fp32` of such a module keeps it in full precision whatever the switches say: see `set_first_layer`.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +108,7 @@ class QuantLinear(nn.Linear):
     ) -> None:
         super().__init__(in_features, out_features, bias)
         self.quantizer = WeightQuantizer(out_features, bits, **options)
-        self.fake_quant = fake_quant
+        self.fake_quant, self.fp32 = fake_quant, False
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
@@ -138,7 +141,7 @@ class QuantConv2d(nn.Conv2d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
         self.quantizer = WeightQuantizer(out_channels, bits, **options)
-        self.fake_quant = fake_quant
+        self.fake_quant, self.fp32 = fake_quant, False
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, in_channels, H, W] to [B, out_channels, H', W']."""
@@ -172,7 +175,7 @@ class QuantActivation(nn.Module):
         self.scale_convention = check_convention(scale_convention)
         self.observer = RangeObserver() if observer is None else observer
         self.step = StepSize() if learned_step else None
-        self.fake_quant = fake_quant
+        self.fake_quant, self.fp32 = fake_quant, False
 
     def scale(self) -> Tensor:
         """float32 [], from the observer's range."""
@@ -202,9 +205,9 @@ def set_switches(model: nn.Module, *, weights: bool, activations: bool, state: b
     state, and observation. A job sets them by the step alone, so that every rank has them alike (QS-37)."""
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
-            module.fake_quant = weights
+            module.fake_quant = weights and not module.fp32
         elif isinstance(module, QuantActivation):
-            module.fake_quant = activations
+            module.fake_quant = activations and not module.fp32
         elif isinstance(module, StateQuantizer):
             module.fake_quant = state
         elif isinstance(module, RangeObserver):
@@ -215,7 +218,30 @@ def set_fake_quant(model: nn.Module, on: bool) -> None:
     """Turn fake-quantization of the weights of `model` on or off."""
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
-            module.fake_quant = on
+            module.fake_quant = on and not module.fp32
+
+
+def first_layer(model: nn.Module) -> list[nn.Module]:
+    """The first layer to quantize, in the order of the tree, with the activations before it; with the one after it where
+    there are none, as activations then stand behind their layers.
+
+    Without these where no others would be left; nothing at all where it is the only layer.
+    """
+    parts = [module for module in model.modules() if isinstance(module, (*QuantizedLayer, QuantActivation))]
+    layers = [module for module in parts if isinstance(module, QuantizedLayer)]
+    activations = [module for module in parts if isinstance(module, QuantActivation)]
+    if len(layers) < 2:
+        return []
+    around = activations[: parts.index(layers[0])] or activations[:1]
+    return [layers[0], *(around if len(around) < len(activations) else [])]
+
+
+def set_first_layer(model: nn.Module, *, fp32: bool) -> None:
+    """Keep the first layer of `model` in full precision, or no longer (TA-19); heeded when switches are set again."""
+    first = first_layer(model)
+    for module in model.modules():
+        if isinstance(module, (*QuantizedLayer, QuantActivation)):
+            module.fp32 = fp32 and module in first
 
 
 def set_bits(model: nn.Module, bits: Mapping[str, int]) -> None:
@@ -241,6 +267,11 @@ def set_bits(model: nn.Module, bits: Mapping[str, int]) -> None:
             raise QuantizationError(
                 f"{name!r} has no bits to set: name one of {', '.join(quantized_names(model)) or 'none'}"
             )
+
+
+def set_weight_bits(model: nn.Module, bits: int) -> None:
+    """Give all weights of `model` so many bits (QS-23). Raises ValueError where these do not exist."""
+    set_bits(model, {name: bits for name, module in model.named_modules() if isinstance(module, QuantizedLayer)})
 
 
 def quantized_names(model: nn.Module) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from workers.observing import Observers
 from workers.qat.convert import convert
 from workers.qat.errors import QuantizationError
-from workers.qat.layers import QuantActivation, QuantConv2d, QuantizedLayer, QuantLinear, set_bits, set_switches
+from workers.qat.layers import QuantActivation, QuantConv2d, QuantLinear, set_switches, set_weight_bits
 from workers.qat.observers import range_observers
 from workers.qat.replace import replaced
 
@@ -123,7 +123,7 @@ def quantize_after_training(
         QuantizationError: no observers, no batch, or what `convert` raises.
     """
     if bits is not None:
-        set_bits(model, {name: bits for name, module in model.named_modules() if isinstance(module, QuantizedLayer)})
+        set_weight_bits(model, bits)
     calibrate(model, batches, num_batches)
     return convert(model)
 

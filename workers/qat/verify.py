@@ -17,26 +17,28 @@ from torch.nn.modules.loss import _Loss
 
 from workers.qat.convert import FrozenActivation, PackedWeight
 from workers.qat.fake_quant import fake_quantize
-from workers.qat.layers import QuantActivation, QuantizedLayer
+from workers.qat.layers import QuantActivation, QuantizedLayer, WeightQuantizer
 from workers.qat.observers import range_observers
 from workers.qat.scales import SMALLEST_SCALE, TYPICAL_MULTIPLIER, best_multiplier, code_limits
 
 
 @torch.no_grad()
 def quantizers(model: nn.Module) -> dict[str, float]:
-    """Of a model in training: how many quantizers act, how many weights they change, what observes, what has seen nothing.
+    """Of a model in training: how many quantizers there are and act, what observes, what has seen nothing.
 
-    `zero_point` is the largest number that a quantizer makes out of 0.
+    Of what stays in full precision none is asked for. `zero_point` is the largest number that a quantizer makes out of 0.
     """
-    layers = [m for m in model.modules() if isinstance(m, QuantizedLayer) and m.fake_quant]
-    activations = [m for m in model.modules() if isinstance(m, QuantActivation)]
+    every = [m for m in model.modules() if isinstance(m, QuantizedLayer) and not m.fp32]
+    layers = [m for m in every if m.fake_quant]
+    activations = [m for m in model.modules() if isinstance(m, QuantActivation) and not m.fp32]
     observers = range_observers(model).values()
     zeros = [fake_quantize(torch.zeros(()), m.scale(), m.bits) for m in activations]
     zeros += [layer.quantizer(layer.weight)[layer.weight == 0].abs().sum() for layer in layers]
     return {
+        "layers": float(len(every)),
+        "activations": float(len(activations)),
         "weight_quantizers": float(len(layers)),
         "activation_quantizers": float(sum(m.fake_quant and m.observer.ready for m in activations)),
-        "weights_changed": float(sum(not torch.equal(m.quantizer(m.weight), m.weight) for m in layers)),
         "misplaced_quantizers": float(len(misplaced(model))),
         "zero_point": max((float(zero) for zero in zeros), default=0.0),
         "observing": float(sum(observer.observing for observer in observers)),
@@ -63,21 +65,42 @@ _ACTIVATIONS = (QuantActivation, FrozenActivation)
 
 @torch.no_grad()
 def activity(model: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
-    """What the activation quantizers do while `run` calls `model`; counts, of quantizers.
+    """What the quantizers do while `run` calls `model`: 0 or 1 each, of which the larger over the ranks counts.
 
     Returns:
-        `activations_changed`, whose output was not its input, and `spikes_quantized`, which met zeros and ones only.
+        `weight.{name}` and `activation.{name}`: the output was not the input; of an activation also `one.{name}`, it met
+        a 1, and `other.{name}`, it met what is neither 0 nor 1.
     """
-    changed: dict[str, bool] = {}
-    spikes: dict[str, bool] = {}
+    kinds = {name: "activation" for name, module in model.named_modules() if isinstance(module, _ACTIVATIONS)}
+    found = {f"{kind}.{name}": 0.0 for name in kinds for kind in ("activation", "one", "other")}
+    for name, module in model.named_modules():
+        if isinstance(module, WeightQuantizer):
+            kinds[name] = "weight"
+            found[f"weight.{name}"] = 0.0
 
     def look(name: str, x: Tensor, y: Tensor) -> None:
-        changed[name] = changed.get(name, False) or not torch.equal(x, y)
-        spikes[name] = spikes.get(name, True) and bool(((x == 0) | (x == 1)).all()) and bool((x == 1).any())
+        met = {kinds[name]: not torch.equal(x, y)}
+        if kinds[name] == "activation":
+            met |= {"one": bool((x == 1).any()), "other": bool(((x != 0) & (x != 1)).any())}
+        for kind, value in met.items():
+            found[f"{kind}.{name}"] = max(found[f"{kind}.{name}"], float(value))
 
-    with _watched(model, look):
+    with _watched(model, look, (*_ACTIVATIONS, WeightQuantizer)):
         run()
-    return {"activations_changed": float(sum(changed.values())), "spikes_quantized": float(sum(spikes.values()))}
+    return found
+
+
+def acting(found: Mapping[str, float]) -> dict[str, float]:
+    """Counts, from `activity` over all ranks: `weights_changed` and `activations_changed`, the quantizers whose output was
+    not their input, and `spikes_quantized`, those that met ones, and nothing but zeros beside them."""
+    kinds = [(kind, name, value) for key, value in found.items() for kind, _, name in [key.partition(".")]]
+    changed = {each: sum(value for kind, _, value in kinds if kind == each) for each in ("weight", "activation")}
+    spikes = sum(value > found[f"other.{name}"] for kind, name, value in kinds if kind == "one")
+    return {
+        "weights_changed": float(changed["weight"]),
+        "activations_changed": float(changed["activation"]),
+        "spikes_quantized": float(spikes),
+    }
 
 
 @torch.no_grad()
@@ -95,7 +118,7 @@ def noise(model: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
         sums[f"signal.{name}"] += float(x.double().square().sum())
         sums[f"noise.{name}"] += float(error.double().square().sum())
 
-    with _watched(model, look):
+    with _watched(model, look, _ACTIVATIONS):
         run()
     return sums
 
@@ -118,7 +141,7 @@ def scale_error(model: nn.Module, converted: nn.Module) -> dict[str, float]:
     parts = dict(converted.named_modules())
     errors = {}
     for name, module in model.named_modules():
-        if isinstance(module, (*QuantizedLayer, QuantActivation)):
+        if isinstance(module, (*QuantizedLayer, QuantActivation)) and not module.fp32:
             part = parts.get(name)
             expected = _expected_scale(module)
             actual = part.scale.double() if isinstance(part, PackedWeight | FrozenActivation) else torch.full((), math.inf)
@@ -165,11 +188,13 @@ def differences(first: Tensor, second: Tensor) -> float:
 
 
 @contextmanager
-def _watched(model: nn.Module, look: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
-    """Inside, `look` is called with the name, input and output of each activation quantizer that is used."""
+def _watched(
+    model: nn.Module, look: Callable[[str, Tensor, Tensor], None], kinds: tuple[type[nn.Module], ...]
+) -> Iterator[None]:
+    """Inside, `look` is called with the name, input and output of each quantizer, of one of `kinds`, that is used."""
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, _ACTIVATIONS):
+        if isinstance(module, kinds):
 
             def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
                 look(name, inputs[0], output)

@@ -21,10 +21,11 @@ from workers.data.measurements import (
     measure_samples,
     measure_splits,
 )
-from workers.data.sampler import Ids
+from workers.data.sampler import Ids, whole_units
 from workers.errors import DataError
 from workers.models.transformer import ByteTransformer, next_token_loss
 from workers.qat.gates import Condition
+from workers.randomness import sample_key_tensor, uniform
 from workers.rounds import Sums
 from workers.tasks.pipeline import Pipeline
 from workers.tasks.quantized import quant_activation, quant_linear
@@ -127,7 +128,7 @@ class BytesRecipe:
         model.eval()
         sums = dict.fromkeys(("correct", "count", "loss", "not_finite"), 0.0)
         rows = self.text.validation if split == "validation" else self.text.test
-        for chunk in rows[part * len(rows) // parts : (part + 1) * len(rows) // parts].split(WINDOWS_AT_ONCE):
+        for chunk in rows[whole_units(len(rows), WINDOWS_AT_ONCE, parts, part)].split(WINDOWS_AT_ONCE):
             if len(chunk):
                 logits, targets = model(chunk[:, :-1].long()), chunk[:, 1:].long()
                 sums["correct"] += float((logits.argmax(dim=-1) == targets).sum())
@@ -135,6 +136,12 @@ class BytesRecipe:
                 sums["loss"] += float(next_token_loss(logits, targets, "sum"))
                 sums["not_finite"] += float((~logits.isfinite()).sum())
         return sums
+
+    def answer_random(self, model: nn.Module) -> Tensor:
+        model.eval()
+        keys = sample_key_tensor(self.config.seed, 0, torch.arange(WINDOWS_AT_ONCE))
+        logits: Tensor = model((VOCABULARY * uniform(keys, self.config.task.text.context, 0)).long())
+        return logits
 
     def observe(self, ids: Ids) -> None:
         self.model.eval()

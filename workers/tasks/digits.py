@@ -15,8 +15,9 @@ from workers.data.checks import FAULTS, DataManifest
 from workers.data.digits import Digits, load_digits, stratified_split
 from workers.data.hashes import sample_hashes
 from workers.data.measurements import Largest, batches_of_part, measure_batches, measure_samples, measure_splits
-from workers.data.sampler import Ids
+from workers.data.sampler import Ids, whole_units
 from workers.qat.gates import Condition
+from workers.randomness import sample_key_tensor, uniform
 from workers.rounds import Sums
 from workers.state import tensor_bytes
 from workers.tasks.recipe import Split
@@ -24,7 +25,8 @@ from workers.tasks.recipe import Split
 if TYPE_CHECKING:
     from workers.config import TrainingConfig
 
-ROWS_AT_ONCE = 250
+ROWS_AT_ONCE = 64
+"""In evaluations: the same rows together on any number of ranks, as what a row gives depends on its batch in a last bit."""
 
 EVALUATION_EPOCH = (1 << 40) - 1
 """Stands for the epoch where a sample is evaluated, so that it is encoded in the same way every time."""
@@ -38,9 +40,8 @@ class Rows(NamedTuple):
     ids: Tensor
 
     def part(self, part: int, parts: int) -> Rows:
-        """Piece `part` of `parts`; the pieces together are all rows, once."""
-        total = len(self.y)
-        rows = slice(part * total // parts, (part + 1) * total // parts)
+        """Piece `part` of `parts`, of whole chunks; the pieces together are all rows, once."""
+        rows = whole_units(len(self.y), ROWS_AT_ONCE, parts, part)
         return Rows(self.x[rows], self.y[rows], self.ids[rows])
 
     def chunks(self) -> Iterator[Rows]:
@@ -136,6 +137,13 @@ class DigitsRecipe:
             sums["loss"] += float(cross_entropy(logits, chunk.y, reduction="sum"))
             sums["not_finite"] += float((~logits.isfinite()).sum())
         return sums
+
+    def answer_random(self, model: nn.Module) -> Tensor:
+        model.eval()
+        ids, (low, high) = torch.arange(ROWS_AT_ONCE), self.splits.digits.bounds
+        keys = sample_key_tensor(self.config.seed, EVALUATION_EPOCH, ids)
+        x = low + (high - low) * uniform(keys, self.splits.digits.num_features, 0)
+        return self.logits(model, Rows(x, torch.zeros_like(ids), ids), EVALUATION_EPOCH)
 
     def observe(self, ids: Ids) -> None:
         self.model.eval()

@@ -20,12 +20,13 @@ from workers.data.measurements import measure_agreement
 from workers.errors import DataError, TaskError
 from workers.qat import gates
 from workers.qat.artifact import load_converted, save_converted
-from workers.qat.convert import blank, convert, fp32_bytes, packed_bytes, ratio
+from workers.qat.convert import blank, convert, fp32_bytes, packed_bytes, ratio, unquantized
 from workers.qat.gates import Verdict, judge
-from workers.qat.layers import set_switches
+from workers.qat.layers import first_layer, set_first_layer, set_switches, set_weight_bits
 from workers.qat.observers import range_observers
 from workers.qat.phases import (
     CALIBRATING,
+    FIRST_LAYER_FP32,
     FP32,
     MAX_WARMUP_EPOCHS,
     MORE_QAT_EPOCHS,
@@ -34,7 +35,7 @@ from workers.qat.phases import (
     Schedule,
     Switches,
 )
-from workers.qat.verify import differences, quantizers, scale_error
+from workers.qat.verify import acting, activity, differences, not_finite, quantizers, scale_error
 from workers.rounds import EVALUATE, Largest, Sums
 from workers.tasks.learning import StepSchedule, learning_rate_factor, make_optimizer
 from workers.tasks.recipe import Recipe, Split
@@ -50,6 +51,7 @@ CALIBRATION_EPOCH = 1 << 40
 """The order of the samples in calibration is that of no training epoch."""
 
 DATA, START, QUANTIZERS, BEST, CALIBRATION, CALIBRATED = "data", "start", "quantizers", "best", "calibration", "calibrated"
+RANDOM = "random"
 
 
 class Pipeline:
@@ -137,8 +139,9 @@ class Pipeline:
     def _judge_training(self) -> None:
         self._judge_warmup()
         if self.config.phases.qat_epochs:
-            measured = self.job.collect(QUANTIZERS, self._quantizers)
-            self._pass(judge("qat_enabled", gates.qat_enabled(), measured))
+            measured = self.job.collect(QUANTIZERS, self._active)
+            there = (measured.get("layers", 0.0), measured.get("activations", 0.0))
+            self._pass(judge("qat_enabled", gates.qat_enabled(*there), measured | acting(measured)))
             self._pass(self._qat_verdict(self._evaluations()))
 
     def _calibrate(self) -> None:
@@ -164,20 +167,23 @@ class Pipeline:
     def _verify(self) -> dict[str, Any]:
         """Hand the integer model over if it runs and keeps its size, and find whether it is fit to be used."""
         qat, job = self.config.qat, self.job
+        self._switch(QUANTIZED)
         integer, quantized_name = convert(self.model), f"int{qat.weight_bits}"
         full = job.collect("fp32", partial(self._scored, FP32, "test"), phase=Phase.CONVERT)
         quantized = job.collect(quantized_name, partial(self.recipe.evaluate, integer, "test"), phase=Phase.CONVERT)
+        answered = job.collect(RANDOM, partial(self._answered, integer), phase=Phase.CONVERT)
+        finite = {"not_finite": quantized["not_finite"], "not_finite_random": answered["not_finite"]}
         in_full = [full, *self._evaluations()[: self.schedule.warmup_epochs]]
         best, lowest = max(map(accuracy, in_full)), min(in_full, key=mean_loss)
         size = {
             "ratio": ratio(self.model, integer),
             "reload_differs": reload_differs(self.model, integer),
-            "not_finite": quantized["not_finite"],
+            **finite,
         }
         self._pass(judge("conversion_complete", gates.conversion_complete(qat), size))
         job.hand_over(f"model/{quantized_name}.safetensors", partial(save_converted, integer))
         compared = job.collect("compare", self.recipe.compare, phase=Phase.VERIFY)
-        kept = {**self.recipe.measured(compared, lowest, quantized), "not_finite": quantized["not_finite"]}
+        kept = {**self.recipe.measured(compared, lowest, quantized), **finite}
         kept["accuracy_drop"] = best - accuracy(quantized)
         verdict = judge("verified", [*gates.verified(qat), *self.recipe.conditions()], kept)
         self._record(verdict)
@@ -185,6 +191,7 @@ class Pipeline:
             "accuracy": {"fp32": best, quantized_name: accuracy(quantized)},
             "loss": {"fp32": mean_loss(lowest), quantized_name: mean_loss(quantized)},
             "bytes": {"fp32": fp32_bytes(self.model), f"{quantized_name}_packed": packed_bytes(integer)},
+            "unquantized": unquantized(self.model),
             "verified": verdict.passed,
             "gates": [each.to_json() for each in self.verdicts],
             "ranges": {name: [float(o.low), float(o.high)] for name, o in range_observers(self.model).items()},
@@ -213,9 +220,14 @@ class Pipeline:
         if number == schedule.warmup_epochs and number < MAX_WARMUP_EPOCHS and self.config.phases.fp32_epochs:
             if not self._warmup_verdict(evaluations).passed:
                 self.job.add_epochs(1, Phase.FP32_WARMUP)
-        elif number == schedule.epochs and self.config.phases.qat_epochs and not self._added().get(Phase.QAT):
-            if not self._qat_verdict(evaluations).passed:
-                self.job.add_epochs(MORE_QAT_EPOCHS, Phase.QAT)
+        elif number == schedule.epochs and self.config.phases.qat_epochs:
+            measures = [Phase.QAT, *([FIRST_LAYER_FP32] if first_layer(self.model) else [])]
+            left = [each for each in measures if each not in self._added()]
+            if left and not self._qat_verdict(evaluations).passed:
+                self.job.add_epochs(MORE_QAT_EPOCHS, left[0])
+        if self.schedule.observes_anew(number):
+            for observer in range_observers(self.model).values():
+                observer.restart()
         self._learning.refresh()
 
     def _complete_epochs(self, evaluations: list[Sums]) -> list[Sums]:
@@ -257,25 +269,42 @@ class Pipeline:
         self._switch(switches, observing=False)
         return self.recipe.evaluate(self.model, split, part, parts)
 
+    def _answered(self, integer: nn.Module, part: int, parts: int) -> Sums:
+        """To random input, which is little: the whole of it on every rank."""
+        return {"not_finite": Largest(not_finite(self.recipe.answer_random(integer)))}
+
     def _observe(self, number: int, part: int, parts: int) -> Sums:
         self._switch(CALIBRATING._replace(weights=self.config.phases.qat_epochs > 0))
-        self.recipe.observe(sampler.share(self._calibration_batch(number), parts, part, 0))
+        self._look_at(number, part, parts)
         return {}
 
-    def _quantizers(self, part: int, parts: int) -> Sums:
-        """What quantizers do now. Every rank finds the same; on record, because later the model is another."""
-        self._switch(QUANTIZED)
-        return {name: Largest(value) for name, value in quantizers(self.model).items()}
+    def _active(self, part: int, parts: int) -> Sums:
+        """What quantizers do to training samples, switched as in the last epoch; on record, for the model changes later."""
+        self._switch(self.schedule.switches(self.schedule.epochs - 1), observing=False)
+        found = activity(self.model, partial(self._look_at, 0, part, parts))
+        return {name: Largest(value) for name, value in (quantizers(self.model) | found).items()}
+
+    def _look_at(self, number: int, part: int, parts: int) -> None:
+        """Run this part of a calibration batch through the model."""
+        for ids in self._calibration_share(number, part, parts):
+            self.recipe.observe(ids)
 
     def _ranges(self, batches: int, part: int, parts: int) -> Sums:
         """What a calibration of so many batches has come to; also on record, because another may follow."""
-        measured = self._quantizers(part, parts)
+        self._switch(QUANTIZED)
+        measured: Sums = {name: Largest(value) for name, value in quantizers(self.model).items()}
         updates = [int(observer.updates) for observer in range_observers(self.model).values()]
         measured["calibration_batches"] = Largest(min(updates, default=batches))
         measured["test_samples"] = Largest(self._outside_train(batches))
         if not measured["blind_observers"]:
             measured["scale_error"] = Largest(max(scale_error(self.model, convert(self.model)).values(), default=0.0))
         return measured
+
+    def _calibration_share(self, number: int, part: int, parts: int) -> list[sampler.Ids]:
+        """Whole micro-batches: the same bits on any number of ranks."""
+        pieces = sampler.micro_batches(self._calibration_batch(number), self.config.micro_batch)
+        mine = sampler.piece(len(pieces), parts, part, 0)
+        return pieces[mine.start : mine.stop]
 
     def _calibration_batch(self, number: int) -> sampler.Ids:
         """One global batch of training samples (QS-40)."""
@@ -294,6 +323,9 @@ class Pipeline:
     # ------------------------------------------------------------------ small parts
 
     def _switch(self, switches: Switches, *, observing: bool | None = None) -> None:
+        if self.config.qat.bits_before:
+            set_weight_bits(self.model, self.schedule.weight_bits(self.job.epoch))
+        set_first_layer(self.model, fp32=self.schedule.leaves_first_layer(self.job.epoch))
         on = switches.observing if observing is None else observing
         weights, activations, state, _ = switches
         set_switches(self.model, weights=weights, activations=activations, state=state, observing=on)

@@ -49,6 +49,9 @@ class Recipe(Protocol):
         """Sums over this part of a split, for `model` as it is switched: `correct`, `count`, `loss` in nats, `not_finite`
         (outputs that are not). Of the same sample it is always the same."""
 
+    def answer_random(self, model: nn.Module) -> Tensor:
+        """What `model` answers, in evaluation mode, to random input of the data's shape and range: of the JobSpec alone."""
+
     def observe(self, ids: Ids) -> None:
         """Run the training samples `ids`, int64 [n], through the model in evaluation mode; n may be 0."""
 

@@ -24,7 +24,8 @@ from workers.qat.convert import (
     unquantized,
 )
 from workers.qat.errors import QuantizationError
-from workers.qat.layers import QuantActivation, QuantConv2d, QuantLinear, set_switches
+from workers.qat.layers import QuantActivation, QuantConv2d, QuantLinear, set_first_layer, set_switches
+from workers.qat.packing import packed_columns
 from workers.qat.ptq import calibrate
 from workers.qat.state_quant import StateQuantizer
 
@@ -155,6 +156,12 @@ def test_qs15_a_file_says_its_bits_and_convention_and_comes_back(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_equal_models_are_equal_bytes(tmp_path: Path) -> None:
+    for number in range(8):
+        save_converted(convert(network(8)), tmp_path / str(number))
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(8)}) == 1
+
+
 def test_what_is_shared_stands_in_a_file_once_and_comes_back(tmp_path: Path) -> None:
     layer, x = QuantLinear(6, 6), torch.randn(2, 6)
     model = nn.Sequential(layer, nn.ReLU(), layer)
@@ -169,7 +176,7 @@ def test_a_file_of_another_model_is_refused_and_changes_nothing(tmp_path: Path) 
     save_file({"x": torch.ones(1)}, tmp_path / "foreign")
     save_converted(convert(network(8, 6)), tmp_path / "six")
     whole = convert(network(8))
-    parts = {"format": FORMAT, "parts": json.dumps(describe(whole), sort_keys=True)}
+    parts = {FORMAT: json.dumps(describe(whole), sort_keys=True)}
     some = {name: tensor for name, tensor in whole.state_dict().items() if name != "4.scale"}
     save_file(some, tmp_path / "short", parts)
     save_file(some | {"x": torch.ones(1)}, tmp_path / "long", parts)
@@ -204,3 +211,40 @@ def test_what_cannot_be_converted_is_refused_in_one_sentence() -> None:
     reflecting.padding_mode = "reflect"
     with pytest.raises(QuantizationError, match="padding_mode 'reflect'"):
         convert(nn.Sequential(reflecting))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_ta19_a_first_layer_in_full_precision_is_left_so_and_counted_so(bits: int, tmp_path: Path) -> None:
+    model, x = network(bits), torch.randn(16, 1, 4, 4)
+    small = packed_bytes(convert(model))
+    set_first_layer(model, fp32=True)
+    set_switches(model, weights=True, activations=True, state=True, observing=False)
+    converted = convert(model)
+    with torch.no_grad():
+        assert torch.equal(converted(x), model(x))
+    first, activation = converted[0], converted[1]  # type: ignore[index]
+    assert type(first) is nn.Conv2d and type(activation) is nn.Identity and first.padding == (1, 1)
+    assert torch.equal(first.weight, model[0].weight) and unquantized(model) == ["0.weight"]  # type: ignore[arg-type]
+    assert set(describe(converted)) == {"4", "5", "7"}
+    rows, columns = 3, 9  # scales, and that of the activation, are not needed
+    assert packed_bytes(converted) - small == 4 * rows * columns - rows * packed_columns(columns, bits) - 4 * rows - 4
+    path = tmp_path / "model.safetensors"
+    save_converted(converted, path)
+    with torch.no_grad():
+        assert torch.equal(load_converted(blank(model), path)(x), converted(x))
+    with pytest.raises(QuantizationError, match="of other layers or bits"):
+        load_converted(blank(network(bits)), path)
+
+
+def test_ta19_with_nothing_else_to_quantize_there_is_nothing_to_convert() -> None:
+    model = nn.Sequential(QuantLinear(4, 3), nn.ReLU())
+    model[0].fp32 = True  # type: ignore[assignment]
+    with pytest.raises(QuantizationError, match="has no layer to convert"):
+        convert(model)
+
+
+def test_ta19_a_linear_layer_without_a_bias_is_left_as_it_is() -> None:
+    model = nn.Sequential(QuantLinear(4, 3, bias=False), nn.ReLU(), QuantLinear(3, 2))
+    set_first_layer(model, fp32=True)
+    first = convert(model)[0]  # type: ignore[index]
+    assert type(first) is nn.Linear and first.bias is None and torch.equal(first.weight, model[0].weight)

@@ -45,6 +45,13 @@ def test_qs39_one_rank_and_many_come_to_one_result(seed: int, ranks: int) -> Non
     assert rate_change(gang, "a") == rate_change(alone, "a")
 
 
+@given(st.integers(0, 1000), st.integers(2, 9))
+def test_qs39_sums_of_the_same_chunks_are_the_same_bits_on_any_number_of_ranks(seed: int, ranks: int) -> None:
+    chunks = [spike_sums({"a": drawn(seed + n)}, {"a": drawn(seed + n + 1)}) for n in range(2 * ranks)]
+    shares = [chunks[rank * len(chunks) // ranks : (rank + 1) * len(chunks) // ranks] for rank in range(ranks)]
+    assert added([added(share) for share in reversed(shares)]) == added(chunks)
+
+
 def test_qs30_a_spike_one_step_later_costs_traces_little_and_raw_spikes_much() -> None:
     off = drawn(3, 0.1, (60, 5, 8))
     sums = spike_sums({"a": off.roll(1, dims=0)}, {"a": off})

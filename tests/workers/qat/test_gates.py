@@ -18,6 +18,7 @@ from workers.qat.phases import Schedule
 
 PHASES = PhasesConfig(fp32_epochs=5, qat_epochs=12)
 PTQ = PhasesConfig(fp32_epochs=5, qat_epochs=0)
+FINITE = {"not_finite": 0.0, "not_finite_random": 0.0}
 
 
 def qat(bits: int = 8) -> QatConfig:
@@ -27,11 +28,13 @@ def qat(bits: int = 8) -> QatConfig:
 GATES: dict[str, tuple[list[Condition], dict[str, float]]] = {
     "fp32_warmup": (gates.fp32_warmup(PHASES), {"epochs": 5, "loss_over_start": 0.9999, "not_finite": 0}),
     "qat_enabled": (
-        gates.qat_enabled(),
+        gates.qat_enabled(3, 2),
         {
-            "weight_quantizers": 1,
-            "activation_quantizers": 1,
-            "weights_changed": 1,
+            "weight_quantizers": 3,
+            "activation_quantizers": 2,
+            "weights_changed": 3,
+            "activations_changed": 2,
+            "spikes_quantized": 0,
             "misplaced_quantizers": 0,
             "zero_point": 0,
         },
@@ -49,13 +52,13 @@ GATES: dict[str, tuple[list[Condition], dict[str, float]]] = {
         gates.calibration_complete(PTQ),
         {"calibration_batches": 64, "test_samples": 0, "scale_error": 1e-6, "observing": 0, "blind_observers": 0},
     ),
-    "conversion_complete": (gates.conversion_complete(qat()), {"not_finite": 0, "ratio": 4.0, "reload_differs": 0}),
+    "conversion_complete": (gates.conversion_complete(qat()), {**FINITE, "ratio": 4.0, "reload_differs": 0}),
     "conversion_complete, 4 bits": (
         gates.conversion_complete(qat(4)),
-        {"not_finite": 0, "ratio": 8.0, "reload_differs": 0},
+        {**FINITE, "ratio": 8.0, "reload_differs": 0},
     ),
-    "verified": (gates.verified(qat()), {"accuracy_drop": 0.01, "not_finite": 0}),
-    "verified, 2 bits": (gates.verified(qat(2)), {"accuracy_drop": 0.03, "not_finite": 0}),
+    "verified": (gates.verified(qat()), {"accuracy_drop": 0.01, **FINITE}),
+    "verified, 2 bits": (gates.verified(qat(2)), {"accuracy_drop": 0.03, **FINITE}),
     "spiking": (gates.spiking(qat(), ["a", "b"]), dict.fromkeys(("rate_change.a", "rate_change.b"), 0.05)),
     "spiking, 4 bits": (gates.spiking(qat(4), ["a"]), {"rate_change.a": 0.10, "correlation.a": 0.95}),
 }
@@ -101,6 +104,11 @@ def test_ta19_with_nothing_measured_every_condition_fails() -> None:
         assert len(judge(name, conditions, {}).failures) == len(conditions) > 0
 
 
+def test_ta19_a_network_without_quantizers_is_not_quantized() -> None:
+    nothing = dict.fromkeys(GATES["qat_enabled"][1], 0.0)
+    assert len(judge("qat_enabled", gates.qat_enabled(0, 0), nothing).failures) == 4
+
+
 @pytest.mark.parametrize(
     ("relation", "below", "at", "above"), [(">=", False, True, True), ("<=", True, True, False), ("<", True, False, False)]
 )
@@ -143,6 +151,6 @@ def test_qs39_sums_in_any_cut_give_the_same_verdict(correct: list[int], full: in
 
     def verdict(total: float) -> gates.Verdict:
         drop = min(full, count) / count - total / count
-        return judge("verified", gates.verified(qat()), {"accuracy_drop": drop, "not_finite": 0.0})
+        return judge("verified", gates.verified(qat()), {"accuracy_drop": drop, **FINITE})
 
     assert verdict(sum(pieces)) == verdict(sum(reversed(pieces))) == verdict(float(sum(correct)))

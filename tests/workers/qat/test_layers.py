@@ -12,10 +12,13 @@ from workers.qat.layers import (
     QuantActivation,
     QuantConv2d,
     QuantLinear,
+    first_layer,
     quantized_names,
     set_bits,
     set_fake_quant,
+    set_first_layer,
     set_switches,
+    set_weight_bits,
 )
 from workers.qat.observers import RangeObserver
 from workers.qat.scales import weight_scale
@@ -172,3 +175,46 @@ def test_bits_of_what_is_not_there_are_refused() -> None:
         QuantLinear(2, 2, bits=5)
     with pytest.raises(ValueError, match="8, 6, 4 or 2 bits, not 5"):
         QuantActivation(5)
+
+
+def linear() -> QuantLinear:
+    return QuantLinear(2, 2)
+
+
+ORDERS: dict[str, tuple[list[nn.Module], list[int]]] = {
+    "currents": ([linear(), QuantActivation(), linear(), QuantActivation()], [0, 1]),
+    "inputs": ([QuantActivation(), linear(), QuantActivation(), linear(), QuantActivation(), linear()], [0, 1]),
+    "apart": ([linear(), nn.ReLU(), QuantActivation(), linear(), linear(), QuantActivation()], [0, 2]),
+    "the only activation": ([linear(), QuantActivation(), linear()], [0]),
+    "no activation": ([linear(), nn.ReLU(), linear()], [0]),
+    "the only layer": ([QuantActivation(), linear(), QuantActivation()], []),
+    "no layer": ([QuantActivation(), nn.ReLU()], []),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_ta19_a_first_layer_in_full_precision_is_out_of_reach_of_the_switches(order: str) -> None:
+    """With what stands around it, and never all there is."""
+    modules, numbers = ORDERS[order]
+    model = nn.Sequential(*modules)
+    expected = [modules[number] for number in numbers]
+    assert sorted(map(id, first_layer(model))) == sorted(map(id, expected))
+    parts = [module for module in modules if isinstance(module, QuantLinear | QuantActivation)]
+    for fp32 in (True, False):
+        set_first_layer(model, fp32=fp32)
+        set_switches(model, weights=True, activations=True, state=True, observing=True)
+        set_fake_quant(model, True)
+        assert [part.fake_quant for part in parts] == [not (fp32 and part in expected) for part in parts]
+        set_switches(model, weights=False, activations=False, state=False, observing=False)
+        assert not any(part.fake_quant for part in parts)
+
+
+def test_qs23_all_weights_of_a_model_get_fewer_bits_at_once() -> None:
+    torch.manual_seed(0)
+    layer = QuantLinear(6, 4, bits=8, fake_quant=True)
+    model, weight = nn.Sequential(layer, QuantActivation(8)), layer.weight.detach().clone()
+    for bits in (8, 4, 2):
+        set_weight_bits(model, bits)
+        assert layer.quantizer.bits == bits and torch.equal(layer.weight, weight)
+        assert torch.equal(layer.quantizer(layer.weight), fake_quantize(weight, weight_scale(weight, bits), bits))
+    assert model[1].bits == 8

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from workers.qat.convert import convert
-from workers.qat.layers import QuantActivation, QuantLinear, set_switches
+from workers.qat.layers import QuantActivation, QuantLinear, set_first_layer, set_switches
 from workers.qat.ptq import calibrate
 from workers.qat.state_quant import StateQuantizer
 from workers.qat.verify import (
     accuracy_drop,
+    acting,
     activity,
     differences,
     misplaced,
@@ -42,18 +44,22 @@ def spiking(bits: int = 8, activation_bits: int = 8) -> tuple[SpikingMLP, Tensor
     return model, spikes
 
 
+ALL_ACT = {"weights_changed": 2, "activations_changed": 2, "spikes_quantized": 0}
+
+
 def test_qs29_a_sound_model_measures_as_such() -> None:
     model, spikes = spiking()
     assert quantizers(model) == {
+        "layers": 2,
+        "activations": 2,
         "weight_quantizers": 2,
         "activation_quantizers": 2,
-        "weights_changed": 2,
         "misplaced_quantizers": 0,
         "zero_point": 0,
         "observing": 0,
         "blind_observers": 0,
     }
-    assert activity(model, lambda: model(spikes)) == {"activations_changed": 2, "spikes_quantized": 0}
+    assert acting(activity(model, lambda: model(spikes))) == ALL_ACT
     converted = convert(model)
     assert max(scale_error(model, converted).values()) <= 1e-6
     assert misplaced(converted) == []
@@ -64,9 +70,10 @@ def test_qs33_quantizers_that_are_off_or_blind_are_counted_as_such() -> None:
     model, spikes = spiking()
     set_switches(model, weights=False, activations=False, state=False, observing=True)
     found = quantizers(model)
-    assert (found["weight_quantizers"], found["weights_changed"], found["observing"]) == (0, 0, 2)
-    assert found["activation_quantizers"] == 0
-    assert activity(model, lambda: model(spikes))["activations_changed"] == 0
+    assert (found["layers"], found["weight_quantizers"], found["observing"]) == (2, 0, 2)
+    assert (found["activations"], found["activation_quantizers"]) == (2, 0)
+    nothing = dict.fromkeys(ALL_ACT, 0)
+    assert acting(activity(model, lambda: model(spikes))) == nothing
     model.layers[0].current.observer.restart()  # type: ignore[union-attr, operator]
     assert quantizers(model)["blind_observers"] == 1
 
@@ -109,6 +116,51 @@ def test_qs29_a_quantizer_inside_a_neuron_or_a_loss_is_misplaced() -> None:
     assert quantizers(model)["misplaced_quantizers"] == 1
 
 
+def test_qs18_a_quantizer_counts_as_acting_by_what_it_did_in_the_forward_pass() -> None:
+    """Not by what it could do: one that is switched off, passed by or left out changes nothing."""
+    model, spikes = spiking()
+    first, second = model.layers
+    first.linear.fake_quant = False  # type: ignore[union-attr]
+    assert acting(activity(model, lambda: model(spikes))) == {**ALL_ACT, "weights_changed": 1}
+    second.current.forward = lambda x: x  # type: ignore[union-attr]
+    found = acting(activity(model, lambda: model(spikes)))
+    assert found == {**ALL_ACT, "weights_changed": 1, "activations_changed": 1}
+
+
+def test_ta19_of_a_layer_in_full_precision_nothing_is_asked() -> None:
+    model, spikes = spiking()
+    set_first_layer(model, fp32=True)
+    set_switches(model, weights=True, activations=True, state=True, observing=False)
+    found = quantizers(model)
+    assert [found[key] for key in ("layers", "activations", "weight_quantizers", "activation_quantizers")] == [1, 1, 1, 1]
+    assert acting(activity(model, lambda: model(spikes))) == {**ALL_ACT, "weights_changed": 1, "activations_changed": 1}
+    errors = scale_error(model, convert(model))
+    assert set(errors) == {"layers.1.linear", "layers.1.current"} and max(errors.values()) <= 1e-6
+
+
+def test_qs39_the_ranks_find_between_them_what_one_finds_and_some_may_have_no_samples() -> None:
+    """Each quantizer is seen to act by another rank: the counts of neither are those of both."""
+    model = nn.ModuleList([QuantActivation(), QuantActivation(), QuantActivation()])
+    for activation in model:
+        activation.observer.take(torch.tensor([1.0, 1.0]))  # type: ignore[operator]
+    set_switches(model, weights=True, activations=True, state=True, observing=False)
+    shares = [torch.tensor([[0.3, 0.0, 1.0]]), torch.tensor([[0.0, 0.4, 0.0]]), torch.empty(0, 3)]
+
+    def run(*pieces: Tensor) -> None:
+        for piece in pieces:
+            for activation, column in zip(model, piece.unbind(dim=1), strict=True):
+                activation(column)
+
+    def look(*pieces: Tensor) -> dict[str, float]:
+        return activity(model, partial(run, *pieces))
+
+    ranks = [look(share) for share in shares]
+    assert [acting(rank)["activations_changed"] for rank in ranks] == [1, 1, 0]
+    reduced = {key: max(rank[key] for rank in ranks) for key in ranks[0]}
+    assert reduced == look(*shares) == look(torch.cat(shares))
+    assert acting(reduced) == {"weights_changed": 0, "activations_changed": 2, "spikes_quantized": 1}
+
+
 def test_qs29_a_quantizer_on_spikes_is_found_by_what_it_meets() -> None:
     class Wrong(nn.Module):
         def __init__(self) -> None:
@@ -120,8 +172,9 @@ def test_qs29_a_quantizer_on_spikes_is_found_by_what_it_meets() -> None:
             return result
 
     model, currents = Wrong(), torch.rand(10, 3, 4)
-    assert activity(model, lambda: model(currents))["spikes_quantized"] == 1
-    assert activity(model, lambda: model(torch.zeros(10, 3, 4)))["spikes_quantized"] == 0  # nothing fires: no spikes
+    assert acting(activity(model, lambda: model(currents)))["spikes_quantized"] == 1
+    silent = activity(model, lambda: model(torch.zeros(10, 3, 4)))
+    assert acting(silent)["spikes_quantized"] == 0  # nothing fires: no spikes
 
 
 def test_qs29_accuracy_drop_is_of_sums_over_ranks() -> None:

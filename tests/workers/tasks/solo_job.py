@@ -136,8 +136,8 @@ def added(results: list[Sums]) -> Sums:
 
 
 def switches(model: torch.nn.Module) -> Switches:
-    """What is on in a model; all quantizers of a kind must agree."""
-    modules = list(model.modules())
+    """What is on in a model; all quantizers of a kind must agree, but for those that stay in full precision."""
+    modules = [module for module in model.modules() if not getattr(module, "fp32", False)]
 
     def common(kinds: Any, attribute: str) -> bool:
         values = {bool(getattr(module, attribute)) for module in modules if isinstance(module, kinds)}

@@ -17,13 +17,14 @@ from workers.config import TrainingConfig
 from workers.data.digits import Digits
 from workers.elastic import Job
 from workers.errors import DataError, TaskError
+from workers.keeper import Keeper
 from workers.qat import gates
 from workers.qat.artifact import load_converted
-from workers.qat.convert import blank, convert
+from workers.qat.convert import IntegerLinear, PackedWeight, blank, convert, packed_bytes, ratio
 from workers.qat.gates import Condition
-from workers.qat.layers import set_switches
+from workers.qat.layers import QuantActivation, QuantizedLayer, QuantLinear, set_switches
 from workers.qat.observers import range_observers
-from workers.qat.phases import FP32, QUANTIZED, Phase, Switches
+from workers.qat.phases import FP32, QUANTIZED, Phase, Schedule, Switches
 from workers.rounds import Sums
 from workers.tasks import mlp, spiking
 from workers.tasks.digits import DigitsRecipe
@@ -38,12 +39,15 @@ SPIKING: dict[str, Any] = {
 STEPS = 7
 """Of an epoch: 220 training samples in batches of 32."""
 
+MICRO_BATCHES = 2
+"""Of a batch."""
+
 GATES = ["fp32_warmup", "qat_enabled", "qat_complete", "calibration_complete", "conversion_complete", "verified"]
 
 
-def failed_at(gate: str, **values: Any) -> Run:
+def failed_at(gate: str, parts: int = 1, **values: Any) -> Run:
     """A job that `gate` ends: exit code 10, one sentence, and no gate after it."""
-    ended = run(config(**values), fails=TaskError)
+    ended = run(config(**values), parts=parts, fails=TaskError)
     assert isinstance(ended.error, TaskError) and ended.error.exit_code == GATE_FAILED == 10
     sentence = str(ended.error)
     assert sentence.startswith(f"the gate {gate} has failed, and {gates.FAILED[gate]}: ") and "\n" not in sentence
@@ -99,10 +103,27 @@ def test_qs22_the_phases_begin_in_their_order(recipe: dict[str, Any]) -> None:
     calibrations = [f"calibration.{number}" for number in range(32)]
     trained, judged = (
         ["data", "start", *["evaluate"] * 6, "quantizers", "best"],
-        ["calibrated.32", "fp32", "int8", "compare"],
+        ["calibrated.32", "fp32", "int8", "random", "compare"],
     )
     assert names == [*trained, *calibrations, *judged]
     assert [each["gate"] for each in done.result["gates"]] == GATES
+
+
+def test_ck1_each_phase_is_entered_after_what_decides_that_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its first step or round: after the evaluation that may prolong the one before, and before the best weights
+    are put back. That is the state that the keeper saves."""
+    entered: dict[str, tuple[int, int]] = {}
+    calls: list[str] = []
+
+    def enter(self: Keeper, phase: str) -> None:
+        state = self._rank.machine.state
+        entered.setdefault(phase, (state.step, state.round))
+        calls.append(phase)
+
+    monkeypatch.setattr(Keeper, "enter", enter)
+    done = run(config(phases={"fp32_epochs": 2, "qat_epochs": 4}, qat={"freeze_from": 2}))
+    assert list(entered) == list(Phase) and len(calls) > len(done.job.steps) == 6 * STEPS
+    assert [entered[phase] for phase in list(Phase)[:5]] == [(0, 0), (0, 2), (2 * STEPS, 1), (4 * STEPS, 1), (6 * STEPS, 2)]
 
 
 def test_an_evaluation_sees_what_its_epoch_quantizes_and_is_not_observed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +153,46 @@ def test_qs22_few_epochs_still_end_with_everything_quantized(qat_epochs: int) ->
     done = run(config(task=SPIKING, phases={"fp32_epochs": 1, "qat_epochs": qat_epochs}))
     assert done.job.steps[-1].switches[:3] == QUANTIZED[:3]
     assert done.job.added_epochs == {} and done.verdicts["qat_complete"]
+
+
+class WatchesBits(RecordingJob):
+    """Remembers, by epoch, the bits of every weight, and how often ranges were updated when the epoch began."""
+
+    def step(self, loss: Tensor) -> None:
+        bits = {layer.quantizer.bits for layer in self.model.modules() if isinstance(layer, QuantizedLayer)}
+        updates = {int(observer.updates) for observer in range_observers(self.model).values()}
+        self.seen = getattr(self, "seen", {})
+        self.seen.setdefault(self.epoch, (bits, updates))
+        super().step(loss)
+
+
+MULTI: dict[str, Any] = {
+    "phases": {"fp32_epochs": 2, "qat_epochs": 8},
+    "qat": {"weight_bits": 4, "bits_before": [8], "lr": 2e-3},
+}
+
+
+@pytest.mark.parametrize("recipe", [{}, SPIKING])
+def test_qs23_weights_get_fewer_bits_on_the_way_and_ranges_are_observed_anew(recipe: dict[str, Any]) -> None:
+    """8 bits for three epochs, then 4 for five, at half the rate; what is handed over has 4."""
+    done = run(config(task=recipe, **MULTI), job_class=WatchesBits)
+    job = done.job
+    assert isinstance(job, WatchesBits) and len(job.steps) == 10 * STEPS
+    assert [job.seen[epoch][0] for epoch in range(2, 10)] == [{8}] * 3 + [{4}] * 5
+    assert [step.groups[0][0] for step in job.steps[2 * STEPS :: STEPS]] == [2e-3] * 3 + [1e-3] * 5
+    (first,) = [epoch for epoch in range(3, 10) if job.seen[epoch][1] == {0} and job.seen[epoch - 1][1] != {0}]
+    assert first == 5 and job.seen[6][1] == {STEPS} and job.seen[4][1] != {0}
+    assert set(done.verdicts) == set(GATES) and set(done.result["accuracy"]) == {"fp32", "int4"}
+    integer = load_converted(blank(job.model), done.rank.folder / "model" / "int4.safetensors")
+    assert {module.bits for module in integer.modules() if isinstance(module, PackedWeight)} == {4}
+
+
+def test_qs37_a_job_that_goes_on_in_any_stage_comes_to_the_same_end() -> None:
+    whole = run(config(**MULTI), job_class=Photographed)
+    assert isinstance(whole.job, Photographed)
+    for place in ("step 31", "evaluate 35", "step 38", "evaluate 70", "calibrated.32 70", "compare 70"):
+        resumed = run(config(**MULTI), job_class=type("Resumed", (Photographed,), {"begin": whole.job.pictures[place]}))
+        assert (resumed.job.digest, resumed.result) == (whole.job.digest, whole.result), place
 
 
 # ---------------------------------------------------------------------- the best epoch
@@ -216,7 +277,7 @@ def test_qs22_qs24_calibration_runs_in_evaluation_mode_without_gradients(
     monkeypatch.setattr(mlp.DigitsRecipe, "logits", logits)
     run(config(phases={"fp32_epochs": 2, "qat_epochs": qat_epochs}))
     assert set(found) == {(Switches(weights=weights, observing=True), False)}
-    assert len(found) == (32 if qat_epochs else 64)
+    assert len(found) == (32 if qat_epochs else 64) * MICRO_BATCHES
 
 
 def of(wanted: TrainingConfig) -> Pipeline:
@@ -259,11 +320,12 @@ def test_qs22_calibration_batches_are_training_samples_in_an_order_of_their_own(
 
 
 def blind(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
-    """The first calibration batches are not looked at."""
-    real, left = DigitsRecipe.observe, iter(range(batches))
+    """The first calibration batches are not looked at; the samples that the quantizers are judged by are."""
+    real, left = DigitsRecipe.observe, iter(range(batches * MICRO_BATCHES))
 
     def observe(self: DigitsRecipe, ids: Any) -> None:
-        real(self, ids if next(left, None) is None else ids[:0])
+        calibrating = switches(self.model).observing
+        real(self, ids[:0] if calibrating and next(left, None) is not None else ids)
 
     monkeypatch.setattr(DigitsRecipe, "observe", observe)
 
@@ -321,11 +383,101 @@ def test_ta19_qat_is_extended_once_by_three_epochs_at_half_its_first_rate() -> N
     assert all(step.switches.activations for step in done.job.steps[6 * STEPS :])
 
 
-def test_ta19_qat_that_loses_too_much_ends_after_one_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ta19_qat_that_loses_too_much_ends_after_both_extensions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gates.LARGEST_DROP, 8, -2.0)
     ended = failed_at("qat_complete", phases={"fp32_epochs": 2, "qat_epochs": 2})
     assert "accuracy_drop is " in str(ended.error) and "but must be <= -2" in str(ended.error)
-    assert len(ended.job.steps) == 7 * STEPS and ended.job.added_epochs == {"qat": 3}
+    assert len(ended.job.steps) == 10 * STEPS and ended.job.added_epochs == {"qat": 3, "first_layer_fp32": 3}
+
+
+def test_ta19_a_first_layer_without_others_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing would be quantized."""
+    monkeypatch.setitem(gates.LARGEST_DROP, 8, -2.0)
+    monkeypatch.setattr(gates, "qat_enabled", lambda layers, activations: [])  # here is no activation either
+    ended = failed_at("qat_complete", task={"hidden": []}, phases={"fp32_epochs": 2, "qat_epochs": 1})
+    assert ended.job.added_epochs == {"qat": 3}
+
+
+class WatchesTheFirstLayer(WeightsOfEpochs):
+    """Remembers in which steps the first layer, and the activation after it, were in full precision."""
+
+    def step(self, loss: Tensor) -> None:
+        parts = [module for module in self.model.modules() if isinstance(module, (*QuantizedLayer, QuantActivation))]
+        self.left = [*getattr(self, "left", []), [part.fp32 and not part.fake_quant for part in parts]]
+        super().step(loss)
+
+
+def hard_to_quantize(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that knows nothing of the test data while its first layer is quantized."""
+    real = DigitsRecipe.evaluate
+
+    def evaluate(self: DigitsRecipe, model: Any, split: Any, part: int, parts: int) -> Sums:
+        sums = real(self, model, split, part, parts)
+        first = next((m for m in model.modules() if isinstance(m, (*QuantizedLayer, PackedWeight))), None)
+        coded = isinstance(first, PackedWeight) and first.shape[1] == 12
+        knows = not coded and not getattr(first, "fake_quant", False)
+        return {**sums, "correct": sums["count"] if knows else 0.0}
+
+    monkeypatch.setattr(DigitsRecipe, "evaluate", evaluate)
+
+
+HARD: dict[str, Any] = {"phases": {"fp32_epochs": 2, "qat_epochs": 2}, "qat": {"lr": 1e-3}}
+
+
+@pytest.mark.parametrize("recipe", [{}, SPIKING])
+def test_ta19_where_more_epochs_do_not_help_the_first_layer_is_left_in_full_precision(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For three epochs, for good, and in the model that is handed over; which says so, and weighs what it does."""
+    hard_to_quantize(monkeypatch)
+    done = run(config(task=recipe, **HARD), job_class=WatchesTheFirstLayer)
+    job = done.job
+    assert isinstance(job, WatchesTheFirstLayer) and job.added_epochs == {"qat": 3, "first_layer_fp32": 3}
+    assert len(job.steps) == 10 * STEPS and [step.epoch for step in job.steps[-3 * STEPS :: STEPS]] == [7, 8, 9]
+    assert [step.groups[0][0] for step in job.steps[4 * STEPS :]] == [pytest.approx(5e-4)] * 6 * STEPS
+    nothing, whole = [False] * len(job.left[0]), [True, True, *[False] * (len(job.left[0]) - 2)]
+    per_step = 2  # micro-batches
+    before, after = job.left[: -3 * STEPS * per_step], job.left[-3 * STEPS * per_step :]
+    assert before == [nothing] * len(before) and after == [whole] * len(after) and len(before) > 0
+    equal = [all(torch.equal(old[name], new) for name, new in job.now().items()) for old in job.weights]
+    assert sum(equal) == 1 and equal.index(True) >= 7  # the best of the epochs that were trained so
+
+    assert done.verdicts["qat_complete"] and done.verdicts["qat_enabled"]
+    name = "layers.0.linear" if recipe else "0"
+    assert done.result["unquantized"] == [f"{name}.weight"]
+    path = done.rank.folder / "model" / "int8.safetensors"
+    again = load_converted(blank(job.model), path)
+    first = again.get_submodule(name)
+    assert type(first) is torch.nn.Linear
+    assert torch.equal(first.weight, job.model.get_submodule(name).weight)  # type: ignore[arg-type]
+    assert done.result["bytes"]["int8_packed"] == packed_bytes(again) > 4 * 12 * 24
+    values = {gate["gate"]: gate["values"] for gate in done.result["gates"]}
+    layers = sum(isinstance(module, QuantizedLayer) for module in job.model.modules())
+    assert values["qat_enabled"]["weights_changed"] == layers - 1
+    assert values["conversion_complete"]["ratio"] == ratio(job.model, again) < 3.0
+
+
+def test_qs37_a_job_that_goes_on_with_its_first_layer_left_out_comes_to_the_same_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also after the last step, where no epoch of this process has left it out."""
+    hard_to_quantize(monkeypatch)
+    whole = run(config(**HARD), job_class=Photographed)
+    assert isinstance(whole.job, Photographed)
+    for place in (
+        "evaluate 28",
+        "evaluate 49",
+        "step 52",
+        "step 66",
+        "evaluate 70",
+        "best 70",
+        "calibrated.32 70",
+        "compare 70",
+    ):
+        resumed = run(config(**HARD), job_class=type("Resumed", (Photographed,), {"begin": whole.job.pictures[place]}))
+        assert (resumed.job.digest, resumed.result) == (whole.job.digest, whole.result), place
+        name = Path("model") / "int8.safetensors"
+        assert (resumed.rank.folder / name).read_bytes() == (whole.rank.folder / name).read_bytes(), place
 
 
 def test_ta19_quantizers_that_do_nothing_stop_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,11 +487,98 @@ def test_ta19_quantizers_that_do_nothing_stop_the_job(monkeypatch: pytest.Monkey
     assert [name for _, name, _ in ended.job.history][-1] == "quantizers"
 
 
+def test_ta19_quantizers_that_the_training_never_switched_on_stop_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QS-33: what they could do is not asked."""
+    monkeypatch.setattr(Schedule, "switches", lambda self, epoch: FP32)
+    monkeypatch.setattr(Schedule, "is_complete", lambda self, epoch: epoch > 1)
+    ended = failed_at("qat_enabled")
+    assert {step.switches for step in ended.job.steps} == {FP32}
+    for what, number in (("weight_quantizers", 3), ("activation_quantizers", 2), ("weights_changed", 3)):
+        assert f"{what} is 0, but must be >= {number}" in str(ended.error)
+
+
+@pytest.mark.parametrize("recipe", [{}, SPIKING])
+def test_ta19_quantizers_that_let_everything_pass_stop_the_job(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QS-18: they are there, switched on, and have a range."""
+    real = QuantActivation.forward
+
+    def forward(self: QuantActivation, x: Tensor) -> Tensor:
+        real(self, x)
+        return x
+
+    monkeypatch.setattr(QuantActivation, "forward", forward)
+    ended = failed_at("qat_enabled", task=recipe)
+    assert str(ended.error).endswith("do not do what they should: activations_changed is 0, but must be >= 2")
+
+
+def test_ta19_a_layer_whose_weights_pass_unchanged_stops_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of three: the others do not speak for it."""
+    monkeypatch.setattr(QuantLinear, "forward", lambda self, x: plain_in_the_last_layer(self, x))
+    ended = failed_at("qat_enabled")
+    assert str(ended.error).endswith("do not do what they should: weights_changed is 2, but must be >= 3")
+
+
+def plain_in_the_last_layer(layer: QuantLinear, x: Tensor) -> Tensor:
+    weight = layer.quantizer(layer.weight) if layer.fake_quant and layer.out_features != 10 else layer.weight
+    return torch.nn.functional.linear(x, weight, layer.bias)
+
+
+def test_qs33_the_quantizers_are_judged_without_moving_any_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By real training samples, with the switches of the last epoch."""
+    looked: list[tuple[Switches, int]] = []
+    real = DigitsRecipe.observe
+
+    def observe(self: DigitsRecipe, ids: Any) -> None:
+        before = [observer.seen.clone() for observer in range_observers(self.model).values()]
+        real(self, ids)
+        if not switches(self.model).observing:
+            looked.append((switches(self.model), len(ids)))
+            after = [observer.seen for observer in range_observers(self.model).values()]
+            assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+    monkeypatch.setattr(DigitsRecipe, "observe", observe)
+    done = run(config(task=SPIKING, qat={"freeze_from": 50}), parts=40)
+    last = done.job.steps[-1].switches
+    assert last.observing and [on for on, _ in looked] == [last._replace(observing=False)] * MICRO_BATCHES
+    assert sum(number for _, number in looked) == 32
+
+
 def test_ta19_a_model_of_another_size_is_not_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gates.LARGEST_RATIO, 8, 1.0)
     ended = failed_at("conversion_complete")
     assert not ended.job._files
     assert [fields["phase"] for fields in ended.told("phase")] == list(Phase)[:-1]
+
+
+def test_qs29_a_model_that_answers_random_input_with_nan_is_not_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each rank's answers to the same input the largest count, not their sum; the test data shows nothing."""
+    real = DigitsRecipe.answer_random
+
+    def answer_random(self: DigitsRecipe, model: Any) -> Tensor:
+        logits = real(self, model)
+        logits[5, :2] = math.nan
+        return logits
+
+    monkeypatch.setattr(DigitsRecipe, "answer_random", answer_random)
+    ended = failed_at("conversion_complete", parts=3)
+    assert str(ended.error).endswith("was not kept: not_finite_random is 2, but must be <= 0") and not ended.job._files
+
+
+def test_qs29_the_integer_model_is_what_random_input_is_given_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    real = DigitsRecipe.answer_random
+
+    def answer_random(self: DigitsRecipe, model: Any) -> Tensor:
+        asked.append(model)
+        return real(self, model)
+
+    monkeypatch.setattr(DigitsRecipe, "answer_random", answer_random)
+    done = run(config())
+    (model,) = asked
+    assert sum(isinstance(module, IntegerLinear) for module in model.modules()) == 3
+    assert done.result["gates"][-1]["values"]["not_finite_random"] == 0.0
 
 
 def test_qs29_a_model_that_is_not_verified_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,7 +687,8 @@ def test_the_result_says_what_the_integers_are_worth(bits: int, monkeypatch: pyt
     wanted = config(phases={"fp32_epochs": 6, "qat_epochs": 6}, qat={"weight_bits": bits}, seed=5)
     done = run(wanted)
     result, name = json.loads((done.rank.folder / "result.json").read_text(), parse_constant=pytest.fail), f"int{bits}"
-    assert set(result) == {"accuracy", "loss", "bytes", "verified", "gates", "ranges", "digest"}
+    assert set(result) == {"accuracy", "loss", "bytes", "unquantized", "verified", "gates", "ranges", "digest"}
+    assert result["unquantized"] == []
     assert set(result["accuracy"]) == set(result["loss"]) == {"fp32", name}
     assert result["accuracy"]["fp32"] > 0.9 and result["accuracy"][name] > 0.8
     assert result["verified"] is done.result["gates"][-1]["passed"]

@@ -144,7 +144,7 @@ def test_the_bytes_recipe_learns_and_is_verified(library: Path, bits: int) -> No
 def test_qs29_2_bits_are_reported_and_nothing_is_asked_of_their_spikes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gates.LARGEST_DROP, 2, 0.5)
     done = run(config(task=SPIKING, optimizer={"lr": 0.03}, phases={"fp32_epochs": 4}, qat={"weight_bits": 2}))
-    assert set(done.result["gates"][-1]["values"]) == {"accuracy_drop", "not_finite"}
+    assert set(done.result["gates"][-1]["values"]) == {"accuracy_drop", "not_finite", "not_finite_random"}
     assert any(name == "compare" for _, name, _ in done.job.history)
 
 
@@ -308,6 +308,37 @@ def test_a_sample_is_evaluated_alike_every_time_and_nothing_is_changed_by_it(
         recipe.model.train()
         assert recipe.evaluate(recipe.model, "test", 0, 1) == first
     assert all(torch.equal(tensor, before[name]) for name, tensor in recipe.model.state_dict().items())
+
+
+@every_recipe
+def test_qs29_random_input_has_the_shape_and_range_of_the_data_and_is_of_the_seed_alone(
+    task: dict[str, Any], features: int, library: Path
+) -> None:
+    recipes = [recipe_of(config(task=task, seed=seed), features) for seed in (3, 3, 4)]
+    found: list[torch.Tensor] = []
+    for recipe in recipes:
+        recipe.model.load_state_dict(recipes[0].model.state_dict())
+        torch.manual_seed(len(found))
+        with torch.no_grad():
+            found.append(recipe.answer_random(recipe.model.train()))
+        assert not recipe.model.training
+    first, second, other = found
+    assert first.shape == other.shape and len(first) >= 32 and first.isfinite().all()
+    assert torch.equal(first, second) and not torch.equal(first, other)
+    assert len(torch.unique(first, dim=0)) > len(first) // 2
+    inputs: list[torch.Tensor] = []
+    handle = recipes[0].model.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    with torch.no_grad():
+        recipes[0].answer_random(recipes[0].model)
+        recipes[0].evaluate(recipes[0].model, "test", 0, 1)
+    handle.remove()
+    random, real = inputs[0], inputs[1]
+    axis = random.dim() - 2
+    assert random.dtype == real.dtype
+    assert [*random.shape[:axis], *random.shape[axis + 1 :]] == [*real.shape[:axis], *real.shape[axis + 1 :]]
+    low, high = (0, 255) if task is BYTES else (0.0, 1.0) if task is SPIKING else blobs(features).bounds
+    width = high - low
+    assert low <= random.min() < low + width / 20 and high - width / 20 < random.max() <= high
 
 
 @pytest.mark.parametrize("encoding", ["rate", "temporal", "latency", "burst"])

@@ -1,0 +1,36 @@
+"""Exchanges over real sockets, every rank in a thread of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from workers.collectives.exchange import Connector, ExchangeError, FlatExchange, Place, Topology
+from workers.identity import StateId
+
+PLACES = tuple(Place(rank, f"host-{rank}", "127.0.0.1") for rank in range(4))
+
+
+@pytest.fixture
+def store() -> Iterator[str]:
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
+    yield f"127.0.0.1:{server.port}"
+    del server
+
+
+def connect(store: str, prefix: str, states: list[StateId]) -> list[FlatExchange | Exception]:
+    """Every rank in a thread of its own."""
+
+    def one(index: int) -> FlatExchange | Exception:
+        topology = Topology(PLACES[: len(states)], index)
+        try:
+            return Connector().connect(topology, store, prefix, states[index], lambda: False)
+        except ExchangeError as error:
+            return error
+
+    with ThreadPoolExecutor(len(states)) as threads:
+        return list(threads.map(one, range(len(states))))
