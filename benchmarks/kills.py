@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from benchmarks.machine import describe
+from benchmarks.machine import made_by
 from benchmarks.measure import Kill, Recovery, Steady, recovery
 from benchmarks.peers import ours
 from benchmarks.steplog import Commit, LogTail
@@ -206,7 +206,7 @@ def page(outcomes: Sequence[Outcome], command: str) -> str:
         "parameters, global batch 256. Seconds from the kill, as logged by the ranks themselves.",
         "",
         *(line for outcome in outcomes for line in section(outcome)),
-        f"Made by\n\n```\n{command}\n```\n\non {describe()}",
+        made_by(command),
     ]
     return "\n".join(lines) + "\n"
 

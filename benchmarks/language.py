@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.greedy import CUT, CUT_BYTES, WRITTEN, Fixed, Pool, choose, num_new, prompts_of, survey, write
-from benchmarks.machine import describe
+from benchmarks.machine import made_by
 from benchmarks.system import ROOT, exit_on_signals
 from workers.data.library import read_library
 from workers.data.windows import cut
@@ -268,7 +268,7 @@ def page(trained: dict[str, Any], measured: Measured, context: int, talk: str, j
         talk,
         "```",
         "",
-        f"Made by\n\n```\npython -m benchmarks.language --job {job}\n```\n\non {describe()}",
+        made_by(f"python -m benchmarks.language --job {job}"),
     ]
     return "\n".join(lines) + "\n"
 

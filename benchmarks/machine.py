@@ -1,4 +1,4 @@
-"""One sentence on the machine and the versions a result was made with: no host name, no path."""
+"""How a result was made, for the foot of its page: the command, the machine and the versions; no host name, no path."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from pathlib import Path
 PACKAGES = ("torch", "ray", "torchft", "quantarion")
 
 
+def made_by(command: str) -> str:
+    """The last lines of a results page, without the newline at its end."""
+    return f"Made by\n\n```\n{command}\n```\n\non {describe()}"
+
+
 def describe() -> str:
-    """Cores, processor, memory, kernel, Python, packages and the date, for the foot of a results page."""
+    """Cores, processor, memory, kernel, Python, packages and the date."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     packages = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
     parts = [

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.machine import describe
+from benchmarks.machine import made_by
 from benchmarks.system import ROOT, exit_on_signals
 from orchestrator.jobspec import JobSpec, load
 from workers.config import TrainingConfig
@@ -161,7 +161,7 @@ def page(runs: Sequence[Measured], command: str) -> str:
         "",
         "The forward of an integer model emulates: codes are unpacked and computed with in float32.",
         "",
-        f"Made by\n\n```\n{command}\n```\n\non {describe()}",
+        made_by(command),
     ]
     return "\n".join(lines) + "\n"
 

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.gate import open_gate, take_block
-from benchmarks.machine import describe
+from benchmarks.machine import made_by
 from benchmarks.model import WIDTHS
 from benchmarks.peers import ddp, ours
 from benchmarks.ratio import Ratio, ratio_with_interval
@@ -165,13 +165,7 @@ def page(cases: Sequence[Case], command: str) -> str:
             "",
             table(cases),
             "",
-            "Made by",
-            "",
-            "```",
-            command,
-            "```",
-            "",
-            f"on {describe()}",
+            made_by(command),
             "",
         ]
     )

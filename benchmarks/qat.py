@@ -17,7 +17,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe
+from benchmarks.machine import made_by
 from benchmarks.system import ROOT, exit_on_signals
 
 MICRO_BATCH = 16
@@ -132,7 +132,7 @@ def page(over_seeds: Sequence[Run], over_ranks: Sequence[Run], job: Path, comman
         + ("the same" if not different else f"NOT the same: {', '.join(different)} differ")
         + f"; BLAKE2b of its file: {', '.join(sorted({run.model for run in over_ranks}))}.",
         "",
-        f"Made by\n\n```\n{command}\n```\n\non {describe()}",
+        made_by(command),
     ]
     return "\n".join(lines) + "\n"
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.machine import describe
+from benchmarks.machine import made_by
 from benchmarks.measure import Kill, Recovery, Steady, recovery, spread
 from benchmarks.peers import horovod_elastic, ours, ray_train, torchft_replica, torchrun_elastic
 from benchmarks.steplog import Commit, LogTail
@@ -180,13 +180,7 @@ def page(rows: Sequence[Row], limit: float, command: str) -> str:
             "- *survivors kept*: processes that went on under the same pid.",
             f"- The limit per kill is {limit:g} s. Victims are other ranks and rank 0 in turn.",
             "",
-            "Made by",
-            "",
-            "```",
-            command,
-            "```",
-            "",
-            f"on {describe()}",
+            made_by(command),
             "",
         ]
     )

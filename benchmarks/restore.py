@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from benchmarks.machine import describe
+from benchmarks.machine import made_by
 from benchmarks.system import ROOT
 from workers.checkpoint import load, save
 from workers.data import sampler
@@ -126,7 +126,7 @@ def page(rows: Sequence[Outcome], plain: int, command: str) -> str:
             f"| {row.at_restore / base.at_restore - 1:+.1e} | {row.afterwards:.5f} "
             f"| {row.afterwards / base.afterwards - 1:+.1e} |"
         )
-    lines += ["", f"Made by\n\n```\n{command}\n```\n\non {describe()}"]
+    lines += ["", made_by(command)]
     return "\n".join(lines) + "\n"
 
 
