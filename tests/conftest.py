@@ -14,9 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-# A busy machine is no reason for a test to fail.
-settings.register_profile("quantarion", deadline=None)
-settings.load_profile("quantarion")
+# A busy machine is no reason for a test to fail. The examples are the same in every run, so that what is tested is the
+# change and not luck; HYPOTHESIS_PROFILE=search draws new ones, to look for what nobody thought of.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

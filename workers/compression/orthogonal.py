@@ -21,8 +21,9 @@ def orthonormalise(rows: Rows) -> None:
     """Make the r rows of `rows`, float32 [r, m], orthonormal, in place.
 
     v_i ← v_i − Σ_{j<i} (v_j · v_i) v_j, twice, as once is not enough in float32 (Giraud et al. 2005); then
-    v_i ← v_i / (‖v_i‖ + ε). A row is first divided by its largest magnitude, so ε = 1e-8 is relative to it, and gradients
-    of 1e-30 have a direction too. A row of zeros, or one that depends on those before it, becomes zeros.
+    v_i ← v_i / (‖v_i‖ + ε). A row is divided by its largest magnitude before either, so ε = 1e-8 is relative to it, and
+    gradients of 1e-30 have a direction too, and so has the little that a projection may leave. A row of zeros, or one
+    that depends on those before it, becomes zeros.
     """
     for i, row in enumerate(rows):
         largest = np.abs(row).max(initial=0.0)
@@ -33,11 +34,11 @@ def orthonormalise(rows: Rows) -> None:
         for _ in range(2 if i else 0):
             shares = (before * row).sum(axis=1)
             row -= (shares[:, np.newaxis] * before).sum(axis=0)
-        left = _norm(row)
-        if left <= EXHAUSTED * whole:
+        if _norm(row) <= EXHAUSTED * whole:
             row[:] = 0.0
         else:
-            row /= np.float32(left + EPSILON)
+            row /= np.abs(row).max()
+            row /= np.float32(_norm(row) + EPSILON)
 
 
 def _norm(row: Rows) -> float:

