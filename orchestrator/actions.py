@@ -29,6 +29,7 @@ class MemberPlan:
     state: StateId
     donor: bool
     on_line: bool
+    shared_memory: bool = False
 
 
 @dataclass(frozen=True)

@@ -463,7 +463,9 @@ def _rules(spec: JobSpec) -> ms.Rules:
 
 def _describe(up: pb.WorkerUp, host: str) -> tuple[ms.WorkerView, RankState, Answer]:
     rank = up.rank if up.rank >= 0 else None
-    view = ms.WorkerView(up.worker, host, up.pid, up.peer_address, rank=rank, state=wire.state_from_wire(up.state))
+    view = ms.WorkerView(
+        up.worker, host, up.pid, up.peer_address, up.shared_memory, rank=rank, state=wire.state_from_wire(up.state)
+    )
     answer = Answer(
         wire.generation_from_wire(up.promised),
         wire.state_from_wire(up.state),

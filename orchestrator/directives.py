@@ -51,4 +51,5 @@ def _member(member: ms.MemberPlan) -> pb.Member:
         state=wire.state_to_wire(member.state),
         donor=member.donor,
         on_line=member.on_line,
+        shared_memory=member.shared_memory,
     )

@@ -141,10 +141,12 @@ def _shared_memory() -> Check:
     try:
         usage = shutil.disk_usage("/dev/shm")
     except OSError:
-        return Check("/dev/shm", "none", Verdict.NOTE, "Ray uses the temporary folder instead, which is slower")
+        advice = "Ray uses the temporary folder and the ranks of a host use sockets instead, which is slower"
+        return Check("/dev/shm", "none", Verdict.NOTE, advice)
     found = f"{usage.free / GIB:.2f} of {usage.total / GIB:.2f} GiB free"
     if usage.free < _SHM_BYTES:
-        return Check("/dev/shm", found, Verdict.NOTE, "small; in a container start it with --shm-size=1g")
+        advice = "the ranks of a host may have to exchange through sockets; start a container with --shm-size=1g"
+        return Check("/dev/shm", found, Verdict.NOTE, advice)
     return Check("/dev/shm", found)
 
 

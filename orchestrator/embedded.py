@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -78,15 +78,17 @@ class _Slot:
 class EmbeddedCluster:
     """Start, keep and remove a Ray cluster on this machine for the job in `folder`.
 
-    `cpus_per_host` are logical: one for each rank and spare. Use it as a context manager, or call `stop` in a
-    `finally`: both remove every process and folder, also when `start` was interrupted half-way.
+    `cpus_per_host` are logical: one for each rank and spare. `left_behind` are folders of what runs on it, removed with it
+    even where this process is killed. Use it as a context manager, or call `stop` in a `finally`: both remove every process
+    and folder, also when `start` was interrupted half-way.
     """
 
-    def __init__(self, hosts: int, cpus_per_host: int, folder: Path) -> None:
+    def __init__(self, hosts: int, cpus_per_host: int, folder: Path, *, left_behind: Sequence[Path] = ()) -> None:
         if not 1 <= hosts <= MAX_HOSTS:
             raise UserError(f"hosts.max: {hosts} is out of range on one machine; write 1 to {MAX_HOSTS}")
         self.folder = folder
         self.cpus_per_host = cpus_per_host
+        self._left_behind = left_behind
         self._slots = [_Slot(f"127.0.0.{number}") for number in range(2, 2 + hosts)]
         self._marks = reaper.marks(folder)
         self._temp: Path | None = None
@@ -121,7 +123,7 @@ class EmbeddedCluster:
             self._temp = _temp_folder()
             # a second cluster in this process makes Ray create the first one's folder again
             atexit.register(shutil.rmtree, self._temp, ignore_errors=True)
-            self._guardian = reaper.Guardian([self._temp])
+            self._guardian = reaper.Guardian([self._temp, *self._left_behind])
             self._start_head()
             for slot in self._slots:
                 slot.starting = self._starters.submit(self._unless_stopped, self._start_host, slot)

@@ -116,7 +116,12 @@ def _run(folder: JobFolder, cluster: str | None, view: View, interrupts: Interru
         if cluster is None:
             view.note(f"starting Ray with {spec.hosts.max} host{'s' if spec.hosts.max > 1 else ''} in this machine")
             embedded = stack.enter_context(
-                EmbeddedCluster(spec.hosts.max, spec.ranks_per_host + spec.spares_per_host, folder.path)
+                EmbeddedCluster(
+                    spec.hosts.max,
+                    spec.ranks_per_host + spec.spares_per_host,
+                    folder.path,
+                    left_behind=_left_behind(folder),
+                )
             )
             connection = rayenv.connect(embedded.address, rayenv.namespace(spec.name), node_address=HEAD_ADDRESS)
             keep: Callable[[], str | None] = partial(_look_after, embedded)
@@ -314,9 +319,17 @@ def _start_coordinator(folder: JobFolder, connection: rayenv.Connection, pinned:
 
 
 def _remove_runtime(folder: JobFolder) -> None:
+    for each in _left_behind(folder):
+        shutil.rmtree(each, ignore_errors=True)
+
+
+def _left_behind(folder: JobFolder) -> list[Path]:
+    """Where the job's processes on this machine meet: sockets and pages, and the memory that the ranks share."""
+    from workers.memory_file import memory_folder
     from workers.paths import runtime_dir
 
-    shutil.rmtree(runtime_dir(folder.spec.name, folder.path), ignore_errors=True)
+    runtime = runtime_dir(folder.spec.name, folder.path)
+    return [runtime, memory_folder(runtime)]
 
 
 class _Head:

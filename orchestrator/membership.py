@@ -407,7 +407,7 @@ class Membership:
                     self.generation = answer.configured
         else:
             actions = []
-            known.peer_address = worker.peer_address
+            known.peer_address, known.shared_memory = worker.peer_address, worker.shared_memory
             known.moved_at = now
         known.answer = answer
         known.state = answer.state
@@ -583,7 +583,16 @@ class Membership:
             on_line = worker in eligible
             donor = worker is promised[0] if first else on_line and worker.state == authority
             members.append(
-                MemberPlan(worker.worker, worker.rank or 0, worker.host, worker.peer_address, worker.state, donor, on_line)
+                MemberPlan(
+                    worker.worker,
+                    worker.rank or 0,
+                    worker.host,
+                    worker.peer_address,
+                    worker.state,
+                    donor,
+                    on_line,
+                    worker.shared_memory,
+                )
             )
             worker.off_line_since = None if on_line else generation
             worker.running = worker.finished = False

@@ -34,6 +34,7 @@ class WorkerView:
     host: str
     pid: int
     peer_address: str
+    shared_memory: bool = False
     role: Role = Role.IDLE
     rank: int | None = None
     state: StateId = NOWHERE

@@ -47,7 +47,7 @@ def orphans() -> list[str]:
 
 
 def runtime_folders(roots: Iterable[Path] | None = None) -> list[str]:
-    """Remove folders with sockets, pages and Ray's files, under `roots`, that no process uses."""
+    """Remove folders with sockets, pages, shared memory and Ray's files, under `roots`, that no process uses."""
     roots = _runtime_roots() if roots is None else roots
     candidates = [each for root in roots for each in _folders_in(root) if _age(each) > YOUNG_SECONDS]
     if not candidates:

@@ -26,6 +26,7 @@ from workers import wire
 from workers.exits import exit_status
 from workers.identity import Generation
 from workers.link import PACKET_BYTES, page_path, socket_path
+from workers.memory_file import memory_folder, memory_path, remove_abandoned
 from workers.page import Page
 
 logger = logging.getLogger("quantarion.agent")
@@ -54,6 +55,7 @@ class HostAgent:
     def __init__(self, *, host: str, node_id: str, address: str, job_folder: Path, runtime: Path, parent: int = 0) -> None:
         self.host, self.node_id, self.address = host, node_id, address
         self.job_folder, self.runtime = job_folder, runtime
+        self._memory_folder = memory_folder(runtime)
         self.parent = parent  # pid of the raylet that has to outlive this agent; 0: nobody
         self.workers: dict[str, LocalWorker] = {}
         self.exits: list[pb.WorkerExit] = []
@@ -66,6 +68,7 @@ class HostAgent:
         self._listen()
         try:
             await self._reunite()
+            remove_abandoned(self._memory_folder)  # by ranks that ended while there was no agent
             await self._stay_attached()
         finally:
             self._close()
@@ -149,6 +152,10 @@ class HostAgent:
         local.page.close()
         with contextlib.suppress(FileNotFoundError):
             local.page.path.unlink()
+        self._remove_memory(worker)
+
+    def _remove_memory(self, worker: str) -> None:
+        memory_path(self._memory_folder, worker).unlink(missing_ok=True)
 
     def _heard(self, report: pb.RankReport) -> None:
         """Keep what the next HostHello must say about this rank."""
@@ -306,6 +313,7 @@ class HostAgent:
         logger.error("the raylet of this host died: ending its %d workers and this agent", len(self.workers))
         for worker in list(self.workers):
             self._kill(worker, "the raylet of this host died")
+            self._remove_memory(worker)
         logging.shutdown()
         os._exit(1)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from workers import faults
+from workers.compression.config import CompressionConfig
 from workers.qat.config import PhasesConfig, QatConfig
 from workers.settings import Config, Count, LocalPath, Name, unit
 from workers.tasks.config import TaskConfig
@@ -146,6 +147,9 @@ class TrainingConfig(Config):
         description="Epochs from one evaluation to the next; 0 evaluates only at the end.",
         json_schema_extra=unit("epochs"),
     )
+    compression: CompressionConfig = Field(
+        default_factory=CompressionConfig, description="How gradients travel between hosts."
+    )
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="When the state is saved.")
     record_samples: bool = Field(
         True, description="Write the id of every sample read to `samples/`, for `quantarion audit`."
@@ -164,6 +168,15 @@ class TrainingConfig(Config):
             raise ValueError(
                 f"micro_batch is {self.micro_batch}, more than global_batch, which is {self.global_batch}; "
                 f"write micro_batch: {self.global_batch} or less"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_compression(self) -> Self:
+        if self.reproducible and self.compression.compresses:
+            raise ValueError(
+                "reproducible is true, but compression depends on how many ranks there are; write reproducible: false, "
+                "or compression.policy: fixed and compression.codec: none"
             )
         return self
 

@@ -26,6 +26,10 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from workers.collectives.exchange import Abandoned, ExchangeError
+from workers.collectives.reducer import Reducer
+from workers.compression.choice import Choice
+from workers.compression.finite import NonFiniteError
+from workers.compression.fixed import Fixed
 from workers.config import TrainingConfig
 from workers.data import sampler
 from workers.data.loader import MicroBatchLoader
@@ -45,6 +49,9 @@ from workers.transfer import Commit, Snapshot
 __all__ = ["Binding", "Job", "Largest", "Part", "Sums", "bind", "current_job"]
 
 logger = logging.getLogger("quantarion.job")
+
+SKIPPED_IN_A_ROW = 10
+"""Steps whose gradients were not finite, after which a job ends."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,12 @@ class Job:
             scheduler=scheduler,
             scaler=scaler,
             clip_norm=clip_norm if clip_norm is not None else self.config.clip_norm,
+            policy=self._compression_policy(),
+            seed=self.config.seed,
+            follow_learning_rate=self.config.compression.follow_learning_rate,
         )
+        self._reducer: Reducer | None = None
+        self._skipped = 0
         if after_round is not None:
             self._engine.after_round = after_round
         recorder = None
@@ -169,6 +181,15 @@ class Job:
         global _job
         _job = self
         self._rank.serve(self._engine, self)
+
+    def _compression_policy(self) -> Fixed:
+        given = self.config.compression
+        return Fixed(
+            Choice.parse(given.codec),
+            given.dense_steps,
+            given.dense_share,
+            self._batches.steps_per_epoch * self.config.epochs,
+        )
 
     # ------------------------------------------------------------------ what a task may read
 
@@ -332,7 +353,7 @@ class Job:
         if self._recorder is not None:
             self._recorder.begin(turn.step, self._machine.generation, turn.attempt, turn.epoch)
         share = self._batches.share(turn.step, self._seat(turn.step))
-        self._engine.begin_step(self._rank.exchange_in_use, self._rank.must_stop, share.order)
+        self._engine.begin_step(self._rank.exchange_in_use, self._rank.must_stop, share.order, self._reducer)
         pieces = len(share.micro_batches)
         if not pieces:
             with self._abandonable(turn):
@@ -381,11 +402,24 @@ class Job:
             "ranks": self._rank.world,
             "phase": self.phase,
         }
+        refused = self._engine.compression.non_finite
         commit = self._engine.apply_step(meta, generation)
         turn.over = True
+        self._look_at_skipped(commit, refused)
         self._rank.faults.hit("after_apply_alone")
         self._committed(commit)
         self._keeper.after_step(self.committed)
+
+    def _look_at_skipped(self, commit: Commit, refused: NonFiniteError | None) -> None:
+        """A step with a gradient that is not finite changes nothing (CC-15); a run of them is a mistake of the task."""
+        if refused is not None:
+            self._note("non_finite", {"rank": self.rank, "step": commit.after.step, "parameter": refused.name})
+        self._skipped = self._skipped + 1 if commit.meta.get("skipped") else 0
+        if self._skipped >= SKIPPED_IN_A_ROW and self._engine.replica.scaler is None:
+            raise TaskError(
+                f"the gradients of {self._skipped} steps in a row were not finite, the last at step {commit.after.step}; "
+                "events.jsonl names the parameters: lower the learning rate, or write clip_norm: 1.0"
+            )
 
     def _record(self) -> None:
         """What was read goes on record before it can reach a commit; a full disk is told, and training goes on."""
@@ -509,7 +543,9 @@ class Job:
         return self._keeper.found()
 
     def restore(self, snapshot: Snapshot) -> None:
-        self._engine.restore(snapshot)
+        lost = self._engine.restore(snapshot)
+        if lost:
+            self._note("residual_lost", {"rank": self.rank, "step": self.committed, "norm": lost})
         self._log.take_over(snapshot.captured.meta.get("recent", []))
 
     def replay(self, commit: Commit) -> None:
@@ -519,11 +555,20 @@ class Job:
 
     def entered(self) -> None:
         first = self._rank.index == 0
+        self._engine.compression.begin_generation()
+        self._reducer = self._new_reducer()
         self._log.write_from_now_on(first)
         self._plan()
         self._mark = time.perf_counter()
         if first and self._result is not None:
             self._keep_the_end(self._result)
+
+    def _new_reducer(self) -> Reducer | None:
+        """None where gloo's own all-reduce does: nothing is encoded, and no memory is shared; or sums have one order."""
+        rank = self._rank
+        if self.config.reproducible or (not self.config.compression.compresses and len(rank.hosts) == rank.world):
+            return None
+        return Reducer(rank.exchange_in_use, rank.hosts, rank.host_exchange, self._engine.compression)
 
     def _plan(self) -> None:
         """What is to be read from here on, and for how long."""

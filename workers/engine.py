@@ -17,9 +17,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from workers.collectives.buckets import Staging, plan_buckets
+from workers.collectives.buckets import BucketPlan, Staging, plan_buckets
 from workers.collectives.exchange import Abandoned, Exchange, Pending
 from workers.collectives.ordered import LeafSums, SumOrder
+from workers.collectives.reducer import Reducer
+from workers.collectives.shared import Layout
+from workers.compression.choice import NONE, Plan
+from workers.compression.gradients import GradientCompression
 from workers.errors import TaskError
 from workers.faults import Faults
 from workers.identity import NO_GENERATION, Generation, StateId, next_lineage
@@ -32,10 +36,13 @@ from workers.transfer import Commit, Offer, Snapshot, TransferError
 HASHED_ELEMENTS = 1024
 """Sampled from each bucket for the lineage: some 20 µs a bucket where its memory is cold (EP names)."""
 
+HOST_SLOTS = 2
+"""Buckets that the ranks of a host exchange at the same time."""
+
 RETAIN_SECONDS = 30.0
 RETAIN_BYTES = 512 << 20
 
-_SCALARS = ("loss", "samples")
+_SCALARS = ("loss", "samples", "refused")
 
 
 Results = TypeVar("Results")
@@ -58,7 +65,11 @@ class Engine:
         scheduler: Any = None,
         scaler: Any = None,
         clip_norm: float | None = None,
+        policy: Callable[[BucketPlan, int], Plan] | None = None,
+        seed: int = 0,
+        follow_learning_rate: bool = False,
     ) -> None:
+        """`policy(plan, step)`: how the gradients of a step, counted from 1, are compressed; None for not at all."""
         self.machine, self.faults, self.clip_norm = machine, faults, clip_norm
         self.replica = ReplicatedState(model, optimizer, scheduler, scaler)
         self._parameters = [(n, p) for n, p in self.replica.parameters.items() if p.requires_grad]
@@ -67,8 +78,16 @@ class Engine:
         self._buffers = [buffer for buffer in self.replica.buffers.values() if id(buffer) not in observed]
         tail = len(self._parameters) + sum(b.numel() for b in self._buffers) + len(_SCALARS)
         self.staging = Staging(plan_buckets([(n, p.shape) for n, p in self._parameters], tail), self._observers.width)
-        self._in_bucket = [0] * len(self.staging.plan.sizes)
-        for slot in self.staging.plan.slots:
+        plan = self.staging.plan
+        self.compression = GradientCompression(
+            plan,
+            partial(policy or _uncompressed, plan),
+            seed=seed,
+            follow_learning_rate=follow_learning_rate,
+        )
+        self.replica.attached["compression"] = self.compression
+        self._in_bucket = [0] * len(plan.sizes)
+        for slot in plan.slots:
             self._in_bucket[slot.bucket] += 1
         for index, (_, parameter) in enumerate(self._parameters):
             parameter.register_post_accumulate_grad_hook(self._hook(index))
@@ -84,6 +103,7 @@ class Engine:
         self._order: SumOrder | None = None
         self._loss_sum, self._samples = 0.0, 0
         self._exchange: Exchange | None = None
+        self._reducer: Reducer | None = None
         self._stop: Callable[[], bool] = lambda: False
         self._armed = False
         self._pending: list[Pending] = []
@@ -100,16 +120,32 @@ class Engine:
         self.describe: Callable[[], dict[str, Any]] = dict  # what else a snapshot carries
         self.after_round: Callable[[str, dict[str, float]], None] = lambda name, sums: None  # part of the commit
 
+    @property
+    def shared_layout(self) -> Layout:
+        """Of the memory in which the ranks of a host exchange the buckets of this model."""
+        return Layout(elements=max(self.staging.plan.sizes), slots=HOST_SLOTS)
+
     # ------------------------------------------------------------------ one step
 
-    def begin_step(self, exchange: Exchange, stop: Callable[[], bool], order: SumOrder | None = None) -> None:
+    def begin_step(
+        self,
+        exchange: Exchange,
+        stop: Callable[[], bool],
+        order: SumOrder | None = None,
+        reducer: Reducer | None = None,
+    ) -> None:
         """Start step s+1: take the other staging row, remember what the forward pass will change (EP-4).
 
         Args:
             stop: whether to give up.
             order: in which micro-batches are added up, each of them a leaf; None for no order in particular.
+            reducer: takes the gradients over hosts and links, compressed; None for gloo's ring. Not with an order.
         """
-        self._exchange, self._stop, self._order = exchange, stop, order
+        self._exchange, self._stop, self._order, self._reducer = exchange, stop, order, reducer
+        if reducer is not None:
+            reducer.begin()
+            rate = float(self.replica.optimizer.param_groups[0]["lr"])
+            self.compression.begin(self.machine.state, self.machine.generation, rate)
         if order is not None:
             self._leaves.begin(order.mine)
         self._loss_sum, self._samples = 0.0, 0
@@ -159,7 +195,8 @@ class Engine:
             self._launch_rest(batch)
         if self._observers.width:
             self.staging.observed.copy_(self._observers.seen())
-            self._pending.append(self._exchange.all_reduce(self.staging.observed, largest=True))
+            reduce = self._reducer.sum_exactly if self._reducer is not None else self._exchange.all_reduce
+            self._pending.append(reduce(self.staging.observed, largest=True))
         for bucket, pending in enumerate(self._pending):
             self.faults.hit("in_exchange", bucket=bucket)
             pending.wait(self._stop)
@@ -172,6 +209,8 @@ class Engine:
         self._clear_grads()
         self._put_back_buffers()
         self._pending.clear()
+        if self._reducer is not None:
+            self._reducer.abandon()
         self.staging.discard()
         self.in_step = False
 
@@ -180,7 +219,8 @@ class Engine:
     def apply_step(self, meta: dict[str, Any], generation: Generation) -> Commit:
         """Apply the reduced buckets: that is the commit of the next step (EP-5). Raises ApplyError."""
         before = self.machine.state
-        content = self._hash(self.staging.tensors)
+        tensors = [*self.staging.tensors, self.compression.replicated()]
+        content = self._hash(tensors)
         after_step = before.step + 1
         lineage = next_lineage(before, after_step, 0, generation, content)
         after = StateId(after_step, 0, generation, lineage)
@@ -192,7 +232,8 @@ class Engine:
             raise self._lost(error) from error
         unchanged = versions == [tensor._version for tensor in self.staging.tensors]
         self._copies_grads = self._copies_grads or not unchanged
-        commit = Commit(before, after, meta, self.staging.tensors)
+        self.compression.commit(skipped=bool(meta.get("skipped")))
+        commit = Commit(before, after, meta, tensors)
         self.in_step = False
         self._remember(commit, self.staging.current if unchanged else None, servable=unchanged)
         return commit
@@ -255,8 +296,10 @@ class Engine:
             with self.lock:
                 self.staging.flip()
                 self._commits = [(c, s) for c, s in self._commits if s != self.staging.current]
-            for ours, received in zip(self.staging.tensors, commit.tensors, strict=True):
+            *reduced, replicated = commit.tensors
+            for ours, received in zip(self.staging.tensors, reduced, strict=True):
                 ours.copy_(received)
+            self.compression.replay(commit.before, commit.after.generation, replicated)
             self._saved_buffers = [buffer.clone() for buffer in self._buffers]
             done = self.apply_step(commit.meta, commit.after.generation)
         if done.after != commit.after:
@@ -265,8 +308,8 @@ class Engine:
             raise TransferError(f"replaying step {commit.after.step} gave another lineage than the donor's")
         return done
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Take over a donor's state."""
+    def restore(self, snapshot: Snapshot) -> float:
+        """Take over a donor's state. Returns the L2 norm of the residuals that are lost by it (CC-12)."""
         with self.lock:
             self.machine.lost_state()
             self.restores += 1
@@ -274,9 +317,11 @@ class Engine:
             self._snapshot = None
         self._clear_grads()
         self.in_step = False
+        lost = self.compression.lose()
         self.replica.restore(snapshot.captured)
         with self.lock:
             self.machine.synced(snapshot.state, snapshot.previous)
+        return lost
 
     def capture(self) -> Snapshot:
         """A copy of the committed state, also in the middle of a step (the forward pass changes buffers only)."""
@@ -361,6 +406,8 @@ class Engine:
                 if self._order is None:
                     self._fill(index)
                     self._launch_ready()
+                    if self._reducer is not None:
+                        self._reducer.progress()
 
         return arrived
 
@@ -396,15 +443,23 @@ class Engine:
 
     def _launch(self) -> None:
         assert self._exchange is not None
-        self._pending.append(self._exchange.all_reduce(self.staging.buckets[len(self._pending)]))
+        bucket = len(self._pending)
+        if self._reducer is not None:
+            self._pending.append(self._reducer.sum_bucket(bucket, self.staging.gradient(bucket)))
+        else:
+            self._pending.append(self._exchange.all_reduce(self.staging.buckets[bucket]))
 
     def _launch_rest(self, batch: int) -> None:
         for index in range(len(self._parameters)):
             if index not in self._used:
                 self._fill(index)  # left out by this backward: what earlier micro-batches gave, or nothing
-        self._fill_tail(self.staging.tail, batch)
+        if self._reducer is None:
+            self._fill_tail(self.staging.tail, batch)
         while len(self._pending) < len(self._arrived):
             self._launch()
+        if self._reducer is not None:  # by now every gradient was looked at
+            self._fill_tail(self.staging.tail, batch)
+            self._pending.append(self._reducer.sum_exactly(self.staging.tail))
 
     def _check_tensors(self) -> None:
         """The tensors of the model must still be those that the state is made of. Raises TaskError."""
@@ -434,7 +489,8 @@ class Engine:
             else:
                 part.zero_()
             position += buffer.numel()
-        tail[position:] = torch.tensor([self._loss_sum, float(self._samples)])
+        refused = float(self.compression.non_finite is not None)
+        tail[position:] = torch.tensor([self._loss_sum, float(self._samples), refused])
 
     @torch.no_grad()
     def _apply(self, meta: dict[str, Any]) -> None:
@@ -449,9 +505,16 @@ class Engine:
                 parameter.grad = view.to(device=parameter.device, dtype=parameter.dtype, copy=True)
             else:
                 parameter.grad = view
-        loss_sum, samples = tail[-len(_SCALARS) :].tolist()
+        loss_sum, samples, refused = tail[-len(_SCALARS) :].tolist()
         meta["loss"] = loss_sum / samples if samples else None
         meta["lr_current"] = float(optimizer.param_groups[0]["lr"])
+        if refused:
+            meta["skipped"] = True
+            if scaler is None:
+                self._put_back_buffers()
+                self._clear_grads()
+                return
+            self._overflow()
         with torch.enable_grad():
             if scaler is not None:
                 scaler.unscale_(optimizer)
@@ -468,6 +531,11 @@ class Engine:
         self._apply_buffers(tail[count : len(tail) - len(_SCALARS)])
         self._observers.take(self.staging.observed)
         self._clear_grads()
+
+    def _overflow(self) -> None:
+        """A rank's gradient was refused: the scaler is to see it, skip the step as well, and scale less."""
+        grads = [parameter.grad for _, parameter in self._parameters if parameter.grad is not None]
+        grads[0].fill_(torch.inf)
 
     def _apply_buffers(self, deltas: torch.Tensor) -> None:
         position = 0
@@ -497,3 +565,7 @@ class Engine:
             stride = max(1, tensor.numel() // HASHED_ELEMENTS)
             hasher.update(tensor_bytes(tensor[::stride]))
         return int.from_bytes(hasher.digest(), "big")
+
+
+def _uncompressed(plan: BucketPlan, step: int) -> Plan:
+    return (NONE,) * len(plan.sizes)

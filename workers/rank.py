@@ -6,6 +6,7 @@ to stop; `ensure_training` is where it waits, heals and connects until it may tr
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -17,20 +18,14 @@ from typing import Protocol
 from quantarion.v1 import control_pb2 as pb
 
 from workers import wire
-from workers.collectives.exchange import (
-    Abandoned,
-    Connector,
-    ExchangeError,
-    FlatExchange,
-    Graveyard,
-    Place,
-    Topology,
-    store_prefix,
-)
+from workers.collectives.connect import Connector, store_prefix
+from workers.collectives.exchange import Abandoned, ExchangeError, FlatExchange, Graveyard, Hosts, Place, Topology
+from workers.collectives.shared import HostExchange, HostMemory, Layout, by_memory, enter
 from workers.engine import ApplyError, Engine
 from workers.faults import Faults
 from workers.identity import GENESIS, NO_GENERATION, NOWHERE, Generation, StateId
 from workers.link import AgentLink, new_worker_id, page_path, socket_path
+from workers.memory_file import MemoryShortage, memory_folder, memory_path, remove_abandoned
 from workers.page import Page
 from workers.protocol import PrepareOrder, RankMachine, RankState, Sync
 from workers.transfer import Commit, Offer, Snapshot, StateClient, StateServer, TransferError
@@ -69,7 +64,19 @@ class Host(Protocol):
 class Rank:
     """The process's place in the job."""
 
-    def __init__(self, *, job: str, host: str, address: str, folder: Path, runtime: Path, faults: list[str]) -> None:
+    def __init__(
+        self,
+        *,
+        job: str,
+        host: str,
+        address: str,
+        folder: Path,
+        runtime: Path,
+        faults: list[str],
+        shares_memory: bool = False,
+    ) -> None:
+        """`shares_memory`: with other ranks of its host, if the machine has the room."""
+        self.shares_memory = shares_memory
         self.job, self.host, self.address, self.folder, self.runtime = job, host, address, folder, runtime
         self.worker = new_worker_id()
         self.machine = RankMachine()
@@ -78,6 +85,10 @@ class Rank:
         self.first_step = 0
         self.topology = Topology((), -1)
         self.exchange: FlatExchange | None = None
+        self.hosts: Hosts = ()
+        """The members of this generation that share memory, by host; one that shares none is a host of its own."""
+        self.host_exchange: HostExchange | None = None
+        self.host_memory: HostMemory | None = None
         self.longest_step = 0.0
         self.faults = Faults(faults, folder / "faults", self._where)
         runtime.mkdir(parents=True, exist_ok=True, mode=0o700)  # where the agent is still starting
@@ -100,9 +111,23 @@ class Rank:
     def serve(self, engine: Engine, owner: Host) -> None:
         """The task has built its model: from now on this process can be given a place."""
         self.engine, self._owner = engine, owner
+        if self.shares_memory:
+            self._make_memory(engine.shared_layout)
         self._server = StateServer(self.address, self._find_offer)
         self._note_state()
         list(self._poll_link())
+
+    def _make_memory(self, layout: Layout) -> None:
+        """Where there is none, the ranks of this host exchange through sockets (CC-2)."""
+        folder = memory_folder(self.runtime)
+        try:
+            remove_abandoned(folder)
+            self.host_memory = HostMemory(memory_path(folder, self.worker), layout)
+        except (MemoryShortage, OSError) as error:
+            fields = {"host": self.host, "message": f"{error}; until then its ranks go through sockets"}
+            self.link.send(pb.RankReport(worker=self.worker, note=pb.Note(kind="shared_memory", json=json.dumps(fields))))
+        else:
+            self.at_exit(self.host_memory.remove)
 
     def at_exit(self, action: Callable[[], None]) -> None:
         """Run before the process leaves for good: flush what is buffered."""
@@ -134,6 +159,7 @@ class Rank:
             healed=machine.healed,
             phase=machine.phase.value,
             rank=self.number,
+            shared_memory=self.host_memory is not None,
         )
 
     # ------------------------------------------------------------------ poll points
@@ -234,6 +260,7 @@ class Rank:
         if self.exchange is not None:
             self._graveyard.bury(self.exchange)
             self.exchange = None
+        self.host_exchange = None
 
     def _enter(self, configure: pb.Configure) -> None:
         """CONFIGURE: take the place, get to the authority's state, connect (EP-9)."""
@@ -257,6 +284,9 @@ class Rank:
             elif sync is not Sync.GO_ON:
                 self._get_state([m.peer_address for m in configure.members if m.donor], authority)
             self.faults.hit("in_connect")
+            self.hosts = by_memory(configure.members)
+            if self.host_memory is not None:
+                self.host_exchange = enter(self.host_memory, self.host, configure.members, generation)
             self.exchange = self._connector.connect(
                 self.topology,
                 configure.store_address,

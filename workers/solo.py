@@ -42,7 +42,10 @@ class SoloRank:
         self.folder = Path(tempfile.mkdtemp(prefix="quantarion-solo-"))
         self.page, self.link = _NoPage(), _NoLink()
         self.engine: Any = None
-        self.exchange_in_use = FlatExchange(Topology((Place(0, "solo", "127.0.0.1"),), 0), None)
+        self.exchange_in_use = FlatExchange(Topology((Place(0, "solo", "127.0.0.1"),), 0))
+
+        self.hosts = ((0,),)
+        self.host_exchange = None
 
     def serve(self, engine: Any, owner: Any) -> None:
         self.engine = engine

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -26,6 +26,14 @@ class Captured:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+class Attached(Protocol):
+    """Something beside the model that must be the same on every member."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None: ...
+
+
 class ReplicatedState:
     """Names every tensor of a model and its optimizer, and copies them out and in."""
 
@@ -34,6 +42,7 @@ class ReplicatedState:
         self.history: list[tuple[int, str, dict[str, float]]] = []
         self.kept: dict[str, torch.Tensor] = {}  # parameters and buffers as they were at an earlier step, by name
         self.added_epochs: dict[str, int] = {}  # by the phase that they extend
+        self.attached: dict[str, Attached] = {}  # by the first part of the names of its tensors
         self.parameters = named_parameters(model, optimizer)
         self.buffers = dict(model.named_buffers())
         self._names = {id(p): name for name, p in self.parameters.items()}
@@ -49,6 +58,8 @@ class ReplicatedState:
         for name, buffer in self.buffers.items():
             tensors[f"buffer.{name}"] = (before or {}).get(id(buffer), buffer).detach().cpu().clone()
         tensors |= {f"kept.{name}": tensor.clone() for name, tensor in self.kept.items()}
+        for prefix, attached in self.attached.items():
+            tensors |= {f"{prefix}.{name}": tensor for name, tensor in attached.state_dict().items()}
         scalars: dict[str, Any] = {}
         for parameter, entries in self.optimizer.state.items():
             owner = self._names[id(parameter)]
@@ -108,8 +119,9 @@ class ReplicatedState:
             self.scaler._per_optimizer_states.clear()  # of an apply that raised half-way
         self.history[:] = [(int(s), str(n), dict(d)) for s, n, d in captured.meta["history"]]
         self.added_epochs = dict(captured.meta.get("added_epochs", {}))
-        kept = {name.removeprefix("kept."): t for name, t in captured.tensors.items() if name.startswith("kept.")}
-        self.kept = {name: tensor.clone() for name, tensor in kept.items()}
+        self.kept = {name: tensor.clone() for name, tensor in _below("kept", captured).items()}
+        for prefix, attached in self.attached.items():
+            attached.load_state_dict(_below(prefix, captured))
 
     def _restore_optimizer(self, captured: Captured) -> None:
         by_owner: dict[str, dict[str, Any]] = {}
@@ -154,6 +166,12 @@ class ReplicatedState:
     def digest(self) -> str:
         """BLAKE2b-128 over all tensors in name order and the plain values (EP-18)."""
         return digest(self.capture())
+
+
+def _below(prefix: str, captured: Captured) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with it, by the rest of their names."""
+    prefix += "."
+    return {name.removeprefix(prefix): t for name, t in captured.tensors.items() if name.startswith(prefix)}
 
 
 def digest(captured: Captured) -> str:

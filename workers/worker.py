@@ -34,7 +34,15 @@ def run(*, job_folder: Path, host: str, address: str) -> None:
         os.chdir(values["started_in"])  # what relative paths are relative to
     torch.set_num_threads(config.threads_per_rank)
     runtime = runtime_dir(config.name, job_folder)
-    rank = Rank(job=config.name, host=host, address=address, folder=job_folder, runtime=runtime, faults=list(config.faults))
+    rank = Rank(
+        job=config.name,
+        host=host,
+        address=address,
+        folder=job_folder,
+        runtime=runtime,
+        faults=list(config.faults),
+        shares_memory=values["ranks_per_host"] > 1 and not config.reproducible,
+    )
     elastic.bind(elastic.Binding(rank, config))
     _keep_output(job_folder / "logs" / f"{rank.worker}.out")
     try:

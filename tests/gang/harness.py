@@ -33,6 +33,7 @@ from tests.gang.program import SAMPLES, learning_rate
 from tests.gang.zygote import Child, ask
 from workers.faults import parse
 from workers.link import page_path
+from workers.memory_file import memory_folder, memory_path
 from workers.page import Page
 from workers.paths import runtime_dir
 
@@ -70,7 +71,10 @@ class Gang:
     nodes: int | None = None  # machines there are at first; as many as hosts where None
     own_seeds: bool = False
     odd_rounds: bool = False
+    full: tuple[str, ...] = ()  # hosts whose /dev/shm has no room
+    greet: bool = False  # in every generation, over the memory of a host
     reproducible: bool = False
+    codec: str = "none"
     epochs: int = EPOCHS
     continued: int = 0  # stopped ranks that were let go on in time
     killed: list[int] = field(default_factory=list)  # workers that the test has killed
@@ -87,6 +91,10 @@ class Gang:
             (self.folder / "own-seeds").touch()
         if self.odd_rounds:
             (self.folder / "odd-rounds").touch()
+        if self.greet:
+            (self.folder / "greetings").mkdir()
+        for host in self.full:
+            (self.folder / f"{host}.full").touch()
         self.set_nodes(ADDRESSES[: self.hosts if self.nodes is None else self.nodes])
         self._ask(do="begin")
         self._ask(do="fork", kind="coordinator")
@@ -100,6 +108,7 @@ class Gang:
                 "global_batch": GLOBAL_BATCH,
                 "micro_batch": 4,
                 "reproducible": self.reproducible,
+                "compression": {"policy": "fixed", "codec": self.codec},
                 "ranks_per_host": 2,
                 "spares_per_host": self.spares,
                 "hosts": {"min": self.hosts_min, "max": self.hosts},
@@ -239,6 +248,14 @@ class Gang:
         with closing(self._page(rank)) as page:
             return page.progress().step
 
+    def memory(self, rank: int) -> Path:
+        """The file that this rank shows to the others of its host."""
+        return memory_path(self.memory_folder, str(self.members()[rank]["worker"]))
+
+    @property
+    def memory_folder(self) -> Path:
+        return memory_folder(runtime_dir("gang", self.folder))
+
     def _page(self, rank: int) -> Page:
         return Page(page_path(runtime_dir("gang", self.folder), str(self.members()[rank]["worker"])))
 
@@ -304,6 +321,7 @@ class Gang:
         answer = self.wait_for("the end", self._ended)
         alive = [c for c in self.processes() if c.status is None and not c.removed]
         self.left_over = [c for c in alive if c.kind != "coordinator"]
+        self.left_memory = sorted(self.memory_folder.glob("*.memory"))
         self.clear()
         return int(answer["exit_code"])
 
@@ -315,7 +333,8 @@ class Gang:
         """Kill what there is, and wait until it is gone."""
         self._ask(do="end")
         self.wait_for("the end of every process", lambda: all(c.status is not None for c in self.processes()))
-        shutil.rmtree(runtime_dir("gang", self.folder), ignore_errors=True)
+        for folder in (runtime_dir("gang", self.folder), self.memory_folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def check(self, *, same_as: str | None = None) -> None:
         """Run to the end and assert everything that must hold whatever was broken.
@@ -343,6 +362,8 @@ class Gang:
         died = len([c for c in unasked if c.kind == "agent"]), len([c for c in unasked if c.kind == "coordinator"])
         assert died == (self.agents_killed, self.coordinators_killed + len(self.coordinator_deaths)), self.story()
         assert self.left_over == [], self.story()
+        removed = [f"w{c.pid}-" for c in ended if c.removed]
+        assert [path for path in self.left_memory if not path.name.startswith(tuple(removed))] == []
 
     def _lost_hosts(self) -> set[str]:
         return {str(event["host"]) for event in self.events("host_lost")}

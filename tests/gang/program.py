@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,9 +15,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from workers import elastic
+from workers.collectives.exchange import Abandoned, ExchangeError
+from workers.collectives.shared import Layout
 from workers.data import sampler
 from workers.elastic import Job, Largest
+from workers.engine import Engine
 from workers.observing import StepObserver
+from workers.rank import Rank
 
 SAMPLES = 256
 ROWS_AT_ONCE = 16
@@ -62,6 +67,7 @@ def train() -> None:
     assert binding is not None
     if (binding.rank.folder / "own-seeds").exists():
         torch.manual_seed(os.getpid())  # a model of its own on every rank
+    want_too_much(binding.rank)
     model = nn.Sequential(
         nn.Linear(12, 24),
         Ranges(),
@@ -103,13 +109,14 @@ def train() -> None:
         evaluate=correct,
         after_round=after_round,
     )
-    log = DigestLog(job)
+    log, greetings = DigestLog(job), Greetings(job)
     data = job.collect(
         "data", lambda part, parts: {"rows": len(inputs[part::parts]), "top": Largest(inputs[part::parts].max())}
     )
     assert data == {"rows": SAMPLES, "top": float(inputs.max())}
     for x, y in job.batches():
         log.note()
+        greetings.note()
         dawdle(job)
         job.step(cross_entropy(model(x), y))
     if (job.folder / "odd-rounds").exists():
@@ -118,6 +125,13 @@ def train() -> None:
     job.collect("best", lambda part, parts: {})
     job.collect("ranges", observed, observe=True)
     log.note(final=True)
+
+
+def want_too_much(rank: Rank) -> None:
+    """More shared memory than there is, on a host that is to be without."""
+    engine: Any = Engine
+    if (rank.folder / f"{rank.host}.full").exists():
+        engine.shared_layout = property(lambda self: Layout(1 << 44, 1))
 
 
 def dawdle(job: Job) -> None:
@@ -148,6 +162,34 @@ class DigestLog:
             line = {"state": [state.step, state.round, *state.generation, state.lineage], "digest": self._job.digest}
             with self._path.open("a") as file:
                 file.write(json.dumps({**line, "final": final}) + "\n")
+
+
+class Greetings:
+    """`greetings/<worker>.jsonl`, if there is such a folder: who shares memory in a generation, found out through it."""
+
+    def __init__(self, job: Job) -> None:
+        assert isinstance(job._rank, Rank)
+        self._rank = job._rank
+        self._folder = job.folder / "greetings"
+        self._greets = self._folder.exists()
+        self._last: object = None
+
+    def note(self) -> None:
+        """At the first micro-batch of a generation: the sum of the numbers of the host's ranks, null without memory."""
+        rank, generation = self._rank, self._rank.machine.generation
+        if not self._greets or generation == self._last:
+            return
+        self._last = generation
+        number, world = torch.tensor([float(rank.number)]), None
+        if rank.host_exchange is not None:
+            world = rank.host_exchange.world
+            try:
+                rank.host_exchange.all_reduce(number).wait(rank.must_stop)
+            except (Abandoned, ExchangeError):
+                return
+        line = {"generation": list(generation), "rank": rank.number, "host": rank.host, "world": world}
+        with (self._folder / f"{rank.worker}.jsonl").open("a") as file:
+            file.write(json.dumps({**line, "sum": float(number) if world else None}) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from orchestrator import rayenv
 from orchestrator.embedded import HEAD_ADDRESS, EmbeddedCluster
-cluster = EmbeddedCluster(1, 2, Path(sys.argv[1]))
+cluster = EmbeddedCluster(1, 2, Path(sys.argv[1]), left_behind=[Path(sys.argv[1], "memory")])
 cluster.start()
 rayenv.connect(cluster.address, "quantarion-second", node_address=HEAD_ADDRESS)
 print(cluster.address, cluster._temp, cluster._guardian.pid, flush=True)
@@ -133,6 +133,7 @@ def test_a_killed_host_takes_its_processes_along_and_comes_back(cluster: Embedde
 def test_ep12_two_clusters_at_once_and_kill_9_of_a_driver_leaves_nothing_of_it(
     cluster: EmbeddedCluster, child_environment: dict[str, str], tmp_path: Path
 ) -> None:
+    (tmp_path / "memory").mkdir()
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(tmp_path)],
         env=child_environment,
@@ -155,7 +156,7 @@ def test_ep12_two_clusters_at_once_and_kill_9_of_a_driver_leaves_nothing_of_it(
     for pidfd in pidfds:
         assert select.select([pidfd], [], [], 60)[0], "a process outlived its driver"
         os.close(pidfd)
-    assert not Path(temp).exists()
+    assert not Path(temp).exists() and not (tmp_path / "memory").exists()
     assert not sweep.job_alive(tmp_path)
     assert len(cluster.hosts()) == 2 and cluster.failure() is None
 

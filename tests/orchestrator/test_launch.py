@@ -20,6 +20,8 @@ from orchestrator.jobspec import JobSpec
 from orchestrator.launch import _has_phases, _Head, _StopRequest, stop_sentence
 from orchestrator.view import View
 from tests.orchestrator.fake_operator import FakeOperator, append, make_job, served
+from workers.memory_file import memory_folder, memory_path
+from workers.paths import runtime_dir
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 
@@ -60,6 +62,18 @@ def test_a_signal_is_repeated_until_the_coordinator_has_heard_it(tmp_path: Path)
         follow(TERM, INT)
         follow(TERM, INT)
     assert [(stop.reason, stop.now) for stop in operator.stops] == [("SIGTERM", False), ("Ctrl-C", True)]
+
+
+def test_cc2_the_memory_of_the_ranks_is_removed_with_the_sockets_and_pages(tmp_path: Path) -> None:
+    spec = JobSpec.model_validate({"name": "demo", "storage": str(tmp_path), "task": {"script": "train.py"}})
+    with JobFolder(spec, cluster=None, resume=False, exact=False) as folder:
+        runtime = runtime_dir("demo", folder.path)
+        left = [runtime / "w1.page", memory_path(memory_folder(runtime), "w1")]
+        for path in left:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        launch._remove_runtime(folder)
+    assert not any(path.parent.exists() for path in left)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,11 @@ class BucketPlan:
         """First element of the tail in the last bucket."""
         return self.sizes[-1] - self.tail
 
+    @property
+    def gradient_sizes(self) -> tuple[int, ...]:
+        """`sizes` without the tail."""
+        return (*self.sizes[:-1], self.tail_start)
+
 
 def plan_buckets(
     parameters: Sequence[tuple[str, torch.Size]],
@@ -105,6 +110,10 @@ class Staging:
     @property
     def buckets(self) -> list[torch.Tensor]:
         return self.row.buckets
+
+    def gradient(self, bucket: int) -> torch.Tensor:
+        """The bucket without the tail."""
+        return self.row.buckets[bucket][: self.plan.gradient_sizes[bucket]]
 
     @property
     def views(self) -> list[torch.Tensor]:

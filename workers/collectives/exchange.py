@@ -7,8 +7,8 @@ its time-out in a graveyard; the next generation uses fresh groups on a fresh st
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
@@ -19,12 +19,13 @@ import torch.distributed as dist
 
 from workers.collectives.buckets import Row
 from workers.collectives.ordered import Node, SumOrder, fold
-from workers.identity import Generation, StateId
 
-SLICE = timedelta(milliseconds=10)
+SLICE_SECONDS = 0.01
 """How long a wait goes without looking at the bell."""
 
-MIN_TIMEOUT_SECONDS = 30.0
+PHASES = 4
+"""Of a bucket's way: two exchanges, each of shards to their owners and of sums to everybody. Each phase has its own gloo
+group, as gloo matches the operations of a group by their order, and a phase of one bucket must not wait for another's."""
 
 
 class Abandoned(Exception):
@@ -56,6 +57,10 @@ class Topology:
         return len(self.places)
 
 
+Hosts = tuple[tuple[int, ...], ...]
+"""Members by host, each host's in rank order."""
+
+
 class Pending(Protocol):
     """One operation in flight."""
 
@@ -83,23 +88,32 @@ class Exchange(Protocol):
         """
 
 
-class _GlooPending:
+class Underway:
+    """An operation of gloo in flight."""
+
     def __init__(self, work: dist.Work) -> None:
         self._work = work
 
     def wait(self, stop: Callable[[], bool]) -> None:
-        work = self._work
-        while True:
-            try:
-                work.wait(SLICE)
-                return
-            except RuntimeError as error:
-                if work.is_completed():
-                    if work.is_success():
-                        return
-                    raise ExchangeError(str(error).split("\n")[0]) from None
+        while not self.ready():
             if stop():
                 raise Abandoned
+            self.block(SLICE_SECONDS)
+
+    def ready(self) -> bool:
+        """True where it is done. Raises ExchangeError where it has failed."""
+        if not self._work.is_completed():
+            return False
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise ExchangeError(str(error).split("\n")[0]) from None
+        return True
+
+    def block(self, seconds: float) -> None:
+        """Return when it is done or has failed, or after `seconds`."""
+        with suppress(RuntimeError):
+            self._work.wait(timedelta(seconds=seconds))
 
     @property
     def settled(self) -> bool:
@@ -115,23 +129,23 @@ class _Done:
 
 
 class FlatExchange:
-    """Gloo's collectives over all ranks alike."""
+    """Gloo's collectives over all ranks alike, in the groups of a generation; in none for a world of one."""
 
-    def __init__(self, topology: Topology, group: Any) -> None:
+    def __init__(self, topology: Topology, groups: Sequence[Any] = ()) -> None:
         self.topology = topology
-        self._group = group
-        self._flying: list[_GlooPending] = []
+        self._groups = groups
+        self._flying: list[Underway] = []
 
     def all_reduce(self, buffer: torch.Tensor, *, largest: bool = False) -> Pending:
-        if self._group is None:
+        if not self._groups:
             return _Done()
         options: Any = dist.AllreduceOptions()  # its type stub wants another type
         options.reduceOp = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
-        return self._start(lambda: self._group.allreduce([buffer], options))
+        return self._start(lambda: self._groups[0].allreduce([buffer], options))
 
     def sum_in_order(self, nodes: Sequence[tuple[Node, Row]], order: SumOrder, out: Row) -> Sequence[Pending]:
         mine = [[(node, row.buckets[index]) for node, row in nodes] for index in range(len(out.buckets))]
-        if self._group is None:
+        if not self._groups:
             for target, whole in zip(out.buckets, mine, strict=True):
                 target.copy_(fold(whole))
             return [_Done()]
@@ -140,18 +154,21 @@ class FlatExchange:
             bucket.following = following
         return found
 
-    def all_to_all(self, received: torch.Tensor, sent: torch.Tensor, sizes: list[int], per_member: int) -> Pending:
-        """Start to send `per_member` elements of `sent` to each member, in rank order, and to receive `sizes` of them."""
-        lengths = [per_member] * self.topology.world
-        return self._start(lambda: self._group.alltoall_base(received, sent, sizes, lengths, dist.AllToAllOptions()))
+    def all_to_all(
+        self, received: torch.Tensor, sent: torch.Tensor, receive: list[int], send: list[int], phase: int = 0
+    ) -> Underway:
+        """Start to send `send[m]` elements of `sent` to member m, one member's behind the other's, and to receive
+        `receive[m]` of them."""
+        options = dist.AllToAllOptions()
+        return self._start(lambda: self._groups[phase].alltoall_base(received, sent, receive, send, options))
 
-    def all_gather(self, gathered: torch.Tensor, mine: torch.Tensor) -> Pending:
+    def all_gather(self, gathered: torch.Tensor, mine: torch.Tensor) -> Underway:
         """Start to put everybody's `mine`, of one length, one behind the other."""
-        return self._start(lambda: self._group._allgather_base(gathered, mine))
+        return self._start(lambda: self._groups[0]._allgather_base(gathered, mine))
 
-    def _start(self, operation: Callable[[], dist.Work]) -> Pending:
+    def _start(self, operation: Callable[[], dist.Work]) -> Underway:
         try:
-            pending = _GlooPending(operation())
+            pending = Underway(operation())
         except RuntimeError as error:
             raise ExchangeError(str(error).split("\n")[0]) from None
         self._flying = [p for p in self._flying if not p.settled]
@@ -179,7 +196,7 @@ class _InOrder:
         sizes = [len(each) * self._shard for each in nodes]
         self._received = torch.empty(sum(sizes))
         sent = _by_shard([tensor for _, tensor in mine], world, self._shard)
-        self._parts = exchange.all_to_all(self._received, sent, sizes, len(mine) * self._shard)
+        self._parts = exchange.all_to_all(self._received, sent, sizes, [len(mine) * self._shard] * world)
         fits = len(target) == world * self._shard
         self._gathered = target if fits else torch.empty(world * self._shard)
         self._sums: Pending | None = None
@@ -227,80 +244,3 @@ class Graveyard:
 
     def __len__(self) -> int:
         return len(self._dead)
-
-
-class Connector:
-    """Opens exchanges in a thread of its own, because gloo's rendezvous cannot be interrupted either.
-
-    Each attempt has a client of the store to itself: an abandoned one goes on waiting in the store for a dead member's
-    key, and whoever shared its client would wait behind it.
-    """
-
-    def connect(
-        self,
-        topology: Topology,
-        store_address: str,
-        prefix: str,
-        state: StateId,
-        stop: Callable[[], bool],
-        timeout: float = MIN_TIMEOUT_SECONDS,
-    ) -> FlatExchange:
-        """Connect all members of `topology`, which must all stand at `state`.
-
-        Raises Abandoned as soon as `stop()`; ExchangeError if it fails, or if a member stands elsewhere: two ranks that
-        issue different operations in one group would be ended by gloo.
-        """
-        if topology.world == 1:
-            return FlatExchange(topology, None)
-        outcome: list[Any] = []
-        done = threading.Event()
-
-        def work() -> None:
-            try:
-                store = dist.PrefixStore(prefix, _store_client(store_address))
-                group = _gloo_group(store, topology, timeout)
-                _check_agreement(group, topology, state)
-                outcome.append(group)
-            except BaseException as error:
-                outcome.append(error)
-            done.set()
-
-        threading.Thread(target=work, name="connect", daemon=True).start()
-        while not done.wait(0.005):
-            if stop():
-                raise Abandoned
-        result = outcome[0]
-        if isinstance(result, BaseException):
-            raise ExchangeError(str(result).split("\n")[0])
-        return FlatExchange(topology, result)
-
-
-def _store_client(address: str) -> dist.Store:
-    host, _, port = address.rpartition(":")
-    return dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=10))
-
-
-def _gloo_group(store: dist.Store, topology: Topology, timeout: float) -> Any:
-    gloo: Any = dist.ProcessGroupGloo  # its type stub lacks what it has
-    options = gloo._Options()
-    address = topology.places[topology.index].address
-    options._devices = [gloo.create_device(hostname=address)]
-    options._timeout = timedelta(seconds=timeout)
-    options._threads = 2
-    return gloo(store, topology.index, topology.world, options)
-
-
-def _check_agreement(group: Any, topology: Topology, state: StateId) -> None:
-    """Compare state ids over the new group."""
-    words = [state.step, state.round, *state.generation, state.lineage >> 32, state.lineage & 0xFFFFFFFF]
-    mine = torch.tensor(words, dtype=torch.int64)
-    theirs = [torch.empty_like(mine) for _ in topology.places]
-    group.allgather([theirs], [mine]).wait()
-    for place, words_there in zip(topology.places, theirs, strict=True):
-        if not torch.equal(words_there, mine):
-            raise ExchangeError(f"rank {place.rank} stands at {words_there.tolist()}, this rank at {words}")
-
-
-def store_prefix(job: str, generation: Generation) -> str:
-    """A fresh prefix per generation is the fence of its rendezvous."""
-    return f"{job}/{generation}"

@@ -43,6 +43,11 @@ class Ledger:
         self._pending[name, start] = tensor
         return tensor
 
+    def clear(self, name: str, start: int, count: int) -> None:
+        """Elements `start` on of `name` become zeros with the commit of this step."""
+        if count and self.get(name, start, count) is not None:
+            self.draft(name, start, count).zero_()
+
     def pending(self, name: str, start: int) -> Tensor:
         """The draft of this step that begins at element `start` of `name`."""
         return self._pending[name, start]

@@ -74,6 +74,14 @@ class ErrorFeedback:
         draft = self._ledger.draft(name, start, compensated.numel())
         torch.sub(compensated.reshape(-1), decoded.reshape(-1), out=draft)
 
+    def clear(self, name: str, start: int, count: int) -> None:
+        """Elements `start` on of parameter `name` were sent exactly: their residual is zero, once the step commits."""
+        self._ledger.clear(name, start, count)
+
+    def size(self, name: str) -> int:
+        """Elements of parameter `name`."""
+        return self._ledger.sizes[name]
+
     def commit(self) -> None:
         """The step is committed: its residuals become real."""
         self._ledger.commit(self._scale)

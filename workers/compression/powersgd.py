@@ -26,13 +26,6 @@ SCRATCH = 1 << 18
 """Elements of a product that are held twice."""
 
 
-class Decoded(NamedTuple):
-    """By parameter, of its shape: the `reduced` gradient, the same bits on all ranks, and this rank's `own` share of it."""
-
-    reduced: dict[str, Tensor]
-    own: dict[str, Tensor]
-
-
 class _Matrix(NamedTuple):
     rows: int
     columns: int
@@ -136,6 +129,14 @@ class PowerSGD:
             q[dead] = self._begin(name)[dead]
         self._pending[name] = q
 
+    def drafts(self) -> Mapping[str, Tensor]:
+        """The Q^T that are pending, by name."""
+        return self._pending
+
+    def adopt(self, name: str, q: Tensor) -> None:
+        """Begin the step after this one with `q`, as another rank does."""
+        self._pending[name] = q.clone()
+
     def matrix(self, name: str) -> _Matrix | None:
         """Rows and columns; None where the parameter travels uncompressed."""
         return self._matrices.get(name)
@@ -175,26 +176,41 @@ class Iteration:
             torch.matmul(reduced[name], self._matrix(name), out=part)
         return self._own_q.clone()
 
-    def finish(self, q_reduced: Tensor, out: Decoded | None = None) -> Decoded:
-        """The reduced gradients from the reduced Q, float32 [`sizes`[1]]; that Q is pending until the codec's `commit`.
+    def own(self, out: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
+        """This rank's share of what `finish` will return, known before Q is reduced; after `middle`.
 
         Args:
-            out: where to put them: for every parameter contiguous float32 of its shape. The system's fresh memory takes
+            out: where to put it: for every parameter contiguous float32 of its shape. The system's fresh memory takes
                 longer to get than this takes to compute.
         """
-        _check(q_reduced, self._num_q)
-        if out is None:
-            out = Decoded(*({name: torch.empty(g.shape) for name, g in self._gradients.items()} for _ in range(2)))
-        p, q = self._thin(self._reduced_p, rows=True), self._thin(q_reduced, rows=False)
-        own_q = self._thin(self._own_q, rows=False)
+        out = self._room(out)
+        p, q = self._thin(self._reduced_p, rows=True), self._thin(self._own_q, rows=False)
         for name, shape in self._low.items():
-            _product(p[name], q[name], out.reduced[name].view(shape))
-            torch.matmul(p[name].T, own_q[name], out=out.own[name].view(shape))
+            torch.matmul(p[name].T, q[name], out=out[name].view(shape))
+        for name in self._dense:
+            out[name].copy_(self._gradients[name])
+        return out
+
+    def finish(self, q_reduced: Tensor, out: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
+        """The reduced gradients, the same bits on all ranks, from the reduced Q, float32 [`sizes`[1]].
+
+        That Q is pending until the codec's `commit`.
+
+        Args:
+            out: as of `own`; it may be the gradients themselves.
+        """
+        _check(q_reduced, self._num_q)
+        out = self._room(out)
+        p, q = self._thin(self._reduced_p, rows=True), self._thin(q_reduced, rows=False)
+        for name, shape in self._low.items():
+            _product(p[name], q[name], out[name].view(shape))
             self._codec.keep(name, q[name])
         for name, part in self._uncompressed(self._reduced_p).items():
-            out.reduced[name].copy_(part)
-            out.own[name].copy_(self._gradients[name])
+            out[name].copy_(part)
         return out
+
+    def _room(self, out: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+        return {name: torch.empty(g.shape) for name, g in self._gradients.items()} if out is None else out
 
     def _matrix(self, name: str) -> Tensor:
         return self._gradients[name].reshape(self._low[name])

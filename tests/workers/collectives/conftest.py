@@ -9,7 +9,8 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from workers.collectives.exchange import Connector, ExchangeError, FlatExchange, Place, Topology
+from workers.collectives.connect import Connector
+from workers.collectives.exchange import ExchangeError, FlatExchange, Place, Topology
 from workers.identity import StateId
 
 PLACES = tuple(Place(rank, f"host-{rank}", "127.0.0.1") for rank in range(4))

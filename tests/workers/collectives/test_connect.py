@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.workers.collectives.conftest import PLACES, connect
-from workers.collectives.exchange import Abandoned, Connector, ExchangeError, FlatExchange, Topology
+from workers.collectives.connect import Connector
+from workers.collectives.exchange import Abandoned, ExchangeError, FlatExchange, Topology
 from workers.identity import GENESIS, Generation, StateId
 
 HERE = StateId(7, 0, Generation(1, 2), 2**64 - 5)

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.collectives.exchange import Abandoned, ExchangeError
-from workers.collectives.shared import HostExchange, HostMemory, Layout, MemoryShortage, ReduceScatter, cut
+from workers.collectives.shared import HostExchange, HostMemory, Layout, ReduceScatter, cut
 from workers.collectives.shared import host as host_module
 from workers.collectives.shared import operation as operation_module
 from workers.collectives.shared.memory import GIVEN, LINE_BYTES, SUMMED, TAKEN, WHAT, Region, generation_of, sequence
 from workers.identity import Generation
+from workers.memory_file import MemoryShortage
 
 LAYOUT = Layout(1000, 2, (300, 1000))
 NUMBERS = itertools.count()

@@ -1,9 +1,8 @@
 """What a rank shows to the others of its host: one file on /dev/shm for each process, and its process alone writes to it.
 
-A file belongs to a process as its page does: the rank makes it, because it alone knows its buckets, and whoever sees the
-process end removes it. Peers map it for reading only, so what a stopped, killed or forgotten process still writes lies in
-memory that no later generation reads, and a generation with other members makes nothing anew: it maps the files of those
-who are new.
+The rank makes its file, because it alone knows its buckets (`workers.memory_file`). Peers map it for reading only, so
+what a stopped, killed or forgotten process still writes lies in memory that no later generation reads, and a generation
+with other members makes nothing anew: it maps the files of those who are new.
 
 Order between processes. Data are written first and then a sequence word, and a reader looks at the word first. A word is
 64 bits, aligned, and stored and loaded by one instruction: CPython copies the item of a memoryview cast to "Q" with a
@@ -15,10 +14,8 @@ that lock, so nobody ever waits for it.
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
-import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.collectives.exchange import ExchangeError
-from workers.errors import TaskError
 from workers.identity import Generation
+from workers.memory_file import new_file
 
 LINE_BYTES = 64
 """A cache line: words that different events write do not share one."""
@@ -44,10 +41,6 @@ WHAT = GIVEN + 1
 
 _LINES_PER_SLOT = 3
 _OPERATION_BITS, _COUNTER_BITS, _INCARNATION_BITS = 32, 20, 12
-
-
-class MemoryShortage(TaskError):
-    """/dev/shm has no room for what the ranks of a host exchange."""
 
 
 @dataclass(frozen=True)
@@ -124,22 +117,12 @@ def fence() -> None:
     _private.acquire()
 
 
-def memory_folder(runtime: Path) -> Path:
-    """Where the ranks whose sockets and pages lie in `runtime` have their memory: always below /dev/shm."""
-    return Path("/dev/shm", f"quantarion-{os.getuid()}", runtime.name)
-
-
-def memory_path(folder: Path, worker: str) -> Path:
-    """The file of one worker, beside its page."""
-    return folder / f"{worker}.memory"
-
-
 class Region:
     """One process's file, mapped: `words`, and `slots`, float32 [size] each. Writable only where it is made."""
 
     def __init__(self, path: Path, layout: Layout, *, create: bool = False) -> None:
         self.path, self.layout = path, layout
-        fd = _new_file(path, layout.nbytes) if create else os.open(path, os.O_RDONLY)
+        fd = new_file(path, layout.nbytes) if create else os.open(path, os.O_RDONLY)
         try:
             if os.fstat(fd).st_size != layout.nbytes:
                 raise ExchangeError(f"{path.name} has {os.fstat(fd).st_size} bytes, and this rank's layout {layout.nbytes}")
@@ -162,7 +145,6 @@ class HostMemory:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         """Make the file at `path`, all its pages reserved. Raises MemoryShortage."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.own = Region(path, layout, create=True)
         self._peers: dict[Path, Region] = {}
 
@@ -192,32 +174,10 @@ class HostMemory:
         fence()
         return [self.own if path == self.path else self._peers[path] for path in paths]
 
+    def forget_peers(self) -> None:
+        """Be in no generation: what a dead peer had mapped takes memory until then."""
+        self._peers = {}
+
     def remove(self) -> None:
         """Take the file's name away; who has it mapped keeps the memory until the process ends."""
         self.path.unlink(missing_ok=True)
-
-
-def _new_file(path: Path, size: int) -> int:
-    """A file with every page reserved: a write to a page that is missing when memory runs out ends the process (SIGBUS)."""
-    free = shutil.disk_usage(path.parent).free
-    if free < size:
-        raise _shortage(path, size, free)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except OSError as error:
-        os.close(fd)
-        path.unlink()
-        if error.errno != errno.ENOSPC:
-            raise
-        raise _shortage(path, size, shutil.disk_usage(path.parent).free) from None
-    return fd
-
-
-def _shortage(path: Path, size: int, free: int) -> MemoryShortage:
-    place = "/dev/shm" if path.is_relative_to("/dev/shm") else str(path.parent)
-    return MemoryShortage(
-        f"{place} has {free / 2**20:.1f} MiB free and each rank of a host needs {size / 2**20:.1f} MiB there to exchange "
-        "gradients with the others: enlarge it (docker run --shm-size=1g; on Kubernetes an emptyDir of medium: Memory "
-        "at /dev/shm)"
-    )

@@ -92,6 +92,11 @@ class ReduceScatter:
     def done(self) -> bool:
         return self._phase is Phase.DONE
 
+    @property
+    def summed(self) -> bool:
+        """`shard` may be used."""
+        return self._phase >= Phase.SUMMED
+
     def wait(self, stop: Callable[[], bool]) -> None:
         """Return when `shard` is summed. Raises Abandoned as soon as `stop()`, ExchangeError."""
         self._exchange.drive(lambda: self._phase >= Phase.SUMMED, stop)

@@ -85,7 +85,7 @@ class Progress(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., step: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., micro_batch: _Optional[int] = ..., exchanges: _Optional[int] = ..., state: _Optional[str] = ..., step_seconds: _Optional[float] = ..., busy: _Optional[bool] = ...) -> None: ...
 
 class WorkerUp(_message.Message):
-    __slots__ = ("worker", "pid", "peer_address", "state", "previous", "generation", "promised", "healed", "phase", "rank")
+    __slots__ = ("worker", "pid", "peer_address", "state", "previous", "generation", "promised", "healed", "phase", "rank", "shared_memory")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     PEER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,7 @@ class WorkerUp(_message.Message):
     HEALED_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     worker: str
     pid: int
     peer_address: str
@@ -106,7 +107,8 @@ class WorkerUp(_message.Message):
     healed: bool
     phase: str
     rank: int
-    def __init__(self, worker: _Optional[str] = ..., pid: _Optional[int] = ..., peer_address: _Optional[str] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., previous: _Optional[_Union[StateId, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., promised: _Optional[_Union[Generation, _Mapping]] = ..., healed: _Optional[bool] = ..., phase: _Optional[str] = ..., rank: _Optional[int] = ...) -> None: ...
+    shared_memory: bool
+    def __init__(self, worker: _Optional[str] = ..., pid: _Optional[int] = ..., peer_address: _Optional[str] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., previous: _Optional[_Union[StateId, _Mapping]] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., promised: _Optional[_Union[Generation, _Mapping]] = ..., healed: _Optional[bool] = ..., phase: _Optional[str] = ..., rank: _Optional[int] = ..., shared_memory: _Optional[bool] = ...) -> None: ...
 
 class WorkerExit(_message.Message):
     __slots__ = ("worker", "pid", "status", "unknown", "time")
@@ -279,7 +281,7 @@ class Prepare(_message.Message):
     def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., at_step: _Optional[int] = ..., timeout: _Optional[float] = ..., busy_timeout: _Optional[float] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("worker", "rank", "host", "peer_address", "state", "donor", "on_line")
+    __slots__ = ("worker", "rank", "host", "peer_address", "state", "donor", "on_line", "shared_memory")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
@@ -287,6 +289,7 @@ class Member(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     DONOR_FIELD_NUMBER: _ClassVar[int]
     ON_LINE_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     worker: str
     rank: int
     host: str
@@ -294,7 +297,8 @@ class Member(_message.Message):
     state: StateId
     donor: bool
     on_line: bool
-    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., host: _Optional[str] = ..., peer_address: _Optional[str] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., donor: _Optional[bool] = ..., on_line: _Optional[bool] = ...) -> None: ...
+    shared_memory: bool
+    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., host: _Optional[str] = ..., peer_address: _Optional[str] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., donor: _Optional[bool] = ..., on_line: _Optional[bool] = ..., shared_memory: _Optional[bool] = ...) -> None: ...
 
 class Configure(_message.Message):
     __slots__ = ("generation", "members", "store_address", "authority", "attempt", "first", "stop")

@@ -1,0 +1,56 @@
+"""CC-4, CC-7, CC-10: gangs whose gradients travel encoded, killed and stopped in the middle of it.
+
+`Gang.check` compares the digests of equal states, in which the Q of PowerSGD is too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.gang.harness import IMPATIENT, Gang
+
+StartGang = Callable[..., Gang]
+
+CODECS = ("none", "bf16", "fp16", "int8", "int4", "sign", "topk 0.05", "threshold 0.05", "powersgd 2")
+KILLS = {
+    "in_exchange": "in_exchange@rank=3,step=20,bucket=1=kill",
+    "before_apply": "before_apply@rank=1,step=21=kill",
+    "after_apply_alone": "after_apply_alone@rank=0,step=22=kill",
+}
+
+
+def run_with(fault: str, gang: StartGang, codec: str, **settings: object) -> Gang:
+    g = gang(faults=(fault,), codec=codec, **settings)
+    g.wait_for_faults()
+    g.wait_until_whole()
+    g.check()
+    return g
+
+
+@pytest.mark.parametrize("point", KILLS)
+@pytest.mark.parametrize("codec", ["int8", "powersgd 2"])
+def test_cc7_kill_in_the_middle_of_a_step(codec: str, point: str, gang: StartGang) -> None:
+    run_with(KILLS[point], gang, codec)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("point", KILLS)
+@pytest.mark.parametrize("codec", [codec for codec in CODECS if codec not in ("int8", "powersgd 2")])
+def test_cc7_kill_in_the_middle_of_a_step_other_codecs(codec: str, point: str, gang: StartGang) -> None:
+    run_with(KILLS[point], gang, codec)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("codec", CODECS)
+def test_cc7_stop_in_the_middle_of_an_exchange(codec: str, gang: StartGang) -> None:
+    run_with("in_exchange@rank=1,step=20,bucket=0=stop", gang, codec, limits=IMPATIENT)
+
+
+@pytest.mark.parametrize("codec", ["topk 0.05"])
+def test_cc4_ranks_of_one_host_and_of_none_shared(codec: str, gang: StartGang) -> None:
+    """One host has no room for shared memory: its ranks send and receive as if each were a host."""
+    g = gang(codec=codec, full=("host-1",))
+    g.hurry()
+    g.check()

@@ -1,0 +1,52 @@
+"""Gangs of any shape in one process: real gloo groups over loopback, real shared memory, a thread for each rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from workers.collectives.connect import Connector
+from workers.collectives.exchange import Place, Topology
+from workers.collectives.reducer import Reducer
+from workers.collectives.shared import HostExchange, HostMemory, Layout
+from workers.compression.gradients import GradientCompression
+from workers.identity import GENESIS, Generation
+
+T = TypeVar("T")
+
+
+class Gang:
+    """Ranks on hosts, `shape[h]` of them on host h, of one generation; `compressions` may come from an earlier one."""
+
+    def __init__(
+        self, store: str, folder: Path, shape: Sequence[int], compressions: list[GradientCompression], number: int = 1
+    ) -> None:
+        self.compressions = compressions
+        self.generation = Generation(1, number)
+        hosts = [host for host, ranks in enumerate(shape) for _ in range(ranks)]
+        self.places = tuple(Place(rank, f"host-{host}", "127.0.0.1") for rank, host in enumerate(hosts))
+        self.hosts = tuple(tuple(r for r, h in enumerate(hosts) if h == host) for host in range(len(shape)))
+        self.threads = ThreadPoolExecutor(len(hosts))
+        largest = max(compressions[0].plan.sizes)
+        paths = [folder / f"{number}-{rank}.memory" for rank in range(len(hosts))]
+        memories = [HostMemory(path, Layout(elements=largest, slots=2)) for path in paths]
+
+        def enter(rank: int) -> Reducer:
+            topology = Topology(self.places, rank)
+            exchange = Connector().connect(topology, store, f"g{number}", GENESIS, lambda: False)
+            mine = self.hosts[hosts[rank]]
+            shared = HostExchange(memories[rank], [paths[r] for r in mine], self.generation) if len(mine) > 1 else None
+            compressions[rank].begin_generation()
+            return Reducer(exchange, self.hosts, shared, compressions[rank])
+
+        self.reducers = self.each(enter)
+
+    def each(self, do: Callable[[int], T]) -> list[T]:
+        """On every rank at the same time."""
+        return list(self.threads.map(do, range(len(self.places))))
+
+
+def never() -> bool:
+    return False

@@ -1,0 +1,211 @@
+"""CC-1, CC-3 to CC-5, CC-10 to CC-12 on real sockets and real shared memory: what the ways of buckets give and owe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Size, Tensor
+
+from tests.workers.collectives.gangs import Gang, never
+from workers.collectives.buckets import BucketPlan, Row, plan_buckets
+from workers.compression.choice import Choice, Plan
+from workers.compression.gradients import GradientCompression
+from workers.identity import Generation, StateId
+
+PLAN = plan_buckets(
+    [("a.weight", Size([30, 50])), ("a.bias", Size([30])), ("b.weight", Size([40, 30])), ("b.bias", Size([40]))],
+    tail=5,
+    first_bytes=2000,
+    bucket_bytes=6000,
+)
+CHOICES = ("none", "bf16", "fp16", "int8", "int4", "sign", "topk 0.05", "threshold 0.05", "powersgd 2")
+SHAPES = ([1, 1], [1, 1, 1], [2], [2, 2], [2, 1], [3, 2, 1])
+WITHOUT_LOSS = {"none"}
+
+
+def compressions(ranks: int, policy: Callable[[int], Plan]) -> list[GradientCompression]:
+    return [GradientCompression(PLAN, policy, seed=3) for _ in range(ranks)]
+
+
+def always(text: str) -> Callable[[int], Plan]:
+    plan = (Choice.parse(text),) * len(PLAN.sizes)
+    return lambda step: plan
+
+
+def gradients(rank: int, step: int, plan: BucketPlan = PLAN) -> Row:
+    """Of one rank and step; sizes differ from rank to rank."""
+    noise = torch.Generator().manual_seed(1000 * step + rank)
+    row = Row(plan)
+    for bucket in row.buckets:
+        bucket.copy_(torch.randn(len(bucket), generator=noise) * 10.0 ** -(rank % 3))
+    return row
+
+
+def flat(row: Row) -> Tensor:
+    """float64: all buckets without the tail."""
+    parts = [bucket[:size] for bucket, size in zip(row.buckets, PLAN.gradient_sizes, strict=True)]
+    return torch.cat(parts).double()
+
+
+def owed(each: list[GradientCompression]) -> Tensor:
+    """float64, as `flat`: what all ranks together owe."""
+    row = Row(PLAN)
+    for compression in each:
+        state = compression.memory.state_dict()
+        for slot, view in zip(PLAN.slots, row.views, strict=True):
+            if slot.name in state:
+                view += state[slot.name]
+    return flat(row)
+
+
+def state_of(step: int) -> StateId:
+    return StateId(step, 0, Generation(1, 1), step)
+
+
+def reduce(gang: Gang, step: int, *, commit: bool = True) -> list[Row]:
+    """A step of all ranks: what each of them has in the end."""
+
+    def one(rank: int) -> Row:
+        reducer, row = gang.reducers[rank], gradients(rank, step)
+        gang.compressions[rank].begin(state_of(step), gang.generation, 0.1)
+        reducer.begin()
+        tasks = []
+        for index, size in enumerate(PLAN.gradient_sizes):
+            tasks.append(reducer.sum_bucket(index, row.buckets[index][:size]))
+            reducer.progress()
+        tasks.append(reducer.sum_exactly(row.tail))
+        for task in tasks:
+            task.wait(never)
+        return row
+
+    rows = gang.each(one)
+    for compression in gang.compressions if commit else []:
+        compression.commit()
+    return rows
+
+
+def same_bits(rows: list[Row]) -> None:
+    for row in rows[1:]:
+        for ours, first in zip(row.buckets, rows[0].buckets, strict=True):
+            assert torch.equal(ours.view(torch.int32), first.view(torch.int32))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("choice", CHOICES)
+def test_cc4_all_ranks_get_the_same_bits_and_owe_the_rest(
+    store: str, tmp_path: Path, choice: str, shape: list[int]
+) -> None:
+    """CC-10's invariant over the sum: what was applied and what is owed is what was given, on any hosts."""
+    world = sum(shape)
+    gang = Gang(store, tmp_path, shape, compressions(world, always(choice)))
+    applied, given, moved = (torch.zeros(sum(PLAN.gradient_sizes), dtype=torch.float64) for _ in range(3))
+    for step in range(6):
+        rows = reduce(gang, step)
+        same_bits(rows)
+        each = [flat(gradients(rank, step)) for rank in range(world)]
+        applied += flat(rows[0])
+        given += torch.stack(each).sum(0)
+        moved += torch.stack(each).abs().sum(0)
+        assert float((applied + owed(gang.compressions) - given).abs().max()) <= 2e-6 * float(moved.max())
+        tails = sum(gradients(rank, step).tail.double() for rank in range(world))
+        assert torch.allclose(rows[0].tail.double(), torch.as_tensor(tails), atol=1e-5)
+    expected_loss = choice not in WITHOUT_LOSS and (len(shape) > 1 or choice.startswith("powersgd"))
+    assert bool(owed(gang.compressions).any()) == expected_loss
+    assert bool(applied.any())
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_cc10_cc12_over_steps_discards_joins_and_leaves_nothing_is_lost(store: str, tmp_path: Path, choice: str) -> None:
+    """100 steps on changing hosts, some discarded; a leaver's residual goes to a survivor."""
+    applied, given, moved = (torch.zeros(sum(PLAN.gradient_sizes), dtype=torch.float64) for _ in range(3))
+    each = compressions(4, always(choice))
+    step = 0
+    for number, (shape, steps) in enumerate([([2, 2], 30), ([2, 1], 30), ([1, 1, 1, 1], 20), ([3, 2], 20)]):
+        world = sum(shape)
+        for leaver in each[world:]:
+            each[0].memory.absorb(leaver.memory.state_dict())
+        joiners = compressions(max(0, world - len(each)), always(choice))
+        for joiner in joiners:
+            joiner.load_state_dict(each[0].state_dict())
+        each = [*each[:world], *joiners]
+        gang = Gang(store, tmp_path, shape, each, number + 1)
+        for _ in range(steps):
+            discarded = step % 5 == 3
+            rows = reduce(gang, step, commit=not discarded)
+            same_bits(rows)
+            if not discarded:
+                own = [flat(gradients(rank, step)) for rank in range(world)]
+                applied += flat(rows[0])
+                given += torch.stack(own).sum(0)
+                moved += torch.stack(own).abs().sum(0)
+                assert float((applied + owed(each) - given).abs().max()) <= 2e-6 * float(moved.max())
+            step += 1
+    assert step == 100
+
+
+def test_cc10_a_change_of_codec_in_mid_run_loses_nothing(store: str, tmp_path: Path) -> None:
+    texts = ["int8", "topk 0.05", "none", "powersgd 2", "sign", "powersgd 1", "none", "none"]
+
+    def policy(step: int) -> Plan:
+        """Another one for each bucket, and every two steps others."""
+        return tuple(Choice.parse(texts[(step // 2 + bucket) % len(texts)]) for bucket in range(len(PLAN.sizes)))
+
+    gang = Gang(store, tmp_path, [2, 2], compressions(4, policy))
+    applied, given = (torch.zeros(sum(PLAN.gradient_sizes), dtype=torch.float64) for _ in range(2))
+    for step in range(24):
+        rows = reduce(gang, step)
+        same_bits(rows)
+        applied += flat(rows[0])
+        given += torch.stack([flat(gradients(rank, step)) for rank in range(4)]).sum(0)
+        assert float((applied + owed(gang.compressions) - given).abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize("choice", ["none", "int8", "powersgd 2"])
+@pytest.mark.parametrize("shape", [[1, 1], [2, 2], [2, 1]], ids=str)
+def test_cc3_uncompressed_sums_are_those_of_float64(store: str, tmp_path: Path, choice: str, shape: list[int]) -> None:
+    gang = Gang(store, tmp_path, shape, compressions(sum(shape), always(choice)))
+    for values, largest in ((3, False), (3, True), (5000, False), (5000, True), (0, False)):
+        each = [torch.randn(values, generator=torch.Generator().manual_seed(rank)) for rank in range(sum(shape))]
+        exact = torch.stack(each).double().amax(0) if largest else torch.stack(each).double().sum(0)
+
+        def one(rank: int, each: list[Tensor] = each, largest: bool = largest) -> Tensor:
+            mine = each[rank].clone()
+            gang.reducers[rank].begin()
+            gang.reducers[rank].sum_exactly(mine, largest=largest).wait(never)
+            return mine
+
+        found = gang.each(one)
+        assert all(torch.equal(mine, found[0]) for mine in found)
+        assert torch.allclose(found[0].double(), exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("choice", ["int8", "topk 0.05", "powersgd 2"])
+def test_cc15_a_gradient_that_is_not_finite_is_refused_by_name_and_spoils_nothing(
+    store: str, tmp_path: Path, choice: str
+) -> None:
+    gang = Gang(store, tmp_path, [2, 1], compressions(3, always(choice)))
+    reduce(gang, 0)
+    before = [c.memory.state_dict() for c in gang.compressions]
+
+    def one(rank: int) -> None:
+        row = gradients(rank, 1)
+        if rank == 1:
+            row.views[2][3, 4] = float("nan")
+        gang.compressions[rank].begin(state_of(1), gang.generation, 0.1)
+        gang.reducers[rank].begin()
+        sizes = PLAN.gradient_sizes
+        for task in [gang.reducers[rank].sum_bucket(i, row.buckets[i][:size]) for i, size in enumerate(sizes)]:
+            task.wait(never)
+        assert all(bool(bucket.isfinite().all()) for bucket in row.buckets)
+
+    gang.each(one)
+    refused = [compression.non_finite for compression in gang.compressions]
+    assert refused[0] is None and refused[2] is None
+    assert str(refused[1]) == "the gradient of b.weight holds NaN; the step is discarded"
+    for compression, kept in zip(gang.compressions, before, strict=True):
+        compression.commit(skipped=True)
+        after = compression.memory.state_dict()
+        assert after.keys() == kept.keys() and all(torch.equal(after[name], kept[name]) for name in kept)

@@ -1,0 +1,305 @@
+"""The buckets of one generation on their ways over hosts and links (CC-1 to CC-6).
+
+A bucket's way: what this rank owes is added; the ranks of the host add up a shard each in the memory they share; each
+sends the pieces of its shard to their owners on other hosts, encoded; the owners add them up in float32 and send the
+encoded sums back; everybody decodes the same bytes, the owner too (CC-4); the ranks of the host put the shards together.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from workers.collectives.exchange import PHASES, FlatExchange, Hosts
+from workers.collectives.lanes import Lanes, Piece, lanes
+from workers.collectives.shared import HostExchange
+from workers.collectives.tasks import Task, Tasks, Turns, Way
+from workers.compression.codec import Codec
+from workers.compression.finite import NonFiniteError
+from workers.compression.gradients import GradientCompression
+from workers.compression.shards import cut as cut_pieces
+
+OUT, BACK, OUT_AGAIN, BACK_AGAIN = range(PHASES)
+ON_HOST = PHASES
+"""The order of operations in shared memory is one more."""
+
+DIRECT_ELEMENTS = 1 << 12
+"""A sum of so few elements goes from everybody to everybody: one exchange and not two."""
+
+
+class Reducer:
+    """Starts the sums of a step and lets them get on. Calls are in the same order on all members, in one thread.
+
+    Args:
+        exchange: over the links.
+        hosts: the members that share memory, by host; one that shares none is a host of its own.
+        on_host: the exchange in the memory of this member's host, None where it is alone there.
+        compression: of this rank; outlives the generation.
+    """
+
+    def __init__(
+        self, exchange: FlatExchange, hosts: Hosts, on_host: HostExchange | None, compression: GradientCompression
+    ) -> None:
+        self._exchange, self._on_host, self._compression = exchange, on_host, compression
+        self._hosts = hosts
+        places, mine = exchange.topology.places, exchange.topology.index
+        self._remote = [place.host != places[mine].host for place in places]
+        self._lanes: dict[tuple[int, int], Lanes] = {}
+        self._tasks, self._turns, self._number = Tasks(), Turns(PHASES + 1), 0
+        self.sent_bytes = 0
+        """Payload that this rank has put on links since the last `begin`."""
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._tasks.clear()
+        self._turns, self._number, self.sent_bytes = Turns(PHASES + 1), 0, 0
+
+    def abandon(self) -> None:
+        """Forget what is on its way; the next generation has another reducer."""
+        self._tasks.clear()
+
+    def progress(self) -> None:
+        """Let all sums get on; called now and then while the rank computes."""
+        self._tasks.progress()
+
+    def sum_bucket(self, bucket: int, gradient: Tensor) -> Task:
+        """Start to sum `gradient`, float32 [n], in place, as the plan in force has it compressed."""
+        choice = self._compression.choice(bucket)
+        number = self._take_number()
+        way = self._low_rank(number, bucket, gradient) if choice.codec == "powersgd" else None
+        return self._tasks.start(way or self._sharded(number, bucket, gradient, self._compression.codec(choice)))
+
+    def sum_exactly(self, values: Tensor, *, largest: bool = False) -> Task:
+        """Start to sum `values`, float32 [n], in place, uncompressed, or to take the `largest` of each element."""
+        number = self._take_number()
+        return self._tasks.start(self._exact(number, values, largest))
+
+    def _take_number(self) -> int:
+        self._number += 1
+        return self._number - 1
+
+    # ------------------------------------------------------------------ ways
+
+    def _sharded(self, number: int, bucket: int, gradient: Tensor, codec: Codec) -> Way:
+        memory = self._compression.memory
+        self._skip(number, OUT_AGAIN, BACK_AGAIN)
+        self._compensate(bucket, gradient)
+        cut = self._lanes_of(len(gradient), codec.granularity)
+        operation, local = None, gradient
+        if self._on_host is not None:
+            yield self._turns.turn(ON_HOST, number)
+            operation = self._on_host.reduce_scatter(gradient, cuts=cut.cuts)
+            self._turns.over(ON_HOST, number)
+            yield _OnHost(self._on_host, lambda: operation.summed)
+            local = operation.shard
+        else:
+            self._skip(number, ON_HOST)
+        start = cut.shard.start
+        sent, receive, send = self._encode_pieces(cut, local, codec, bucket)
+        self._compression.encoded(bucket)
+        received = torch.empty(sum(receive), dtype=torch.uint8)
+        yield from self._transfer(number, OUT, received, sent, receive, send)
+        inbox = _by_member(received, receive)
+        payloads, lossy = [], codec.name != "none"
+        for piece in (piece for piece in cut.owned if piece.size and len(piece.members) > 1):
+            total = local[piece.part.start - start : piece.part.stop - start]
+            self._add_up(piece, inbox, codec, total)
+            if lossy:
+                memory.compensate_sum(bucket, piece.part.start, total)
+            payload = codec.encode(total, key=f"{bucket} sum {piece.part.start}")
+            if lossy:
+                exact = total.clone()
+                codec.decode(payload, len(total), out=total)
+                memory.settle_sum(bucket, piece.part.start, exact, total)
+            payloads.append((piece, payload))
+        sent, send = _for_members(cut, payloads)
+        receive = [sum(codec.nbytes(_length(part)) for part in parts) for parts in cut.others]
+        received = torch.empty(sum(receive), dtype=torch.uint8)
+        yield from self._transfer(number, BACK, received, sent, receive, send)
+        for mail, parts in zip(_by_member(received, receive), cut.others, strict=True):
+            for part in parts:
+                payload, mail = _take(mail, codec.nbytes(_length(part)))
+                codec.decode(payload, _length(part), out=local[part.start - start : part.stop - start])
+        if operation is not None:
+            assert self._on_host is not None
+            operation.all_gather()
+            yield _OnHost(self._on_host, lambda: operation.done)
+
+    def _low_rank(self, number: int, bucket: int, gradient: Tensor) -> Way:
+        self._skip(number, ON_HOST)
+        self._compensate(bucket, gradient)
+        views = self._compression.views(bucket, gradient)
+        iteration = self._compression.powersgd(bucket).start(views)
+        yield from self._sum_flat(number, iteration.p, OUT, BACK)
+        q = iteration.middle(iteration.p)
+        own = torch.empty_like(gradient)
+        iteration.own(self._compression.views(bucket, own))
+        self._compression.memory.settle(bucket, 0, gradient, own)
+        self._compression.encoded(bucket)
+        yield from self._sum_flat(number, q, OUT_AGAIN, BACK_AGAIN)
+        iteration.finish(q, out=views)
+
+    def _exact(self, number: int, values: Tensor, largest: bool) -> Way:
+        self._skip(number, OUT_AGAIN, BACK_AGAIN, ON_HOST)
+        if self._exchange.topology.world == 1 or not len(values):
+            return
+        if len(values) > DIRECT_ELEMENTS and not largest:
+            yield from self._sum_flat(number, values, OUT, BACK)
+            return
+        self._skip(number, BACK)
+        world, mine = self._exchange.topology.world, self._exchange.topology.index
+        sizes = [0 if member == mine else len(values) for member in range(world)]
+        received, sent = torch.empty(sum(sizes)), values.repeat(world - 1)
+        yield from self._transfer(number, OUT, received, sent, sizes, sizes)
+        parts = list(received.split(len(values)))
+        parts.insert(mine, values.clone())
+        values.copy_(torch.stack(parts).amax(dim=0) if largest else _in_order(parts))
+
+    def _sum_flat(self, number: int, values: Tensor, out: int, back: int) -> Way:
+        """Sum `values`, float32 [n], in place over all members alike, each of which adds up a piece."""
+        world, mine = self._exchange.topology.world, self._exchange.topology.index
+        if world == 1:
+            return
+        pieces = cut_pieces(len(values), world)
+        sizes = [_length(piece) for piece in pieces]
+        to_owners = [0 if member == mine else size for member, size in enumerate(sizes)]
+        to_owner = [0 if member == mine else sizes[mine] for member in range(world)]
+        sent = torch.cat([values[piece] for member, piece in enumerate(pieces) if member != mine])
+        received = torch.empty(sum(to_owner))
+        yield from self._transfer(number, out, received, sent, to_owner, to_owners)
+        parts = [part for member, part in enumerate(received.split(to_owner)) if member != mine]
+        parts.insert(mine, values[pieces[mine]].clone())
+        total = _in_order(parts)
+        values[pieces[mine]] = total
+        received = torch.empty(sum(to_owners))
+        yield from self._transfer(number, back, received, total.repeat(world - 1), to_owners, to_owner)
+        for member, part in enumerate(received.split(to_owners)):
+            if member != mine:
+                values[pieces[member]] = part
+
+    # ------------------------------------------------------------------ steps of a way
+
+    def _compensate(self, bucket: int, gradient: Tensor) -> None:
+        if not self._compression.alters(bucket):
+            return
+        try:
+            self._compression.memory.compensate(bucket, gradient)
+        except NonFiniteError as error:
+            self._compression.refused(error)
+            gradient.zero_()
+
+    def _encode_pieces(self, cut: Lanes, local: Tensor, codec: Codec, bucket: int) -> tuple[Tensor, list[int], list[int]]:
+        """This rank's payloads to the owners, one behind the other; bytes to receive from and to send to each member."""
+        start = cut.shard.start
+        send = [sum(codec.nbytes(_length(part)) for part in parts) for parts in cut.others]
+        receive = [
+            sum(codec.nbytes(piece.size) for piece in cut.owned if member != cut.index and member in piece.members)
+            for member in range(cut.world)
+        ]
+        sent = torch.empty(sum(send), dtype=torch.uint8)
+        lossy = codec.name != "none"
+        decoded = local.clone() if lossy else local
+        at = 0
+        for member, parts in enumerate(cut.others):
+            for part in parts:
+                here, length = slice(part.start - start, part.stop - start), codec.nbytes(_length(part))
+                payload = codec.encode(local[here], key=f"{bucket} {member} {part.start}", out=sent[at : at + length])
+                if lossy:
+                    codec.decode(payload, _length(part), out=decoded[here])
+                at += length
+        if self._compression.alters(bucket):
+            self._compression.memory.settle(bucket, start, local, decoded)
+            self._compression.memory.settle_rest(bucket, cut.shard)
+        return sent, receive, send
+
+    def _add_up(self, piece: Piece, inbox: list[Tensor], codec: Codec, total: Tensor) -> None:
+        """The sum of what all members of the piece have, in their order, into `total`, which holds what this one has."""
+        parts: list[Tensor] = []
+        for member in piece.members:
+            if member == self._exchange.topology.index:
+                parts.append(total.clone())
+            else:
+                payload, inbox[member] = _take(inbox[member], codec.nbytes(piece.size))
+                parts.append(codec.decode(payload, piece.size))
+        total.copy_(_in_order(parts))
+
+    def _transfer(
+        self, number: int, phase: int, received: Tensor, sent: Tensor, receive: list[int], send: list[int]
+    ) -> Way:
+        """Sizes in elements of `received` and `sent`, for each member."""
+        if self._exchange.topology.world == 1:
+            return
+        yield self._turns.turn(phase, number)
+        operation = self._exchange.all_to_all(received, sent, receive, send, phase)
+        self._turns.over(phase, number)
+        links = sum(size for size, remote in zip(send, self._remote, strict=True) if remote) * sent.element_size()
+        self.sent_bytes += links
+        begun = time.perf_counter()
+        yield operation
+        if links:
+            self._compression.transferred(links, begun, time.perf_counter())
+
+    def _skip(self, number: int, *phases: int) -> None:
+        for phase in phases:
+            self._turns.over(phase, number)
+
+    def _lanes_of(self, n: int, granularity: int) -> Lanes:
+        key = n, granularity
+        if key not in self._lanes:
+            self._lanes[key] = lanes(n, self._hosts, self._exchange.topology.index, granularity)
+        return self._lanes[key]
+
+
+class _OnHost:
+    """What the ranks of this host do in the memory they share; nothing there happens in the background."""
+
+    def __init__(self, exchange: HostExchange, reached: Callable[[], bool]) -> None:
+        self._exchange, self._reached = exchange, reached
+        self._idle = 0
+
+    def ready(self) -> bool:
+        if not self._reached():
+            self._exchange.progress()
+        return self._reached()
+
+    def block(self, seconds: float) -> None:
+        self._idle += 1
+        if self._idle < 50:
+            os.sched_yield()
+        else:
+            time.sleep(min(seconds, 100e-6))
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
+
+
+def _in_order(parts: Sequence[Tensor]) -> Tensor:
+    """((part 0 + part 1) + part 2) + …, into the first one."""
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def _by_member(received: Tensor, sizes: list[int]) -> list[Tensor]:
+    return list(received.split(sizes))
+
+
+def _take(mail: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    return mail[:size], mail[size:]
+
+
+def _for_members(cut: Lanes, payloads: Sequence[tuple[Piece, Tensor]]) -> tuple[Tensor, list[int]]:
+    """What goes to each member of the payloads of the pieces that are in its lanes too."""
+    each = [
+        [payload for piece, payload in payloads if member in piece.members and member != cut.index]
+        for member in range(cut.world)
+    ]
+    flat = [payload for parts in each for payload in parts]
+    sent = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
+    return sent, [sum(map(len, parts)) for parts in each]

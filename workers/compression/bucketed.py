@@ -1,0 +1,127 @@
+"""What a rank owes for each of its buckets (CC-10 to CC-12).
+
+Inside, residuals lie as the buckets do; what comes out and goes in is by parameter name, so it outlives buckets and
+members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from workers.collectives.buckets import BucketPlan
+from workers.compression.finite import NonFiniteError
+from workers.compression.memory import ErrorFeedback
+
+
+class BucketMemory:
+    """Error feedback on both sides of the exchange: for what this rank sends, and for the sums of the pieces it owns.
+
+    Both count what is still owed to the sum over all ranks. `begin_generation` moves the second one into the first, since
+    pieces are cut anew; a rank adds all it owes to its own gradient, wherever in the bucket that is, and afterwards owes
+    only what the encoding of its own shard left out.
+
+    Args:
+        plan: of the buckets; of the last one the tail is left out.
+        follow_learning_rate: as in `ErrorFeedback`.
+    """
+
+    def __init__(self, plan: BucketPlan, *, follow_learning_rate: bool = False) -> None:
+        self._plan = plan
+        sizes = {str(i): size for i, size in enumerate(plan.gradient_sizes)}
+        self._sender = ErrorFeedback(sizes, follow_learning_rate=follow_learning_rate)
+        self._owner = ErrorFeedback(sizes, follow_learning_rate=follow_learning_rate)
+        self._elsewhere = [False] * len(sizes)
+        """Of each bucket: whether something is owed outside of the shard that the last step settled."""
+
+    def begin_generation(self) -> None:
+        """Shards and pieces may be others from now on."""
+        self._sender.absorb(self._owner.state_dict())
+        self._owner.load_state_dict({})
+        self._elsewhere = [True] * len(self._elsewhere)
+
+    def set_learning_rate(self, rate: float) -> None:
+        self._sender.set_learning_rate(rate)
+        self._owner.set_learning_rate(rate)
+
+    def compensate(self, bucket: int, gradient: Tensor) -> None:
+        """Add to `gradient`, float32 [n], the whole bucket, what is owed to it, in place.
+
+        Raises:
+            NonFiniteError: the sum holds NaN or Inf; it names the parameter.
+        """
+        try:
+            self._sender.compensate(str(bucket), gradient, out=gradient)
+        except NonFiniteError:
+            raise self._named(bucket, gradient) from None
+
+    def settle(self, bucket: int, start: int, compensated: Tensor, decoded: Tensor) -> None:
+        """Elements `start` on were to be sent, and came out as `decoded`: the rest is owed, once the step commits."""
+        self._sender.settle(str(bucket), compensated, decoded, start=start)
+
+    def settle_rest(self, bucket: int, shard: slice) -> None:
+        """Nothing is owed outside of `shard`: all of it went into the host's sum."""
+        if self._elsewhere[bucket]:
+            size = self._sender.size(str(bucket))
+            for start, stop in ((0, shard.start), (shard.stop, size)):
+                self._sender.clear(str(bucket), start, stop - start)
+
+    def compensate_sum(self, bucket: int, start: int, total: Tensor) -> None:
+        """Add to `total`, the sum of a piece that begins at element `start`, what its owner owes, in place."""
+        self._owner.compensate(str(bucket), total, start=start, out=total)
+
+    def settle_sum(self, bucket: int, start: int, compensated: Tensor, decoded: Tensor) -> None:
+        self._owner.settle(str(bucket), compensated, decoded, start=start)
+
+    def commit(self) -> None:
+        """The step is committed. Every bucket was settled."""
+        self._sender.commit()
+        self._owner.commit()
+        self._elsewhere = [False] * len(self._elsewhere)
+
+    def discard(self) -> None:
+        self._sender.discard()
+        self._owner.discard()
+
+    @property
+    def norm(self) -> float:
+        """L2 norm of all that is owed, were the second residual added to the first: lost if this rank is killed now."""
+        return float((self._sender.norm() ** 2 + self._owner.norm() ** 2) ** 0.5)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What is owed, float32 of each parameter's shape, by name; parameters to which nothing is owed may be absent."""
+        owed: dict[str, Tensor] = {}
+        for memory in (self._sender, self._owner):
+            buckets = memory.state_dict()
+            for slot in self._plan.slots:
+                whole = buckets.get(str(slot.bucket))
+                if whole is not None:
+                    part = whole[slot.start : slot.start + slot.numel].view(slot.shape)
+                    owed[slot.name] = owed[slot.name] + part if slot.name in owed else part.clone()
+        return owed
+
+    def absorb(self, state: Mapping[str, Tensor]) -> None:
+        """Owe this too: a leaver's `state_dict`. Raises ValueError where it is of another model; nothing has changed."""
+        buckets = {str(i): torch.zeros(size) for i, size in enumerate(self._plan.gradient_sizes)}
+        slots = {slot.name: slot for slot in self._plan.slots}
+        for name, tensor in state.items():
+            slot = slots.get(name)
+            if slot is None or slot.shape != tensor.shape:
+                raise ValueError(f"the residual of {name}, {list(tensor.shape)}, fits no parameter of the model")
+            buckets[str(slot.bucket)][slot.start : slot.start + slot.numel] = tensor.reshape(-1)
+        self._sender.absorb(buckets)
+        self._elsewhere = [True] * len(self._elsewhere)
+
+    def forget(self) -> None:
+        """Owe nothing any more: the state was taken over from a peer (EP-6)."""
+        self._sender.load_state_dict({})
+        self._owner.load_state_dict({})
+
+    def _named(self, bucket: int, gradient: Tensor) -> NonFiniteError:
+        for slot in self._plan.slots:
+            part = gradient[slot.start : slot.start + slot.numel]
+            if slot.bucket == bucket and not bool(torch.isfinite(part).all()):
+                return NonFiniteError(slot.name, "NaN" if bool(part.isnan().any()) else "Inf")
+        return NonFiniteError(f"bucket {bucket}", "NaN or Inf")

@@ -1,0 +1,61 @@
+"""What is in force for a bucket: a codec and its parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Self
+
+from workers.compression.codec import CodecError
+from workers.compression.powersgd import PowerSGD
+from workers.compression.registry import make_codec
+
+PARAMETERS = {"topk": "density", "threshold": "density", "powersgd": "rank"}
+"""What `Choice.value` is, for the codecs that have one."""
+
+
+@dataclass(frozen=True, order=True)
+class Choice:
+    """`value` is the density of topk and threshold, the rank of powersgd; the others have none."""
+
+    codec: str
+    value: float | None = None
+
+    def __str__(self) -> str:
+        return self.codec if self.value is None else f"{self.codec} {self.value:g}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Of `str(choice)`. Raises CodecError where it cannot work."""
+        codec, _, value = text.partition(" ")
+        try:
+            choice = cls(codec, float(value) if value else None)
+        except ValueError:
+            raise CodecError(f"{value!r} in {text!r} is no number; write {codec} 0.01") from None
+        choice.check()
+        return choice
+
+    @property
+    def parameters(self) -> Mapping[str, float]:
+        """For `make_codec` and `PowerSGD`."""
+        return {} if self.value is None else {PARAMETERS.get(self.codec, "value"): self.value}
+
+    def check(self) -> None:
+        """Raise CodecError where there is no such codec, or it cannot work with this value."""
+        if self.codec == "powersgd":
+            rank = self.value
+            PowerSGD({}, int(rank) if rank is not None and rank == int(rank) else rank)  # type: ignore[arg-type]
+        else:
+            make_codec(self.codec, **self.parameters)
+
+
+Plan = tuple[Choice, ...]
+"""One for each bucket."""
+
+NONE = Choice("none")
+
+
+def plan_hash(plan: Plan) -> int:
+    """64 bits, to be compared between ranks (CC-20)."""
+    return int.from_bytes(blake2b("\n".join(map(str, plan)).encode(), digest_size=8).digest(), "big")

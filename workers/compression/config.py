@@ -1,0 +1,30 @@
+"""The JobSpec's group `compression`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from workers.compression.choice import NONE, Choice
+from workers.compression.controller.config import ControllerConfig
+
+
+class CompressionConfig(ControllerConfig):
+    """How gradients travel between hosts."""
+
+    policy: Literal["adaptive", "latency_ladder", "fixed"] = Field(
+        "fixed",
+        description="`fixed`: always `codec`; `adaptive` measures links and codecs, and decides; `latency_ladder` goes by "
+        "the round-trip time alone.",
+    )
+    follow_learning_rate: bool = Field(
+        False,
+        description="Scale what error feedback has kept when the learning rate changes, by old/new between 0.5 and 2; for "
+        "optimizers whose update is the learning rate times the gradient.",
+    )
+
+    @property
+    def compresses(self) -> bool:
+        """Whether gradients may be encoded at all."""
+        return self.policy != "fixed" or Choice.parse(self.codec) != NONE

@@ -1,0 +1,188 @@
+"""All that a rank keeps to compress its gradients: what is in force for each bucket, codecs, residuals, the Q of PowerSGD.
+
+It belongs to the process and outlives generations. What all ranks must have alike, the plan and the Q, is replicated
+state; residuals are this rank's own, and are never copied when a rank heals (EP-6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workers.collectives.buckets import BucketPlan
+from workers.compression.bucketed import BucketMemory
+from workers.compression.choice import NONE, Choice, Plan
+from workers.compression.codec import Codec
+from workers.compression.finite import NonFiniteError
+from workers.compression.powersgd import PowerSGD
+from workers.compression.registry import make_codec
+from workers.identity import Generation, StateId
+
+
+class Underway(NamedTuple):
+    """The step that residuals are pending for: the state it goes out from, and the generation that computes it."""
+
+    before: StateId
+    generation: Generation
+
+
+class GradientCompression:
+    """Of one rank.
+
+    Args:
+        plan: of the buckets.
+        policy: the choices for a step, counted from 1, one for each bucket; of replicated state only.
+        seed: the job's.
+        follow_learning_rate: as in `ErrorFeedback`.
+    """
+
+    def __init__(
+        self, plan: BucketPlan, policy: Callable[[int], Plan], *, seed: int = 0, follow_learning_rate: bool = False
+    ) -> None:
+        self.plan, self._policy = plan, policy
+        self.choices = policy(1)
+        self.memory = BucketMemory(plan, follow_learning_rate=follow_learning_rate)
+        self.non_finite: NonFiniteError | None = None
+        """What was refused in the present step."""
+        self._seed = seed
+        self._shapes = {slot.name: slot.shape for slot in plan.slots}
+        self._codecs: dict[Choice, Codec] = {}
+        self._low_rank: dict[int, PowerSGD] = {}
+        self._owing = [False] * len(plan.sizes)
+        self._recut = False
+        self._encoded: set[int] = set()
+        self._underway: Underway | None = None
+
+    # ------------------------------------------------------------------ what is in force
+
+    def choice(self, bucket: int) -> Choice:
+        return self.choices[bucket]
+
+    def codec(self, choice: Choice) -> Codec:
+        """Raises CodecError where there is none such."""
+        if choice not in self._codecs:
+            self._codecs[choice] = make_codec(choice.codec, **choice.parameters)
+        return self._codecs[choice]
+
+    def powersgd(self, bucket: int) -> PowerSGD:
+        """Of the rank that is in force for the bucket."""
+        rank = int(self.choices[bucket].value or 0)
+        if rank not in self._low_rank:
+            self._low_rank[rank] = PowerSGD(self._shapes, rank, self._seed)
+        return self._low_rank[rank]
+
+    def alters(self, bucket: int) -> bool:
+        """Whether the sum is another than that of the plain gradients: they are encoded, or something is owed."""
+        return self.choices[bucket] != NONE or self._owing[bucket]
+
+    def views(self, bucket: int, flat: Tensor) -> dict[str, Tensor]:
+        """Of a bucket's gradient, float32 [n]: its parameters, by name, of their shapes."""
+        slots = (slot for slot in self.plan.slots if slot.bucket == bucket)
+        return {slot.name: flat[slot.start : slot.start + slot.numel].view(slot.shape) for slot in slots}
+
+    # ------------------------------------------------------------------ a step
+
+    def begin(self, before: StateId, generation: Generation, learning_rate: float) -> None:
+        """A step begins; what was pending of one that did not come to its end is forgotten."""
+        self._forget_pending()
+        self._choose(before.step + 1)
+        if self._recut:
+            self.memory.begin_generation()
+            self._recut = False
+        self.memory.set_learning_rate(learning_rate)
+        self._underway = Underway(before, generation)
+
+    def encoded(self, bucket: int) -> None:
+        """All that this rank's residual of the bucket depends on is known."""
+        self._encoded.add(bucket)
+
+    def refused(self, error: NonFiniteError) -> None:
+        """A gradient is not finite: the step will be skipped."""
+        self.non_finite = self.non_finite or error
+
+    def transferred(self, nbytes: int, begun: float, ended: float) -> None:
+        """So many bytes were on links; times of `time.perf_counter`, in seconds."""
+
+    def replicated(self) -> Tensor:
+        """What the commit of this step changes of the replicated state beside the gradients: float32 [n], n may be 0."""
+        parts = [q.reshape(-1) for q in self._drafts()]
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def commit(self, *, skipped: bool = False) -> None:
+        """The step is committed; `skipped` where nothing of it was applied, and residuals stay as they were (CC-11)."""
+        if not skipped:
+            self.memory.commit()
+            for codec in self._low_rank.values():
+                codec.commit()
+            self._owing = [choice != NONE for choice in self.choices]
+        self._forget_pending()
+
+    def replay(self, before: StateId, generation: Generation, replicated: Tensor) -> None:
+        """A peer's commit is taken over, and `commit` follows. Where this rank took part in that step, what is pending is
+        what it sent (EP-6)."""
+        took_part = self._underway == Underway(before, generation) and len(self._encoded) == len(self.choices)
+        if not took_part:
+            self._forget_pending()
+            self._choose(before.step + 1)
+        at = 0
+        for bucket, choice in enumerate(self.choices):
+            if choice.codec == "powersgd":
+                codec = self.powersgd(bucket)
+                for name in filter(codec.compresses, self._names(bucket)):
+                    like = codec.q(name)
+                    codec.adopt(name, replicated[at : at + like.numel()].view(like.shape))
+                    at += like.numel()
+
+    def begin_generation(self) -> None:
+        """Pieces of buckets may have other owners from now on. What is pending stays until it is known (EP-6)."""
+        self._recut = True
+
+    def lose(self) -> float:
+        """The state was taken over as a whole: owe nothing any more. Returns the L2 norm of what was owed."""
+        norm = self.memory.norm
+        self._forget_pending()
+        self.memory.forget()
+        self._owing = [False] * len(self._owing)
+        return norm
+
+    def _choose(self, step: int) -> None:
+        choices = self._policy(step)
+        self._recut = self._recut or choices != self.choices
+        self.choices = choices
+
+    def _forget_pending(self) -> None:
+        self.memory.discard()
+        for codec in self._low_rank.values():
+            codec.discard()
+        self._encoded.clear()
+        self._underway, self.non_finite = None, None
+
+    def _drafts(self) -> Iterator[Tensor]:
+        """The Q^T that are pending, in an order that is the same on all ranks."""
+        for bucket, choice in enumerate(self.choices):
+            if choice.codec == "powersgd":
+                codec = self.powersgd(bucket)
+                yield from (codec.drafts()[name] for name in self._names(bucket) if codec.compresses(name))
+
+    def _names(self, bucket: int) -> list[str]:
+        return [slot.name for slot in self.plan.slots if slot.bucket == bucket]
+
+    # ------------------------------------------------------------------ replicated state
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The committed Q of PowerSGD, as `RANK/PARAMETER`."""
+        return {f"{r}/{name}": q for r, codec in self._low_rank.items() for name, q in codec.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a `state_dict`. Raises ValueError where it is of another model."""
+        by_rank: dict[int, dict[str, Tensor]] = {}
+        for key, q in state.items():
+            number, _, name = key.partition("/")
+            by_rank.setdefault(int(number), {})[name] = q
+        loaded = {rank: PowerSGD(self._shapes, rank, self._seed) for rank in by_rank}
+        for rank, each in by_rank.items():
+            loaded[rank].load_state_dict(each)
+        self._low_rank = loaded
