@@ -1,0 +1,273 @@
+"""The decision at the end of a window (CC-18, CC-19, CC-21)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from workers.compression.choice import NONE
+from workers.compression.controller import records
+from workers.compression.controller.candidates import CANDIDATES, is_late
+from workers.compression.controller.config import ControllerConfig
+from workers.compression.controller.forecast import Option, ends, exposed, known_option, own_exposed, seconds
+from workers.compression.controller.knapsack import least_lossy
+from workers.compression.controller.layout import Measured, Value
+from workers.compression.controller.link import Line
+from workers.compression.controller.records import Record
+from workers.compression.controller.state import BucketState, ControllerState
+from workers.compression.controller.wire import BucketFacts
+
+FOLLOW = 0.3
+"""Weight of a window in the smoothed time per byte."""
+
+COHERENCE_FALLS = 0.05
+"""Relative, between windows."""
+
+BAR_STEPS = 500
+"""For how long a choice that has broken the budget is out, and twice as long each time it does so again."""
+
+
+def adaptive(
+    state: ControllerState, measured: Measured, step: int, buckets: Sequence[BucketFacts], config: ControllerConfig
+) -> tuple[ControllerState, list[Record]]:
+    """The state after `step`, and the decisions.
+
+    Without a measured link nothing is decided. The first decision that has something to choose from is made at once; it
+    replaces what nobody chose. After it, a bucket changes:
+    - to a choice that was predicted in `windows` windows in a row to take `change` less exposed time, or to `none` where
+      its choice has not beaten `none` by `worth` for as long; not twice within `pause` steps;
+    - at once where the link has collapsed, to any choice that takes `change` less; in the middle of a window, after an
+      alarm, for this reason only;
+    - at once where the plan in force is not within the error budget, to one that loses less.
+    """
+    line = measured.lines.get(buckets[0].level)
+    if line is None or buckets[0].hosts < 2:
+        return replace(state, step=step), []
+    window = _Window(state, measured, step, buckets, config, line)
+    return window.outcome() if window.is_whole or window.collapsed else (state, [])
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """Errors are shares of the model's energy. `tight` while gradients change fast."""
+
+    weights: list[float]
+    allowed: float
+    tight: bool
+
+
+class _Window:
+    """One decision, from its inputs to its outcome."""
+
+    def __init__(
+        self,
+        state: ControllerState,
+        measured: Measured,
+        step: int,
+        facts: Sequence[BucketFacts],
+        config: ControllerConfig,
+        line: Line,
+    ) -> None:
+        self.state, self.measured, self.step, self.config, self.line = state, measured, step, config, line
+        self.facts = facts
+        self.is_whole = step % config.every == 0
+        self.hidden = [max(0.0, value or 0.0) for value in measured.hidden]
+        self.budget = _budget(state, measured, facts, config)
+        self.present = [self._present(i) for i in range(len(facts))]
+        self.options = [self._options(i) for i in range(len(facts))]
+        self.none = [seconds(line, each, NONE, *_or_zero(measured.rate(NONE))) for each in facts]
+        self.durations = [option.seconds for option in self.present]
+        before = state.seconds_per_byte
+        self.collapsed = before is not None and line.seconds_per_byte > config.collapse * before
+        self.streaks = [self._streaks(i) for i in range(len(facts))]
+        self.over = self._error(self.present) > self.budget.allowed
+
+    # ------------------------------------------------------------------ what there is to choose from
+
+    def _options(self, i: int) -> list[Option]:
+        """All that was measured, the present choice among them, of candidates in their order."""
+        found = (known_option(self.line, self.facts[i], i, choice, self.measured) for choice in CANDIDATES)
+        others = [option for option in found if option is not None and option.choice != self.present[i].choice]
+        return [self.present[i], *others]
+
+    def _present(self, i: int) -> Option:
+        """What is in force. Where it was not measured, as after a restart, it is taken to be just within the budget."""
+        choice = self.state.buckets[i].choice
+        known = known_option(self.line, self.facts[i], i, choice, self.measured)
+        if known is not None:
+            return known
+        unmeasured = seconds(self.line, self.facts[i], choice, *_or_zero(self.measured.rate(choice)))
+        error = self.measured.error(i, choice)
+        return unmeasured._replace(error=self.budget.allowed if error is None else error)
+
+    def gain(self, i: int, option: Option) -> float:
+        """Share of the exposed seconds that bucket i causes which it would save; 0 where it causes none."""
+        now = own_exposed(self.durations, self.hidden, i, self.durations[i])
+        return 1 - own_exposed(self.durations, self.hidden, i, option.seconds) / now if now > 0 else 0.0
+
+    def _enough(self, i: int, option: Option) -> bool:
+        """Whether a change to `option` is worth it: `none` is where what is in force does not beat it by `worth`."""
+        if option.choice == NONE and self.gain(i, option) > -self.config.worth / (1 - self.config.worth):
+            return True
+        return self.gain(i, option) >= self.config.change
+
+    def _streaks(self, i: int) -> dict[str, int]:
+        before = self.state.buckets[i].streaks
+        if not self.is_whole:
+            return dict(before)
+        others = self.options[i][1:]
+        return {str(each.choice): before.get(str(each.choice), 0) + 1 for each in others if self._enough(i, each)}
+
+    def _allowed(self, i: int) -> list[Option]:
+        """The present choice first."""
+        bucket, config = self.state.buckets[i], self.config
+        rests = bucket.changed is not None and self.step - bucket.changed < config.pause
+        allowed = [self.present[i]]
+        for option in self.options[i][1:]:
+            text = str(option.choice)
+            if is_late(option.choice) and self.step < self.state.dense_until:
+                continue
+            if text in bucket.barred and self.step < bucket.barred[text][1]:
+                continue
+            urgent = self.gain(i, option) >= config.change and (self.collapsed or not self.state.chosen)
+            ripe = not rests and self.streaks[i].get(text, 0) >= config.windows
+            safer = self.over and option.error < self.present[i].error
+            if urgent or ripe or safer:
+                allowed.append(option)
+        return allowed
+
+    # ------------------------------------------------------------------ the choice
+
+    def _error(self, options: Sequence[Option]) -> float:
+        return sum(weight * option.error for weight, option in zip(self.budget.weights, options, strict=True))
+
+    def choose(self) -> list[Option]:
+        """The least lossy within the budget that none of the allowed beats by more than `worth`."""
+        allowed = [self._allowed(i) for i in range(len(self.facts))]
+        items = [
+            [(option.seconds, weight * option.error) for option in options]
+            for options, weight in zip(allowed, self.budget.weights, strict=True)
+        ]
+        chosen = least_lossy(items, self.hidden, self.budget.allowed, self.config.worth)
+        if chosen is None:  # within the budget, but not once every error is rounded up
+            return self.present
+        return [options[index] for options, index in zip(allowed, chosen, strict=True)]
+
+    def _reason(self, old: Option, new: Option) -> str:
+        if self.over and new.error < old.error:
+            return "budget"
+        if not self.state.chosen:
+            return "start"
+        if self.collapsed:
+            return "collapse"
+        if is_late(new.choice) and self.state.step < self.state.dense_until:
+            return "dense_start_over"
+        return "saves" if new.seconds < old.seconds else "no_gain"
+
+    # ------------------------------------------------------------------ the outcome
+
+    def outcome(self) -> tuple[ControllerState, list[Record]]:
+        chosen = self.choose()
+        after, decisions = [], []
+        for i, (old, new) in enumerate(zip(self.present, chosen, strict=True)):
+            if new.choice == old.choice:
+                after.append(replace(self.state.buckets[i], streaks=self.streaks[i]))
+                continue
+            reason = self._reason(old, new)
+            decisions.append(self._change(i, old, new, reason))
+            after.append(self._changed(i, new, reason))
+        state = replace(
+            self.state,
+            buckets=tuple(after),
+            step=self.step,
+            chosen=self.state.chosen or any(len(options) > 1 for options in self.options),
+            seconds_per_byte=self._smoothed(),
+            gradient_norm=_or(self.measured.gradient_norm, self.state.gradient_norm),
+            coherence=_or(self.measured.coherence, self.state.coherence),
+        )
+        return state, [*decisions, self._plan(chosen)]
+
+    def _changed(self, i: int, new: Option, reason: str) -> BucketState:
+        before = self.state.buckets[i]
+        barred = dict(before.barred)
+        if reason == "budget" and not self.budget.tight:
+            text = str(before.choice)
+            count = barred.get(text, (0, 0))[0]
+            barred[text] = (count + 1, self.step + BAR_STEPS * 2**count)
+        return BucketState(new.choice, None if reason == "start" else self.step, {}, barred)
+
+    def _smoothed(self) -> float:
+        before, now = self.state.seconds_per_byte, self.line.seconds_per_byte
+        return now if before is None or self.collapsed else before + FOLLOW * (now - before)
+
+    def _change(self, i: int, old: Option, new: Option, reason: str) -> Record:
+        encode, decode = self.measured.rate(new.choice)
+        measures: dict[str, Value] = {
+            **records.of_line(self.line),
+            "smoothed_bandwidth": records.bandwidth(self.state.seconds_per_byte),
+            "hidden": self.hidden[i],
+            "encode": encode,
+            "decode": decode,
+            "from_bytes": old.nbytes,
+            "to_bytes": new.nbytes,
+            "from_seconds": old.seconds,
+            "to_seconds": new.seconds,
+            "gain": self.gain(i, new),
+            "from_error": old.error,
+            "to_error": new.error,
+            "windows": self.streaks[i].get(str(new.choice), 0),
+            **self._model(),
+        }
+        return records.change(self.step, i, old.choice, new.choice, reason, **measures)
+
+    def _plan(self, chosen: Sequence[Option]) -> Record:
+        durations = [option.seconds for option in chosen]
+        times = [end + spare for end, spare in zip(ends(durations, self.hidden), self.hidden, strict=True)]
+        kept = zip(self.measured.took, self.present, chosen, strict=True)
+        took = [value if old.choice == new.choice else None for value, old, new in kept]
+        measures: dict[str, Value] = {
+            **records.of_line(self.line),
+            "exposed": exposed(durations, self.hidden),
+            "exposed_before": exposed(self.durations, self.hidden),
+            "exposed_none": exposed([option.seconds for option in self.none], self.hidden),
+            "error": self._error(chosen),
+            **self._model(),
+        }
+        return records.plan(self.step, tuple(option.choice for option in chosen), times, took, **measures)
+
+    def _model(self) -> dict[str, Value]:
+        return {
+            "budget": self.budget.allowed,
+            "critical": self.budget.tight,
+            "gradient_norm": self.measured.gradient_norm,
+            "coherence": self.measured.coherence,
+        }
+
+
+def _budget(state: ControllerState, measured: Measured, facts: Sequence[BucketFacts], config: ControllerConfig) -> _Budget:
+    """Σ w (1 − gain) over the buckets may be Σ w (1 − least gain), where w is the bucket's share of the energy |g+e|²."""
+    energies = [value for value in measured.energy if value is not None and value >= 0]
+    complete = len(energies) == len(facts) and sum(energies) > 0
+    weights = energies if complete else [float(each.elements) for each in facts]
+    total = sum(weights) or 1.0
+    weights = [weight / total for weight in weights]
+    tight = _is_critical(state, measured, config)
+    loose, strict = config.error_budget, config.error_budget * config.tight_share
+    each = [strict if tight else loose + (strict - loose) * fact.sensitive for fact in facts]
+    return _Budget(weights, sum(weight * most for weight, most in zip(weights, each, strict=True)), tight)
+
+
+def _is_critical(state: ControllerState, measured: Measured, config: ControllerConfig) -> bool:
+    """Gradients change fast (Accordion; Agarwal et al., MLSys 2021), or agree less and less."""
+    now, before = measured.gradient_norm, state.gradient_norm
+    changes = now is not None and before is not None and abs(now - before) > config.critical_change * before
+    agrees, agreed = measured.coherence, state.coherence
+    return changes or (agrees is not None and agreed is not None and agreed - agrees > COHERENCE_FALLS * abs(agreed))
+
+
+def _or(value: Value, otherwise: Value) -> Value:
+    return otherwise if value is None else value
+
+
+def _or_zero(rates: tuple[Value, Value]) -> tuple[float, float]:
+    return rates[0] or 0.0, rates[1] or 0.0

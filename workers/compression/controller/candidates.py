@@ -1,0 +1,33 @@
+"""What the controller chooses from."""
+
+from __future__ import annotations
+
+from workers.compression.choice import NONE, Choice
+
+LATE = frozenset({"topk", "threshold", "sign", "powersgd"})
+"""Codecs that need a dense start (CC-14)."""
+
+INT8 = Choice("int8")
+
+CANDIDATES = (
+    NONE,
+    Choice("fp16"),
+    Choice("bf16"),
+    INT8,
+    Choice("int4"),
+    Choice("topk", 0.1),
+    Choice("topk", 0.05),
+    Choice("topk", 0.01),
+    Choice("powersgd", 16),
+    Choice("powersgd", 8),
+    Choice("powersgd", 4),
+    Choice("powersgd", 2),
+    Choice("powersgd", 1),
+    Choice("sign"),
+)
+"""Of equals the first is taken. What is measured of each has a place in the vector that ranks reduce."""
+
+
+def is_late(choice: Choice) -> bool:
+    """Not before the dense start is over."""
+    return choice.codec in LATE

@@ -1,0 +1,161 @@
+"""Latency and bandwidth of a link, from the transfers that crossed it (CC-17)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+WINDOW = 50
+"""Transfers that are looked at."""
+
+ENOUGH = 4
+RECENT = 8
+"""So many bursts that all differ from those before by `JUMP` are another link."""
+
+JUMP = 2.0
+LONGEST_BURST = 8
+WELL_APART = 0.05
+"""Of the range of sizes: nearer ones tell of noise."""
+
+SMALL = 1 << 14
+ASSUMED_LATENCY = 1e-4
+"""Seconds, where neither sizes that differ nor a small transfer tell it."""
+
+
+class Line(NamedTuple):
+    """A transfer of b bytes takes `latency` + b · `seconds_per_byte`, both at least 0."""
+
+    latency: float
+    seconds_per_byte: float
+
+    def seconds(self, nbytes: float) -> float:
+        return self.latency + nbytes * self.seconds_per_byte
+
+
+class Burst(NamedTuple):
+    """Transfers that followed each other without a pause: how many, their bytes, the seconds that the link was busy."""
+
+    transfers: int
+    nbytes: int
+    seconds: float
+
+
+class Point(NamedTuple):
+    """Of a burst, the mean transfer."""
+
+    nbytes: float
+    seconds: float
+
+
+class Link:
+    """The last transfers over one level.
+
+    A link is serial: a transfer's time begins when it was started or when the one before had ended, whichever is later. Of
+    two that were under way together nobody can tell what share of the link each had. So they are one burst, with the bytes
+    and the busy time of both, and their mean counts; on the line that is sought lies that mean too.
+    """
+
+    def __init__(self) -> None:
+        self._bursts: deque[Burst] = deque()
+        self._small: deque[float] = deque(maxlen=RECENT)
+        self._busy_until = float("-inf")
+        self._fitted: Line | None = None
+        self._is_fitted = False
+        self._reference: Line | None = None
+
+    def transfer(self, nbytes: int, begin: float, end: float) -> None:
+        """A transfer for which this rank sent `nbytes`; `begin` and `end` in seconds. Called in the order of their ends."""
+        self._is_fitted = False
+        overlaps = begin < self._busy_until
+        seconds = max(0.0, end - max(begin, self._busy_until))
+        self._busy_until = max(end, self._busy_until)
+        if overlaps and self._bursts and self._bursts[-1].transfers < LONGEST_BURST:
+            count, before, busy = self._bursts.pop()
+            self._bursts.append(Burst(count + 1, before + nbytes, busy + seconds))
+        else:
+            self._bursts.append(Burst(1, nbytes, seconds))
+            if nbytes <= SMALL and not overlaps:
+                self._small.append(seconds)
+        while sum(burst.transfers for burst in self._bursts) - self._bursts[0].transfers >= WINDOW:
+            self._bursts.popleft()
+
+    def fit(self) -> Line | None:
+        """None until there are enough transfers."""
+        if not self._is_fitted:
+            self._fitted, self._is_fitted = self._fit(), True
+        return self._fitted
+
+    def settle(self) -> Line | None:
+        """`fit`; from now on `slowdown` is against it."""
+        self._reference = self.fit()
+        return self._reference
+
+    def slowdown(self) -> float:
+        """How many times longer the last transfers took than the line of the last `settle` says, in the median; 1 where
+        there is none, or too few have come since the link began.
+        """
+        points = self._points()
+        if self._reference is None or len(points) < RECENT:
+            return 1.0
+        return _ratio(points[-RECENT:], self._reference)
+
+    def _points(self) -> list[Point]:
+        return [Point(b.nbytes / b.transfers, b.seconds / b.transfers) for b in self._bursts if b.seconds > 0]
+
+    def _fit(self) -> Line | None:
+        points = self._points()
+        if sum(burst.transfers for burst in self._bursts) < ENOUGH or not points:
+            return None
+        floor = median(self._small) if self._small else ASSUMED_LATENCY
+        if len(points) >= 2 * RECENT:
+            before, recent = points[:-RECENT], points[-RECENT:]
+            if not 1 / JUMP < _ratio(recent, fit_line(before, floor)) < JUMP:
+                return fit_line(recent, floor)
+        return fit_line(points, floor)
+
+
+def _ratio(points: Sequence[Point], line: Line) -> float:
+    return median(point.seconds / max(line.seconds(point.nbytes), 1e-12) for point in points)
+
+
+def fit_line(points: Sequence[Point], floor: float) -> Line:
+    """The line through `points`, of which there is one or more and fewer than half are outliers.
+
+    Its slope is the median, over the points, of the median slope to all points that are well apart (repeated medians;
+    Siegel 1982). Sizes that differ by less than a factor of 2 give no slope; the latency is then `floor`, in seconds, but no
+    more than half of the time.
+    """
+    sizes = [point.nbytes for point in points]
+    typical = median(point.seconds for point in points)
+    if max(sizes) < 2 * min(sizes) or max(sizes) == 0:
+        latency = min(floor, typical / 2) if max(sizes) else typical
+        return Line(latency, (typical - latency) / median(sizes) if max(sizes) else 0.0)
+    apart = WELL_APART * (max(sizes) - min(sizes))
+    each = [_slopes(point, [other for other in points if abs(other.nbytes - point.nbytes) >= apart]) for point in points]
+    slope = max(0.0, median(median(slopes) for slopes in each if slopes))
+    latency = median(point.seconds - slope * point.nbytes for point in points)
+    if latency >= 0:
+        return Line(latency, slope)
+    through_zero = [point for point in points if point.nbytes > 0]
+    return Line(0.0, weighted_median([p.seconds / p.nbytes for p in through_zero], [p.nbytes for p in through_zero]))
+
+
+def _slopes(point: Point, others: Sequence[Point]) -> list[float]:
+    return [(other.seconds - point.seconds) / (other.nbytes - point.nbytes) for other in others]
+
+
+def median(values: Iterable[float]) -> float:
+    """Of an even number, the lower of the two in the middle."""
+    ordered = sorted(values)
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
+    """The first value, in rising order, at which half of the weight is reached; weights are above 0."""
+    half, reached = sum(weights) / 2, 0.0
+    for value, weight in sorted(zip(values, weights, strict=True)):
+        reached += weight
+        if reached >= half:
+            return value
+    raise ValueError("no values")

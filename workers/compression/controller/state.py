@@ -1,0 +1,112 @@
+"""What the controller remembers: replicated state, plain values, moved on with the commit of a decision's step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from workers.compression.choice import NONE, Choice, Plan
+from workers.compression.controller.candidates import INT8, is_late
+from workers.compression.controller.config import ControllerConfig
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class BucketState:
+    """What is remembered of one bucket.
+
+    Attributes:
+        choice: in force.
+        changed: the step of its last change; None where the first choice still holds.
+        streaks: for how many windows in a row a change to that choice was promised to gain enough, by its text.
+        barred: choices that have broken the error budget here, by text: how often, and the step until which they are out.
+    """
+
+    choice: Choice = NONE
+    changed: int | None = None
+    streaks: Mapping[str, int] = field(default_factory=dict)
+    barred: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ControllerState:
+    """The same on all ranks: a function of the states before and the reduced measures only.
+
+    Attributes:
+        buckets: in the order of the bucket plan.
+        dense_until: the last step before which no codec that needs a dense start is in force (CC-14).
+        step: of the last decision.
+        chosen: whether the first choice was made, which is not held back as a change is.
+        seconds_per_byte: of the link, smoothed over the windows; None before it was measured.
+        gradient_norm, coherence: of the last window.
+        alarmed: the next step is a decision's too, since a rank finds its link collapsed (`Measures.alarm`). Set from what
+            is reduced with every step, and taken back by `decide`.
+    """
+
+    buckets: tuple[BucketState, ...]
+    dense_until: int
+    step: int = 0
+    chosen: bool = False
+    seconds_per_byte: float | None = None
+    gradient_norm: float | None = None
+    coherence: float | None = None
+    alarmed: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        """In force for the steps after `step`."""
+        return tuple(bucket.choice for bucket in self.buckets)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON has them."""
+        return {
+            "version": VERSION,
+            "step": self.step,
+            "dense_until": self.dense_until,
+            "chosen": self.chosen,
+            "seconds_per_byte": self.seconds_per_byte,
+            "gradient_norm": self.gradient_norm,
+            "coherence": self.coherence,
+            "alarmed": self.alarmed,
+            "buckets": [
+                {
+                    "choice": str(bucket.choice),
+                    "changed": bucket.changed,
+                    "streaks": dict(sorted(bucket.streaks.items())),
+                    "barred": {text: list(bar) for text, bar in sorted(bucket.barred.items())},
+                }
+                for bucket in self.buckets
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """Of `as_dict`. Raises ValueError where it is of another version, CodecError where it names no codec."""
+        if plain["version"] != VERSION:
+            raise ValueError(f"the controller's state is of version {plain['version']}, and not {VERSION}")
+        buckets = tuple(
+            BucketState(
+                Choice.parse(each["choice"]),
+                each["changed"],
+                dict(each["streaks"]),
+                {text: (count, until) for text, (count, until) in each["barred"].items()},
+            )
+            for each in plain["buckets"]
+        )
+        names = ("dense_until", "step", "chosen", "seconds_per_byte", "gradient_norm", "coherence", "alarmed")
+        return cls(buckets, **{name: plain[name] for name in names})
+
+
+def dense_until(config: ControllerConfig, planned_steps: int) -> int:
+    """max(10 steps, 5 % of those planned)."""
+    return max(config.dense_steps, math.ceil(config.dense_share * planned_steps))
+
+
+def initial_state(config: ControllerConfig, num_buckets: int, planned_steps: int) -> ControllerState:
+    """Before the first step: `none`; of the policy `fixed` its codec, or `int8` until the dense start is over."""
+    choice = Choice.parse(config.codec) if config.policy == "fixed" else NONE
+    first = BucketState(INT8 if is_late(choice) else choice)
+    return ControllerState((first,) * num_buckets, dense_until(config, planned_steps))
