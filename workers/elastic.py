@@ -156,6 +156,7 @@ class Job:
             policy=self._compression_policy(),
             seed=self.config.seed,
             follow_learning_rate=self.config.compression.follow_learning_rate,
+            max_rank=self.config.compression.max_rank,
         )
         self._reducer: Reducer | None = None
         self._skipped = 0

@@ -23,7 +23,7 @@ from workers.collectives.ordered import LeafSums, SumOrder
 from workers.collectives.reducer import Reducer
 from workers.collectives.shared import Layout
 from workers.compression.choice import NONE, Plan
-from workers.compression.gradients import GradientCompression
+from workers.compression.gradients import MAX_RANK, GradientCompression
 from workers.errors import TaskError
 from workers.faults import Faults
 from workers.identity import NO_GENERATION, Generation, StateId, next_lineage
@@ -68,8 +68,10 @@ class Engine:
         policy: Callable[[BucketPlan, int], Plan] | None = None,
         seed: int = 0,
         follow_learning_rate: bool = False,
+        max_rank: int = MAX_RANK,
     ) -> None:
-        """`policy(plan, step)`: how the gradients of a step, counted from 1, are compressed; None for not at all."""
+        """`policy(plan, step)`: how the gradients of a step, counted from 1, are compressed; None for not at all. The rest
+        as in `GradientCompression`."""
         self.machine, self.faults, self.clip_norm = machine, faults, clip_norm
         self.replica = ReplicatedState(model, optimizer, scheduler, scaler)
         self._parameters = [(n, p) for n, p in self.replica.parameters.items() if p.requires_grad]
@@ -84,6 +86,7 @@ class Engine:
             partial(policy or _uncompressed, plan),
             seed=seed,
             follow_learning_rate=follow_learning_rate,
+            max_rank=max_rank,
         )
         self.replica.attached["compression"] = self.compression
         self._in_bucket = [0] * len(plan.sizes)
@@ -123,7 +126,7 @@ class Engine:
     @property
     def shared_layout(self) -> Layout:
         """Of the memory in which the ranks of a host exchange the buckets of this model."""
-        return Layout(elements=max(self.staging.plan.sizes), slots=HOST_SLOTS)
+        return Layout(max(self.staging.plan.sizes), HOST_SLOTS, thin=self.compression.thin_sizes)
 
     # ------------------------------------------------------------------ one step
 

@@ -18,17 +18,22 @@ from workers.collectives.exchange import PHASES, FlatExchange, Hosts
 from workers.collectives.lanes import Lanes, Piece, lanes
 from workers.collectives.shared import HostExchange
 from workers.collectives.tasks import Task, Tasks, Turns, Way
+from workers.compression.casts import NoneCodec
 from workers.compression.codec import Codec
 from workers.compression.finite import NonFiniteError
 from workers.compression.gradients import GradientCompression
-from workers.compression.shards import cut as cut_pieces
 
 OUT, BACK, OUT_AGAIN, BACK_AGAIN = range(PHASES)
 ON_HOST = PHASES
-"""The order of operations in shared memory is one more."""
+"""Operations in shared memory have an order for each channel of it: that of whole buckets, of P, of Q."""
+
+CHANNELS = 3
 
 DIRECT_ELEMENTS = 1 << 12
 """A sum of so few elements goes from everybody to everybody: one exchange and not two."""
+
+
+NONE_CODEC = NoneCodec()
 
 
 class Reducer:
@@ -49,14 +54,14 @@ class Reducer:
         places, mine = exchange.topology.places, exchange.topology.index
         self._remote = [place.host != places[mine].host for place in places]
         self._lanes: dict[tuple[int, int], Lanes] = {}
-        self._tasks, self._turns, self._number = Tasks(), Turns(PHASES + 1), 0
+        self._tasks, self._turns, self._number = Tasks(), Turns(PHASES + CHANNELS), 0
         self.sent_bytes = 0
         """Payload that this rank has put on links since the last `begin`."""
 
     def begin(self) -> None:
         """A step begins."""
         self._tasks.clear()
-        self._turns, self._number, self.sent_bytes = Turns(PHASES + 1), 0, 0
+        self._turns, self._number, self.sent_bytes = Turns(PHASES + CHANNELS), 0, 0
 
     def abandon(self) -> None:
         """Forget what is on its way; the next generation has another reducer."""
@@ -70,8 +75,9 @@ class Reducer:
         """Start to sum `gradient`, float32 [n], in place, as the plan in force has it compressed."""
         choice = self._compression.choice(bucket)
         number = self._take_number()
-        way = self._low_rank(number, bucket, gradient) if choice.codec == "powersgd" else None
-        return self._tasks.start(way or self._sharded(number, bucket, gradient, self._compression.codec(choice)))
+        if choice.codec == "powersgd":
+            return self._tasks.start(self._low_rank(number, bucket, gradient))
+        return self._tasks.start(self._sharded(number, bucket, gradient, self._compression.codec(choice)))
 
     def sum_exactly(self, values: Tensor, *, largest: bool = False) -> Task:
         """Start to sum `values`, float32 [n], in place, uncompressed, or to take the `largest` of each element."""
@@ -85,73 +91,78 @@ class Reducer:
     # ------------------------------------------------------------------ ways
 
     def _sharded(self, number: int, bucket: int, gradient: Tensor, codec: Codec) -> Way:
-        memory = self._compression.memory
-        self._skip(number, OUT_AGAIN, BACK_AGAIN)
+        self._skip(number, OUT_AGAIN, BACK_AGAIN, ON_HOST + 1, ON_HOST + 2)
         self._compensate(bucket, gradient)
-        cut = self._lanes_of(len(gradient), codec.granularity)
-        operation, local = None, gradient
+        yield from self._over_hosts(number, gradient, codec, bucket, (OUT, BACK), ON_HOST)
+
+    def _over_hosts(
+        self, number: int, values: Tensor, codec: Codec, bucket: int | None, phases: tuple[int, int], on_host: int
+    ) -> Way:
+        """Sum `values`, float32 [n], in place; what the codec leaves out is owed to the `bucket`, if it is one."""
+        cut = self._lanes_of(len(values), codec.granularity)
+        operation, local = None, values
         if self._on_host is not None:
-            yield self._turns.turn(ON_HOST, number)
-            operation = self._on_host.reduce_scatter(gradient, cuts=cut.cuts)
-            self._turns.over(ON_HOST, number)
+            yield self._turns.turn(on_host, number)
+            operation = self._on_host.reduce_scatter(values, cuts=cut.cuts, channel=on_host - ON_HOST)
+            self._turns.over(on_host, number)
             yield _OnHost(self._on_host, lambda: operation.summed)
             local = operation.shard
         else:
-            self._skip(number, ON_HOST)
-        start = cut.shard.start
-        sent, receive, send = self._encode_pieces(cut, local, codec, bucket)
-        self._compression.encoded(bucket)
-        received = torch.empty(sum(receive), dtype=torch.uint8)
-        yield from self._transfer(number, OUT, received, sent, receive, send)
-        inbox = _by_member(received, receive)
-        payloads, lossy = [], codec.name != "none"
-        for piece in (piece for piece in cut.owned if piece.size and len(piece.members) > 1):
-            total = local[piece.part.start - start : piece.part.stop - start]
-            self._add_up(piece, inbox, codec, total)
-            if lossy:
-                memory.compensate_sum(bucket, piece.part.start, total)
-            payload = codec.encode(total, key=f"{bucket} sum {piece.part.start}")
-            if lossy:
-                exact = total.clone()
-                codec.decode(payload, len(total), out=total)
-                memory.settle_sum(bucket, piece.part.start, exact, total)
-            payloads.append((piece, payload))
-        sent, send = _for_members(cut, payloads)
-        receive = [sum(codec.nbytes(_length(part)) for part in parts) for parts in cut.others]
-        received = torch.empty(sum(receive), dtype=torch.uint8)
-        yield from self._transfer(number, BACK, received, sent, receive, send)
-        for mail, parts in zip(_by_member(received, receive), cut.others, strict=True):
-            for part in parts:
-                payload, mail = _take(mail, codec.nbytes(_length(part)))
-                codec.decode(payload, _length(part), out=local[part.start - start : part.stop - start])
+            self._skip(number, on_host)
+        yield from self._over_links(number, cut, local, codec, bucket, phases)
         if operation is not None:
             assert self._on_host is not None
             operation.all_gather()
             yield _OnHost(self._on_host, lambda: operation.done)
+
+    def _over_links(
+        self, number: int, cut: Lanes, local: Tensor, codec: Codec, bucket: int | None, phases: tuple[int, int]
+    ) -> Way:
+        """Sum `local`, this rank's shard, in place over the hosts."""
+        start, lossy = cut.shard.start, codec.name != "none"
+        sent, receive, send = self._encode_pieces(cut, local, codec, bucket)
+        received = torch.empty(sum(receive), dtype=torch.uint8)
+        yield from self._transfer(number, phases[0], received, sent, receive, send)
+        inbox = _by_member(received, receive)
+        payloads = []
+        for piece in (piece for piece in cut.owned if piece.size and len(piece.members) > 1):
+            total = local[piece.part.start - start : piece.part.stop - start]
+            self._add_up(piece, inbox, codec, total)
+            payloads.append((piece, self._encode_sum(piece, total, codec, bucket if lossy else None)))
+        sent, send = _for_members(cut, payloads)
+        receive = [sum(codec.nbytes(_length(part)) for part in parts) for parts in cut.others]
+        received = torch.empty(sum(receive), dtype=torch.uint8)
+        if bucket is not None:
+            self._compression.encoded(bucket)
+        yield from self._transfer(number, phases[1], received, sent, receive, send)
+        for mail, parts in zip(_by_member(received, receive), cut.others, strict=True):
+            for part in parts:
+                payload, mail = _take(mail, codec.nbytes(_length(part)))
+                codec.decode(payload, _length(part), out=local[part.start - start : part.stop - start])
 
     def _low_rank(self, number: int, bucket: int, gradient: Tensor) -> Way:
         self._skip(number, ON_HOST)
         self._compensate(bucket, gradient)
         views = self._compression.views(bucket, gradient)
         iteration = self._compression.powersgd(bucket).start(views)
-        yield from self._sum_flat(number, iteration.p, OUT, BACK)
+        yield from self._sum(number, iteration.p, OUT, BACK, ON_HOST + 1)
         q = iteration.middle(iteration.p)
         own = torch.empty_like(gradient)
         iteration.own(self._compression.views(bucket, own))
         self._compression.memory.settle(bucket, 0, gradient, own)
         self._compression.encoded(bucket)
-        yield from self._sum_flat(number, q, OUT_AGAIN, BACK_AGAIN)
+        yield from self._sum(number, q, OUT_AGAIN, BACK_AGAIN, ON_HOST + 2)
         iteration.finish(q, out=views)
 
     def _exact(self, number: int, values: Tensor, largest: bool) -> Way:
-        self._skip(number, OUT_AGAIN, BACK_AGAIN, ON_HOST)
-        if self._exchange.topology.world == 1 or not len(values):
-            return
+        self._skip(number, OUT_AGAIN, BACK_AGAIN, ON_HOST + 1, ON_HOST + 2)
         if len(values) > DIRECT_ELEMENTS and not largest:
-            yield from self._sum_flat(number, values, OUT, BACK)
+            yield from self._sum(number, values, OUT, BACK, ON_HOST)
             return
-        self._skip(number, BACK)
+        self._skip(number, BACK, ON_HOST)
         world, mine = self._exchange.topology.world, self._exchange.topology.index
+        if world == 1 or not len(values):
+            return
         sizes = [0 if member == mine else len(values) for member in range(world)]
         received, sent = torch.empty(sum(sizes)), values.repeat(world - 1)
         yield from self._transfer(number, OUT, received, sent, sizes, sizes)
@@ -159,27 +170,9 @@ class Reducer:
         parts.insert(mine, values.clone())
         values.copy_(torch.stack(parts).amax(dim=0) if largest else _in_order(parts))
 
-    def _sum_flat(self, number: int, values: Tensor, out: int, back: int) -> Way:
-        """Sum `values`, float32 [n], in place over all members alike, each of which adds up a piece."""
-        world, mine = self._exchange.topology.world, self._exchange.topology.index
-        if world == 1:
-            return
-        pieces = cut_pieces(len(values), world)
-        sizes = [_length(piece) for piece in pieces]
-        to_owners = [0 if member == mine else size for member, size in enumerate(sizes)]
-        to_owner = [0 if member == mine else sizes[mine] for member in range(world)]
-        sent = torch.cat([values[piece] for member, piece in enumerate(pieces) if member != mine])
-        received = torch.empty(sum(to_owner))
-        yield from self._transfer(number, out, received, sent, to_owner, to_owners)
-        parts = [part for member, part in enumerate(received.split(to_owner)) if member != mine]
-        parts.insert(mine, values[pieces[mine]].clone())
-        total = _in_order(parts)
-        values[pieces[mine]] = total
-        received = torch.empty(sum(to_owners))
-        yield from self._transfer(number, back, received, total.repeat(world - 1), to_owners, to_owner)
-        for member, part in enumerate(received.split(to_owners)):
-            if member != mine:
-                values[pieces[member]] = part
+    def _sum(self, number: int, values: Tensor, out: int, back: int, on_host: int) -> Way:
+        """Sum `values`, float32 [n], in place, as float32 and with nothing owed."""
+        yield from self._over_hosts(number, values, NONE_CODEC, None, (out, back), on_host)
 
     # ------------------------------------------------------------------ steps of a way
 
@@ -192,7 +185,9 @@ class Reducer:
             self._compression.refused(error)
             gradient.zero_()
 
-    def _encode_pieces(self, cut: Lanes, local: Tensor, codec: Codec, bucket: int) -> tuple[Tensor, list[int], list[int]]:
+    def _encode_pieces(
+        self, cut: Lanes, local: Tensor, codec: Codec, bucket: int | None
+    ) -> tuple[Tensor, list[int], list[int]]:
         """This rank's payloads to the owners, one behind the other; bytes to receive from and to send to each member."""
         start = cut.shard.start
         send = [sum(codec.nbytes(_length(part)) for part in parts) for parts in cut.others]
@@ -211,10 +206,22 @@ class Reducer:
                 if lossy:
                     codec.decode(payload, _length(part), out=decoded[here])
                 at += length
-        if self._compression.alters(bucket):
+        if bucket is not None and self._compression.alters(bucket):
             self._compression.memory.settle(bucket, start, local, decoded)
             self._compression.memory.settle_rest(bucket, cut.shard)
         return sent, receive, send
+
+    def _encode_sum(self, piece: Piece, total: Tensor, codec: Codec, bucket: int | None) -> Tensor:
+        """The payload of the sum of a piece, which becomes what everybody decodes (CC-4)."""
+        if bucket is None:
+            return codec.encode(total)
+        memory, start = self._compression.memory, piece.part.start
+        memory.compensate_sum(bucket, start, total)
+        payload = codec.encode(total, key=f"{bucket} sum {start}")
+        exact = total.clone()
+        codec.decode(payload, len(total), out=total)
+        memory.settle_sum(bucket, start, exact, total)
+        return payload
 
     def _add_up(self, piece: Piece, inbox: list[Tensor], codec: Codec, total: Tensor) -> None:
         """The sum of what all members of the piece have, in their order, into `total`, which holds what this one has."""

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from workers.compression.choice import NONE, Choice
 from workers.compression.controller.config import ControllerConfig
+from workers.compression.gradients import MAX_RANK
 
 
 class CompressionConfig(ControllerConfig):
@@ -28,3 +29,9 @@ class CompressionConfig(ControllerConfig):
     def compresses(self) -> bool:
         """Whether gradients may be encoded at all."""
         return self.policy != "fixed" or Choice.parse(self.codec) != NONE
+
+    @property
+    def max_rank(self) -> int:
+        """The highest rank of PowerSGD that may be in force."""
+        choice = Choice.parse(self.codec)
+        return max(MAX_RANK, int(choice.value or 0)) if choice.codec == "powersgd" else MAX_RANK

@@ -21,6 +21,9 @@ from workers.compression.powersgd import PowerSGD
 from workers.compression.registry import make_codec
 from workers.identity import Generation, StateId
 
+MAX_RANK = 8
+"""The highest rank of PowerSGD that an adaptive plan has."""
+
 
 class Underway(NamedTuple):
     """The step that residuals are pending for: the state it goes out from, and the generation that computes it."""
@@ -37,12 +40,19 @@ class GradientCompression:
         policy: the choices for a step, counted from 1, one for each bucket; of replicated state only.
         seed: the job's.
         follow_learning_rate: as in `ErrorFeedback`.
+        max_rank: of PowerSGD; the memory that the ranks of a host share has room for its P and Q.
     """
 
     def __init__(
-        self, plan: BucketPlan, policy: Callable[[int], Plan], *, seed: int = 0, follow_learning_rate: bool = False
+        self,
+        plan: BucketPlan,
+        policy: Callable[[int], Plan],
+        *,
+        seed: int = 0,
+        follow_learning_rate: bool = False,
+        max_rank: int = MAX_RANK,
     ) -> None:
-        self.plan, self._policy = plan, policy
+        self.plan, self._policy, self._max_rank = plan, policy, max_rank
         self.choices = policy(1)
         self.memory = BucketMemory(plan, follow_learning_rate=follow_learning_rate)
         self.non_finite: NonFiniteError | None = None
@@ -77,6 +87,13 @@ class GradientCompression:
     def alters(self, bucket: int) -> bool:
         """Whether the sum is another than that of the plain gradients: they are encoded, or something is owed."""
         return self.choices[bucket] != NONE or self._owing[bucket]
+
+    @property
+    def thin_sizes(self) -> tuple[int, int]:
+        """Elements that P and Q of a bucket have at most."""
+        codecs = [PowerSGD(self._shapes, rank, self._seed) for rank in range(1, self._max_rank + 1)]
+        sizes = [codec.sizes(self._names(bucket)) for codec in codecs for bucket in range(len(self.plan.sizes))]
+        return max(p for p, _ in sizes), max(1, max(q for _, q in sizes))
 
     def views(self, bucket: int, flat: Tensor) -> dict[str, Tensor]:
         """Of a bucket's gradient, float32 [n]: its parameters, by name, of their shapes."""

@@ -31,7 +31,7 @@ class Gang:
         self.threads = ThreadPoolExecutor(len(hosts))
         largest = max(compressions[0].plan.sizes)
         paths = [folder / f"{number}-{rank}.memory" for rank in range(len(hosts))]
-        memories = [HostMemory(path, Layout(elements=largest, slots=2)) for path in paths]
+        memories = [HostMemory(path, Layout(max(largest, 5000), 2, thin=compressions[0].thin_sizes)) for path in paths]
 
         def enter(rank: int) -> Reducer:
             topology = Topology(self.places, rank)

@@ -26,7 +26,8 @@ SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 200e-6
 
 
 class HostExchange:
-    """The collective of one generation among the ranks of one host. Calls are in the same order everywhere, in one thread.
+    """The collective of one generation among the ranks of one host. Calls are in one thread, in a channel in the same order
+    everywhere.
 
     A dead or stopped peer shows only in that nothing happens: who waits learns of it through `stop()`. After Abandoned or
     ExchangeError the exchange is not used again; the next generation begins with a new one over the same memory.
@@ -48,23 +49,25 @@ class HostExchange:
         self._peers = [peer for peer in range(len(paths)) if peer != self.index]
         self._words, self._word = memory.own.words, memory.own.layout.word
         slots, layout = memory.own.slots, memory.own.layout
-        self._lent = {slots[slot].ctypes.data: slot for slot in range(layout.slots, len(slots))}
+        self._lent = {slots[slot].ctypes.data: slot for slot in layout.lent}
         self._last: dict[int, ReduceScatter] = {}
         self._flying: list[ReduceScatter] = []
-        self._started = self._copied = 0
+        self._started = [0] * len(slots)  # in each slot
+        self._copied = [0] * (1 + len(layout.thin))  # in each channel
 
     @property
     def world(self) -> int:
         return len(self.regions)
 
     def reduce_scatter(
-        self, bucket: torch.Tensor, *, largest: bool = False, cuts: Sequence[int] | None = None
+        self, bucket: torch.Tensor, *, largest: bool = False, cuts: Sequence[int] | None = None, channel: int = 0
     ) -> ReduceScatter:
         """Start to sum `bucket`, or to take the `largest` of each element, so that rank i gets shard i of the result.
 
         Args:
             bucket: float32 [n], contiguous. It is left alone until the operation is done, which overwrites it.
             cuts: where shards 0, 1, ... begin, and n; `cut(n, world)` if None.
+            channel: of the layout; operations of one are in the same order everywhere.
 
         Raises ValueError where the bucket does not fit the memory.
         """
@@ -73,14 +76,14 @@ class HostExchange:
         edges = cut(len(bucket), self.world) if cuts is None else tuple(cuts)
         if len(edges) != self.world + 1 or edges[0] != 0 or edges[-1] != len(bucket) or list(edges) != sorted(edges):
             raise ValueError(f"{edges} does not cut {len(bucket)} elements into {self.world} shards")
-        slot = self._slot(bucket)
+        slot = self._slot(bucket, channel)
         previous = self._last.get(slot)
         if previous is not None and slot in self._lent.values() and not previous.taken_by_all():
             raise RuntimeError(
                 "a staging slot was filled while its last result was still read: ask for it with lend() each time"
             )
-        self._started += 1
-        operation = ReduceScatter(self, bucket.detach().numpy(), slot, self._started, edges, largest, previous)
+        self._started[slot] += 1
+        operation = ReduceScatter(self, bucket.detach().numpy(), slot, self._started[slot], edges, largest, previous)
         self._last[slot] = operation
         self._flying.append(operation)
         self.progress()
@@ -95,8 +98,7 @@ class HostExchange:
 
         Waits until nobody reads what an operation left there. Raises Abandoned, ExchangeError.
         """
-        layout = self.memory.own.layout
-        slot = range(layout.slots, len(layout.sizes))[index]
+        slot = self.memory.own.layout.lent[index]
         last = self._last.get(slot)
         self.drive(lambda: last is None or last.taken_by_all(), stop)
         return torch.from_numpy(self.memory.own.slots[slot])
@@ -123,12 +125,12 @@ class HostExchange:
         self._flying = [operation for operation in self._flying if not operation.done]
         return any(moved)
 
-    def _slot(self, bucket: torch.Tensor) -> int:
+    def _slot(self, bucket: torch.Tensor, channel: int) -> int:
         layout = self.memory.own.layout
         slot = self._lent.get(bucket.data_ptr()) if len(bucket) else None
         if slot is None:
-            slot = self._copied % layout.slots
-            self._copied += 1
+            slot = layout.channel(channel)[self._copied[channel] % layout.slots]
+            self._copied[channel] += 1
         if len(bucket) > layout.sizes[slot] and self.world > 1:
             raise ValueError(f"a bucket of {len(bucket)} elements does not fit a slot of {layout.sizes[slot]}")
         return slot

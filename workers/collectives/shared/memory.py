@@ -48,17 +48,30 @@ class Layout:
     """What a file holds: a line that names the layout, three lines of words for each slot, then the slots, float32.
 
     Operations take turns in `slots` slots of `elements` each, into which their buckets are copied; `staging` slots are
-    lent to the rank, which puts its gradients there itself.
+    lent to the rank, which puts its gradients there itself. Channels 1, 2, … are for operations whose order among those of
+    other channels differs from rank to rank: `slots` slots each, of `thin[0]`, `thin[1]`, … elements.
     """
 
     elements: int
     slots: int
     staging: tuple[int, ...] = ()
+    thin: tuple[int, ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Elements of every slot, the lent ones last."""
-        return (self.elements,) * self.slots + self.staging
+        """Elements of every slot: those of channel 0, the lent ones, those of the other channels."""
+        thin = tuple(size for size in self.thin for _ in range(self.slots))
+        return (self.elements,) * self.slots + self.staging + thin
+
+    @property
+    def lent(self) -> range:
+        """The slots that are lent."""
+        return range(self.slots, self.slots + len(self.staging))
+
+    def channel(self, number: int) -> range:
+        """The slots of a channel."""
+        start = 0 if number == 0 else self.slots * number + len(self.staging)
+        return range(start, start + self.slots)
 
     def word(self, slot: int, kind: int) -> int:
         """Index of the 64-bit word of that kind."""

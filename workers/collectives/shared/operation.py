@@ -144,7 +144,7 @@ class ReduceScatter:
         if others:
             raise ExchangeError(
                 f"operation {self._number} of local rank {self._exchange.index} is another one on local rank {others[0]}: "
-                "they differ in elements, shards, or sum and maximum"
+                f"in slot {self._slot} they differ in elements, shards, or sum and maximum"
             )
         if len(self._parts) > 1:
             mine = self._range(self._exchange.index)

@@ -123,8 +123,8 @@ def fit_line(points: Sequence[Point], floor: float) -> Line:
     """The line through `points`, of which there is one or more and fewer than half are outliers.
 
     Its slope is the median, over the points, of the median slope to all points that are well apart (repeated medians;
-    Siegel 1982). Sizes that differ by less than a factor of 2 give no slope; the latency is then `floor`, in seconds, but no
-    more than half of the time.
+    Siegel 1982). Sizes that differ by less than a factor of 2 give no slope; the latency is then `floor`, in seconds, but
+    no more than half of the time.
     """
     sizes = [point.nbytes for point in points]
     typical = median(point.seconds for point in points)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
@@ -102,11 +103,14 @@ class Measures:
         much leaves as comes; |decoded|²/|g+e|² then tells how long a codec takes to send a gradient, not how much of a
         step it keeps, and no low rank or density ever has 0.9. For `powersgd` Q has to be that of the shadow before.
 
-        |1 − gain| is what counts as error: rounding to nearest often gives a little more energy than there was.
+        |1 − gain| is what counts as error: rounding to nearest often gives a little more energy than there was. A gain that
+        is not finite, as of a bucket of zeros, says nothing.
         """
         pair = Pair(bucket, choice)
-        self._gains[pair].append(gain)
         self._shadows.tried(pair)
+        if not math.isfinite(gain):
+            return
+        self._gains[pair].append(gain)
         if energy is not None:
             self._energy[bucket].append(energy)
 
