@@ -25,11 +25,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from workers.collectives.buckets import BucketPlan
 from workers.collectives.exchange import Abandoned, ExchangeError
 from workers.collectives.reducer import Reducer
-from workers.compression.choice import Choice
 from workers.compression.finite import NonFiniteError
-from workers.compression.fixed import Fixed
+from workers.compression.gradients import GradientCompression
+from workers.compression.setup import compression_of
 from workers.config import TrainingConfig
 from workers.data import sampler
 from workers.data.loader import MicroBatchLoader
@@ -153,10 +154,7 @@ class Job:
             scheduler=scheduler,
             scaler=scaler,
             clip_norm=clip_norm if clip_norm is not None else self.config.clip_norm,
-            policy=self._compression_policy(),
-            seed=self.config.seed,
-            follow_learning_rate=self.config.compression.follow_learning_rate,
-            max_rank=self.config.compression.max_rank,
+            compression=self._new_compression,
         )
         self._reducer: Reducer | None = None
         self._skipped = 0
@@ -183,14 +181,9 @@ class Job:
         _job = self
         self._rank.serve(self._engine, self)
 
-    def _compression_policy(self) -> Fixed:
-        given = self.config.compression
-        return Fixed(
-            Choice.parse(given.codec),
-            given.dense_steps,
-            given.dense_share,
-            self._batches.steps_per_epoch * self.config.epochs,
-        )
+    def _new_compression(self, plan: BucketPlan) -> GradientCompression:
+        planned_steps = self._batches.steps_per_epoch * self.config.epochs
+        return compression_of(plan, self.config.compression, planned_steps, self.config.seed)
 
     # ------------------------------------------------------------------ what a task may read
 
@@ -402,11 +395,15 @@ class Job:
             "attempt": turn.attempt,
             "ranks": self._rank.world,
             "phase": self.phase,
+            "hosts": [len(self._rank.hosts), min(map(len, self._rank.hosts))],
         }
         refused = self._engine.compression.non_finite
         commit = self._engine.apply_step(meta, generation)
         turn.over = True
         self._look_at_skipped(commit, refused)
+        if self._rank.index == 0:
+            for decision in self._engine.decisions:
+                self._note(decision["kind"], {key: value for key, value in decision.items() if key != "kind"})
         self._rank.faults.hit("after_apply_alone")
         self._committed(commit)
         self._keeper.after_step(self.committed)
@@ -556,7 +553,7 @@ class Job:
 
     def entered(self) -> None:
         first = self._rank.index == 0
-        self._engine.compression.begin_generation()
+        self._engine.compression.begin_generation(self._rank.hosts)
         self._reducer = self._new_reducer()
         self._log.write_from_now_on(first)
         self._plan()

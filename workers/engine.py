@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -22,8 +22,8 @@ from workers.collectives.exchange import Abandoned, Exchange, Pending
 from workers.collectives.ordered import LeafSums, SumOrder
 from workers.collectives.reducer import Reducer
 from workers.collectives.shared import Layout
-from workers.compression.choice import NONE, Plan
-from workers.compression.gradients import MAX_RANK, GradientCompression
+from workers.compression.gradients import GradientCompression
+from workers.compression.setup import uncompressed
 from workers.errors import TaskError
 from workers.faults import Faults
 from workers.identity import NO_GENERATION, Generation, StateId, next_lineage
@@ -42,7 +42,7 @@ HOST_SLOTS = 2
 RETAIN_SECONDS = 30.0
 RETAIN_BYTES = 512 << 20
 
-_SCALARS = ("loss", "samples", "refused")
+_SCALARS = ("loss", "samples", "refused", "alarmed")
 
 
 Results = TypeVar("Results")
@@ -65,13 +65,8 @@ class Engine:
         scheduler: Any = None,
         scaler: Any = None,
         clip_norm: float | None = None,
-        policy: Callable[[BucketPlan, int], Plan] | None = None,
-        seed: int = 0,
-        follow_learning_rate: bool = False,
-        max_rank: int = MAX_RANK,
+        compression: Callable[[BucketPlan], GradientCompression] = uncompressed,
     ) -> None:
-        """`policy(plan, step)`: how the gradients of a step, counted from 1, are compressed; None for not at all. The rest
-        as in `GradientCompression`."""
         self.machine, self.faults, self.clip_norm = machine, faults, clip_norm
         self.replica = ReplicatedState(model, optimizer, scheduler, scaler)
         self._parameters = [(n, p) for n, p in self.replica.parameters.items() if p.requires_grad]
@@ -81,13 +76,7 @@ class Engine:
         tail = len(self._parameters) + sum(b.numel() for b in self._buffers) + len(_SCALARS)
         self.staging = Staging(plan_buckets([(n, p.shape) for n, p in self._parameters], tail), self._observers.width)
         plan = self.staging.plan
-        self.compression = GradientCompression(
-            plan,
-            partial(policy or _uncompressed, plan),
-            seed=seed,
-            follow_learning_rate=follow_learning_rate,
-            max_rank=max_rank,
-        )
+        self.compression = compression(plan)
         self.replica.attached["compression"] = self.compression
         self._in_bucket = [0] * len(plan.sizes)
         for slot in plan.slots:
@@ -107,6 +96,9 @@ class Engine:
         self._loss_sum, self._samples = 0.0, 0
         self._exchange: Exchange | None = None
         self._reducer: Reducer | None = None
+        self._measured = torch.empty(0)
+        self.decisions: list[dict[str, Any]] = []
+        """About compression, of the last commit; plain values."""
         self._stop: Callable[[], bool] = lambda: False
         self._armed = False
         self._pending: list[Pending] = []
@@ -222,7 +214,7 @@ class Engine:
     def apply_step(self, meta: dict[str, Any], generation: Generation) -> Commit:
         """Apply the reduced buckets: that is the commit of the next step (EP-5). Raises ApplyError."""
         before = self.machine.state
-        tensors = [*self.staging.tensors, self.compression.replicated()]
+        tensors = [*self.staging.tensors, self.compression.replicated(), self._measured]
         content = self._hash(tensors)
         after_step = before.step + 1
         lineage = next_lineage(before, after_step, 0, generation, content)
@@ -236,10 +228,19 @@ class Engine:
         unchanged = versions == [tensor._version for tensor in self.staging.tensors]
         self._copies_grads = self._copies_grads or not unchanged
         self.compression.commit(skipped=bool(meta.get("skipped")))
+        self._decide(after_step, meta)
         commit = Commit(before, after, meta, tensors)
         self.in_step = False
         self._remember(commit, self.staging.current if unchanged else None, servable=unchanged)
         return commit
+
+    def _decide(self, step: int, meta: dict[str, Any]) -> None:
+        controller = self.compression.controller
+        if controller is not None:
+            alarmed = float(self.staging.tail[-1]) > 0
+            self.decisions = controller.decide(step, self._measured, tuple(meta["hosts"]), alarmed=alarmed)
+            if "gradient_norm" in meta:
+                controller.measures.gradient_norm(meta["gradient_norm"])
 
     def observe_round(self, fn: Callable[[], Results], *, observe: bool) -> tuple[Results, torch.Tensor]:
         """Run a round's own code; what it changes of the model's buffers is undone, as only commits change the state.
@@ -299,7 +300,7 @@ class Engine:
             with self.lock:
                 self.staging.flip()
                 self._commits = [(c, s) for c, s in self._commits if s != self.staging.current]
-            *reduced, replicated = commit.tensors
+            *reduced, replicated, self._measured = commit.tensors
             for ours, received in zip(self.staging.tensors, reduced, strict=True):
                 ours.copy_(received)
             self.compression.replay(commit.before, commit.after.generation, replicated)
@@ -448,11 +449,16 @@ class Engine:
         assert self._exchange is not None
         bucket = len(self._pending)
         if self._reducer is not None:
-            self._pending.append(self._reducer.sum_bucket(bucket, self.staging.gradient(bucket)))
+            gradient = self.staging.gradient(bucket)
+            if self.compression.controller is not None:
+                self.compression.controller.gradient(bucket, gradient)
+            self._pending.append(self._reducer.sum_bucket(bucket, gradient))
         else:
             self._pending.append(self._exchange.all_reduce(self.staging.buckets[bucket]))
 
     def _launch_rest(self, batch: int) -> None:
+        if self._reducer is not None:
+            self._reducer.backward_ended()
         for index in range(len(self._parameters)):
             if index not in self._used:
                 self._fill(index)  # left out by this backward: what earlier micro-batches gave, or nothing
@@ -463,6 +469,17 @@ class Engine:
         if self._reducer is not None:  # by now every gradient was looked at
             self._fill_tail(self.staging.tail, batch)
             self._pending.append(self._reducer.sum_exactly(self.staging.tail))
+            self._measure()
+
+    def _measure(self) -> None:
+        """What the ranks tell each other to choose codecs by, and codecs that are tried beside the exchange."""
+        controller, step = self.compression.controller, self.machine.state.step + 1
+        self._measured = torch.empty(0)
+        if controller is not None and self._reducer is not None:
+            if controller.is_due(step):
+                self._measured = controller.measures.vector()
+                self._pending.append(self._reducer.sum_exactly(self._measured, largest=True))
+            controller.try_shadows(step, self._reducer.progress)
 
     def _check_tensors(self) -> None:
         """The tensors of the model must still be those that the state is made of. Raises TaskError."""
@@ -492,8 +509,9 @@ class Engine:
             else:
                 part.zero_()
             position += buffer.numel()
-        refused = float(self.compression.non_finite is not None)
-        tail[position:] = torch.tensor([self._loss_sum, float(self._samples), refused])
+        controller = self.compression.controller
+        refused, alarmed = self.compression.non_finite is not None, controller is not None and controller.alarm
+        tail[position:] = torch.tensor([self._loss_sum, float(self._samples), float(refused), float(alarmed)])
 
     @torch.no_grad()
     def _apply(self, meta: dict[str, Any]) -> None:
@@ -508,7 +526,7 @@ class Engine:
                 parameter.grad = view.to(device=parameter.device, dtype=parameter.dtype, copy=True)
             else:
                 parameter.grad = view
-        loss_sum, samples, refused = tail[-len(_SCALARS) :].tolist()
+        loss_sum, samples, refused, _ = tail[-len(_SCALARS) :].tolist()
         meta["loss"] = loss_sum / samples if samples else None
         meta["lr_current"] = float(optimizer.param_groups[0]["lr"])
         if refused:
@@ -524,6 +542,8 @@ class Engine:
             if self.clip_norm is not None:
                 grads = [p for _, p in self._parameters if p.grad is not None]
                 meta["gradient_norm"] = float(nn.utils.clip_grad_norm_(grads, self.clip_norm))
+            elif self.compression.controller is not None:
+                meta["gradient_norm"] = sum(float(torch.dot(b, b)) for b in self._reduced()) ** 0.5
             if scaler is not None:
                 scaler.step(optimizer)
                 scaler.update()
@@ -534,6 +554,9 @@ class Engine:
         self._apply_buffers(tail[count : len(tail) - len(_SCALARS)])
         self._observers.take(self.staging.observed)
         self._clear_grads()
+
+    def _reduced(self) -> Iterator[torch.Tensor]:
+        return (self.staging.gradient(bucket) for bucket in range(len(self.staging.buckets)))
 
     def _overflow(self) -> None:
         """A rank's gradient was refused: the scaler is to see it, skip the step as well, and scale less."""
@@ -568,7 +591,3 @@ class Engine:
             stride = max(1, tensor.numel() // HASHED_ELEMENTS)
             hasher.update(tensor_bytes(tensor[::stride]))
         return int.from_bytes(hasher.digest(), "big")
-
-
-def _uncompressed(plan: BucketPlan, step: int) -> Plan:
-    return (NONE,) * len(plan.sizes)

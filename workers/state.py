@@ -33,6 +33,10 @@ class Attached(Protocol):
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None: ...
 
+    def plain_state(self) -> dict[str, Any]: ...
+
+    def load_plain_state(self, plain: Mapping[str, Any]) -> None: ...
+
 
 class ReplicatedState:
     """Names every tensor of a model and its optimizer, and copies them out and in."""
@@ -81,6 +85,7 @@ class ReplicatedState:
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "history": [list(entry) for entry in self.history],
             "added_epochs": dict(self.added_epochs),
+            "attached": {prefix: attached.plain_state() for prefix, attached in self.attached.items()},
         }
 
     def expected(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -122,6 +127,7 @@ class ReplicatedState:
         self.kept = {name: tensor.clone() for name, tensor in _below("kept", captured).items()}
         for prefix, attached in self.attached.items():
             attached.load_state_dict(_below(prefix, captured))
+            attached.load_plain_state(captured.meta.get("attached", {}).get(prefix, {}))
 
     def _restore_optimizer(self, captured: Captured) -> None:
         by_owner: dict[str, dict[str, Any]] = {}

@@ -75,6 +75,7 @@ class Gang:
     greet: bool = False  # in every generation, over the memory of a host
     reproducible: bool = False
     codec: str = "none"
+    policy: str = "fixed"
     epochs: int = EPOCHS
     continued: int = 0  # stopped ranks that were let go on in time
     killed: list[int] = field(default_factory=list)  # workers that the test has killed
@@ -108,7 +109,7 @@ class Gang:
                 "global_batch": GLOBAL_BATCH,
                 "micro_batch": 4,
                 "reproducible": self.reproducible,
-                "compression": {"policy": "fixed", "codec": self.codec},
+                "compression": {"policy": self.policy, "codec": self.codec},
                 "ranks_per_host": 2,
                 "spares_per_host": self.spares,
                 "hosts": {"min": self.hosts_min, "max": self.hosts},

@@ -48,6 +48,18 @@ def test_cc7_stop_in_the_middle_of_an_exchange(codec: str, gang: StartGang) -> N
     run_with("in_exchange@rank=1,step=20,bucket=0=stop", gang, codec, limits=IMPATIENT)
 
 
+@pytest.mark.parametrize("policy", ["adaptive", "latency_ladder"])
+def test_cc20_all_ranks_decide_alike_and_so_do_those_that_join(policy: str, gang: StartGang) -> None:
+    """The controller's state is part of the digests; the ladder goes to low rank, when the start is over, where the round trip
+    is short."""
+    g = run_with("after_apply_alone@rank=0,step=60=kill", gang, "none", policy=policy)
+    plans = g.events("compression_plan")
+    assert len({plan["step"] for plan in plans}) >= 4
+    if policy == "latency_ladder":
+        assert plans[-1]["plan"] == ["powersgd 4"] * len(plans[-1]["plan"])
+        assert {change["reason"] for change in g.events("compression")} == {"dense_start_over"}
+
+
 @pytest.mark.parametrize("codec", ["topk 0.05"])
 def test_cc4_ranks_of_one_host_and_of_none_shared(codec: str, gang: StartGang) -> None:
     """One host has no room for shared memory: its ranks send and receive as if each were a host."""

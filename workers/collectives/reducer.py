@@ -55,6 +55,7 @@ class Reducer:
         self._remote = [place.host != places[mine].host for place in places]
         self._lanes: dict[tuple[int, int], Lanes] = {}
         self._tasks, self._turns, self._number = Tasks(), Turns(PHASES + CHANNELS), 0
+        self._backward_ended: float | None = None
         self.sent_bytes = 0
         """Payload that this rank has put on links since the last `begin`."""
 
@@ -62,6 +63,7 @@ class Reducer:
         """A step begins."""
         self._tasks.clear()
         self._turns, self._number, self.sent_bytes = Turns(PHASES + CHANNELS), 0, 0
+        self._backward_ended = None
 
     def abandon(self) -> None:
         """Forget what is on its way; the next generation has another reducer."""
@@ -76,8 +78,20 @@ class Reducer:
         choice = self._compression.choice(bucket)
         number = self._take_number()
         if choice.codec == "powersgd":
-            return self._tasks.start(self._low_rank(number, bucket, gradient))
-        return self._tasks.start(self._sharded(number, bucket, gradient, self._compression.codec(choice)))
+            way = self._low_rank(number, bucket, gradient)
+        else:
+            way = self._sharded(number, bucket, gradient, self._compression.codec(choice))
+        return self._tasks.start(self._timed(bucket, way))
+
+    def backward_ended(self) -> None:
+        """What is exchanged from here on is not hidden any more."""
+        self._backward_ended = time.perf_counter()
+
+    def _timed(self, bucket: int, way: Way) -> Way:
+        begun = time.perf_counter()
+        yield from way
+        ended = time.perf_counter()
+        self._compression.summed_in(bucket, ended - begun, (self._backward_ended or ended) - begun)
 
     def sum_exactly(self, values: Tensor, *, largest: bool = False) -> Task:
         """Start to sum `values`, float32 [n], in place, uncompressed, or to take the `largest` of each element."""
@@ -127,7 +141,7 @@ class Reducer:
         payloads = []
         for piece in (piece for piece in cut.owned if piece.size and len(piece.members) > 1):
             total = local[piece.part.start - start : piece.part.stop - start]
-            self._add_up(piece, inbox, codec, total)
+            self._add_up(piece, inbox, codec, total, bucket)
             payloads.append((piece, self._encode_sum(piece, total, codec, bucket if lossy else None)))
         sent, send = _for_members(cut, payloads)
         receive = [sum(codec.nbytes(_length(part)) for part in parts) for parts in cut.others]
@@ -138,21 +152,27 @@ class Reducer:
         for mail, parts in zip(_by_member(received, receive), cut.others, strict=True):
             for part in parts:
                 payload, mail = _take(mail, codec.nbytes(_length(part)))
-                codec.decode(payload, _length(part), out=local[part.start - start : part.stop - start])
+                self._decode(codec, payload, local[part.start - start : part.stop - start], bucket)
 
     def _low_rank(self, number: int, bucket: int, gradient: Tensor) -> Way:
         self._skip(number, ON_HOST)
         self._compensate(bucket, gradient)
         views = self._compression.views(bucket, gradient)
+        begun = time.perf_counter()
         iteration = self._compression.powersgd(bucket).start(views)
+        spent = time.perf_counter() - begun
         yield from self._sum(number, iteration.p, OUT, BACK, ON_HOST + 1)
+        begun = time.perf_counter()
         q = iteration.middle(iteration.p)
         own = torch.empty_like(gradient)
         iteration.own(self._compression.views(bucket, own))
         self._compression.memory.settle(bucket, 0, gradient, own)
         self._compression.encoded(bucket)
+        self._compression.encoded_in(bucket, len(gradient), spent + time.perf_counter() - begun)
         yield from self._sum(number, q, OUT_AGAIN, BACK_AGAIN, ON_HOST + 2)
+        begun = time.perf_counter()
         iteration.finish(q, out=views)
+        self._compression.decoded_in(bucket, len(gradient), time.perf_counter() - begun)
 
     def _exact(self, number: int, values: Tensor, largest: bool) -> Way:
         self._skip(number, OUT_AGAIN, BACK_AGAIN, ON_HOST + 1, ON_HOST + 2)
@@ -165,7 +185,9 @@ class Reducer:
             return
         sizes = [0 if member == mine else len(values) for member in range(world)]
         received, sent = torch.empty(sum(sizes)), values.repeat(world - 1)
+        begun = time.perf_counter()
         yield from self._transfer(number, OUT, received, sent, sizes, sizes)
+        self._compression.answered_in(time.perf_counter() - begun)
         parts = list(received.split(len(values)))
         parts.insert(mine, values.clone())
         values.copy_(torch.stack(parts).amax(dim=0) if largest else _in_order(parts))
@@ -202,9 +224,10 @@ class Reducer:
         for member, parts in enumerate(cut.others):
             for part in parts:
                 here, length = slice(part.start - start, part.stop - start), codec.nbytes(_length(part))
-                payload = codec.encode(local[here], key=f"{bucket} {member} {part.start}", out=sent[at : at + length])
+                key = f"{bucket} {member} {part.start}"
+                payload = self._encode(codec, local[here], bucket, key, sent[at : at + length])
                 if lossy:
-                    codec.decode(payload, _length(part), out=decoded[here])
+                    self._decode(codec, payload, decoded[here], bucket)
                 at += length
         if bucket is not None and self._compression.alters(bucket):
             self._compression.memory.settle(bucket, start, local, decoded)
@@ -217,13 +240,13 @@ class Reducer:
             return codec.encode(total)
         memory, start = self._compression.memory, piece.part.start
         memory.compensate_sum(bucket, start, total)
-        payload = codec.encode(total, key=f"{bucket} sum {start}")
+        payload = self._encode(codec, total, bucket, f"{bucket} sum {start}")
         exact = total.clone()
-        codec.decode(payload, len(total), out=total)
+        self._decode(codec, payload, total, bucket)
         memory.settle_sum(bucket, start, exact, total)
         return payload
 
-    def _add_up(self, piece: Piece, inbox: list[Tensor], codec: Codec, total: Tensor) -> None:
+    def _add_up(self, piece: Piece, inbox: list[Tensor], codec: Codec, total: Tensor, bucket: int | None) -> None:
         """The sum of what all members of the piece have, in their order, into `total`, which holds what this one has."""
         parts: list[Tensor] = []
         for member in piece.members:
@@ -231,8 +254,22 @@ class Reducer:
                 parts.append(total.clone())
             else:
                 payload, inbox[member] = _take(inbox[member], codec.nbytes(piece.size))
-                parts.append(codec.decode(payload, piece.size))
+                parts.append(torch.empty(piece.size))
+                self._decode(codec, payload, parts[-1], bucket)
         total.copy_(_in_order(parts))
+
+    def _encode(self, codec: Codec, x: Tensor, bucket: int | None, key: str, out: Tensor | None = None) -> Tensor:
+        begun = time.perf_counter()
+        payload = codec.encode(x, key=key, out=out)
+        if bucket is not None:
+            self._compression.encoded_in(bucket, len(x), time.perf_counter() - begun)
+        return payload
+
+    def _decode(self, codec: Codec, payload: Tensor, out: Tensor, bucket: int | None) -> None:
+        begun = time.perf_counter()
+        codec.decode(payload, len(out), out=out)
+        if bucket is not None:
+            self._compression.decoded_in(bucket, len(out), time.perf_counter() - begun)
 
     def _transfer(
         self, number: int, phase: int, received: Tensor, sent: Tensor, receive: list[int], send: list[int]

@@ -7,21 +7,23 @@ state; residuals are this rank's own, and are never copied when a rank heals (EP
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from workers.collectives.buckets import BucketPlan
+from workers.collectives.exchange import Hosts
 from workers.compression.bucketed import BucketMemory
 from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.codec import Codec
+from workers.compression.controller.controller import LEVEL, Controller
 from workers.compression.finite import NonFiniteError
 from workers.compression.powersgd import PowerSGD
 from workers.compression.registry import make_codec
 from workers.identity import Generation, StateId
 
-MAX_RANK = 8
+MAX_RANK = 16
 """The highest rank of PowerSGD that an adaptive plan has."""
 
 
@@ -41,6 +43,7 @@ class GradientCompression:
         seed: the job's.
         follow_learning_rate: as in `ErrorFeedback`.
         max_rank: of PowerSGD; the memory that the ranks of a host share has room for its P and Q.
+        controller: whose policy it is, and which measures; None where nothing is measured.
     """
 
     def __init__(
@@ -51,8 +54,9 @@ class GradientCompression:
         seed: int = 0,
         follow_learning_rate: bool = False,
         max_rank: int = MAX_RANK,
+        controller: Controller | None = None,
     ) -> None:
-        self.plan, self._policy, self._max_rank = plan, policy, max_rank
+        self.plan, self._policy, self._max_rank, self.controller = plan, policy, max_rank, controller
         self.choices = policy(1)
         self.memory = BucketMemory(plan, follow_learning_rate=follow_learning_rate)
         self.non_finite: NonFiniteError | None = None
@@ -111,6 +115,8 @@ class GradientCompression:
             self._recut = False
         self.memory.set_learning_rate(learning_rate)
         self._underway = Underway(before, generation)
+        if self.controller is not None:
+            self.controller.begin_step(before.step + 1)
 
     def encoded(self, bucket: int) -> None:
         """All that this rank's residual of the bucket depends on is known."""
@@ -119,9 +125,6 @@ class GradientCompression:
     def refused(self, error: NonFiniteError) -> None:
         """A gradient is not finite: the step will be skipped."""
         self.non_finite = self.non_finite or error
-
-    def transferred(self, nbytes: int, begun: float, ended: float) -> None:
-        """So many bytes were on links; times of `time.perf_counter`, in seconds."""
 
     def replicated(self) -> Tensor:
         """What the commit of this step changes of the replicated state beside the gradients: float32 [n], n may be 0."""
@@ -153,9 +156,15 @@ class GradientCompression:
                     codec.adopt(name, replicated[at : at + like.numel()].view(like.shape))
                     at += like.numel()
 
-    def begin_generation(self) -> None:
-        """Pieces of buckets may have other owners from now on. What is pending stays until it is known (EP-6)."""
+    def begin_generation(self, hosts: Hosts) -> None:
+        """Pieces of buckets may have other owners from now on. What is pending stays until it is known (EP-6).
+
+        Args:
+            hosts: the members that share memory, by host.
+        """
         self._recut = True
+        if self.controller is not None:
+            self.controller.begin_generation(hosts)
 
     def lose(self) -> float:
         """The state was taken over as a whole: owe nothing any more. Returns the L2 norm of what was owed."""
@@ -187,7 +196,42 @@ class GradientCompression:
     def _names(self, bucket: int) -> list[str]:
         return [slot.name for slot in self.plan.slots if slot.bucket == bucket]
 
+    # ------------------------------------------------------------------ what is measured
+
+    def transferred(self, nbytes: int, begun: float, ended: float) -> None:
+        """So many bytes were on links; times of `time.perf_counter`, in seconds."""
+        if self.controller is not None:
+            self.controller.measures.transfer(LEVEL, nbytes, begun, ended)
+
+    def answered_in(self, seconds: float) -> None:
+        """From sending something small to all others to having theirs."""
+        if self.controller is not None:
+            self.controller.measures.round_trip(seconds)
+
+    def encoded_in(self, bucket: int, elements: int, seconds: float) -> None:
+        if self.controller is not None:
+            self.controller.measures.encoded(self.choices[bucket], elements, seconds)
+
+    def decoded_in(self, bucket: int, elements: int, seconds: float) -> None:
+        if self.controller is not None:
+            self.controller.measures.decoded(self.choices[bucket], elements, seconds)
+
+    def summed_in(self, bucket: int, seconds: float, hidden: float) -> None:
+        """From when the exchange of the bucket could begin to its end, and to the end of backward."""
+        if self.controller is not None:
+            self.controller.measures.took(bucket, seconds)
+            self.controller.measures.hidden(bucket, hidden)
+
     # ------------------------------------------------------------------ replicated state
+
+    def plain_state(self) -> dict[str, Any]:
+        """What of it is no tensor."""
+        return {} if self.controller is None else {"controller": self.controller.as_dict()}
+
+    def load_plain_state(self, plain: Mapping[str, Any]) -> None:
+        """Take over a `plain_state`, of another job's policy too."""
+        if self.controller is not None:
+            self.controller.restore(plain.get("controller"))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The committed Q of PowerSGD, as `RANK/PARAMETER`."""

@@ -38,7 +38,7 @@ class Gang:
             exchange = Connector().connect(topology, store, f"g{number}", GENESIS, lambda: False)
             mine = self.hosts[hosts[rank]]
             shared = HostExchange(memories[rank], [paths[r] for r in mine], self.generation) if len(mine) > 1 else None
-            compressions[rank].begin_generation()
+            compressions[rank].begin_generation(self.hosts)
             return Reducer(exchange, self.hosts, shared, compressions[rank])
 
         self.reducers = self.each(enter)

@@ -38,7 +38,7 @@ ERRORS = {
 RATES = {"none": 0.0, "fp16": 2e-10, "bf16": 2e-10, "int8": 8e-10, "int4": 1e-9, "sign": 8e-10}
 """Seconds per element; of the others 3e-9."""
 
-FAST, MEDIUM, SLOW = (Line(2e-4, 8 / rate) for rate in (1e10, 1e8, 1e7))
+FAST, MEDIUM, SLOW = (Line(2e-4, 8 / rate) for rate in (4e10, 1e8, 1e7))
 
 
 def mlp(hosts: int = 4, sensitive: Sequence[float] = (0.0, 0.0)) -> tuple[BucketFacts, ...]:

@@ -68,10 +68,10 @@ def test_cc20_ranks_come_to_the_same_in_any_order_and_in_any_number(ranks: list[
     order.shuffle(vectors)
     assert layout.read(reduce([*vectors, vectors[0]])) == first
     for i in range(2):
-        known = [rank.errors[i][3] for rank in ranks if rank.errors[i][3] is not None]
-        assert first.errors[i][3] == (pytest.approx(max(known), rel=1e-6) if known else None)
-        known = [rank.hidden[i] for rank in ranks if rank.hidden[i] is not None]
-        assert first.hidden[i] == (pytest.approx(min(known), rel=1e-6) if known else None)
+        errors = [error for rank in ranks if (error := rank.errors[i][3]) is not None]
+        assert first.errors[i][3] == (pytest.approx(max(errors), rel=1e-6) if errors else None)
+        spare = [hidden for rank in ranks if (hidden := rank.hidden[i]) is not None]
+        assert first.hidden[i] == (pytest.approx(min(spare), rel=1e-6) if spare else None)
 
 
 def test_cc20_a_vector_of_another_model_is_refused() -> None:
@@ -106,12 +106,13 @@ def test_cc17_rates_gains_and_times_are_what_was_told() -> None:
     measures.encoded(INT8, 0, 1.0)
     for gain in (1.02, 0.97, 0.99):
         measures.gain(1, INT8, gain, 4.0)
+    measures.gain(1, INT8, float("nan"), 0.0)
     measures.hidden(0, 0.5)
     measures.took(1, 0.25)
     for seconds in range(1, 21):
         measures.round_trip(seconds * 1e-3)
     read = measures.read(measures.vector())
-    assert read.rate(INT8) == (pytest.approx(2e-9), pytest.approx(2e-9)), "few elements say little of the rate"
+    assert list(read.rate(INT8)) == pytest.approx([2e-9, 2e-9]), "few elements say little of the rate"
     assert read.rate(Choice("threshold", 0.01)) == (None, None)
     assert read.error(1, INT8) == pytest.approx(0.02) and read.error(0, INT8) is None
     assert read.energy == (None, 4.0) and read.hidden == (0.5, None) and read.took == (None, 0.25)

@@ -1,0 +1,366 @@
+"""CC-18 to CC-21: what the adaptive policy decides of given measures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.workers.compression.controller.conftest import ERRORS, FAST, MEDIUM, SLOW, all_are, any_measures, measured, mlp
+from workers.compression.choice import NONE, Choice, plan_hash
+from workers.compression.controller.candidates import CANDIDATES, is_late
+from workers.compression.controller.config import ControllerConfig
+from workers.compression.controller.forecast import exposed, known_option
+from workers.compression.controller.layout import Measured
+from workers.compression.controller.link import Line
+from workers.compression.controller.policy import DEFAULT, decide, is_decision_step
+from workers.compression.controller.records import CHANGE, PLAN, Record
+from workers.compression.controller.state import BucketState, ControllerState, initial_state
+from workers.compression.controller.wire import BucketFacts
+
+BUCKETS = mlp()
+URGENT = {"start", "collapse", "budget"}
+
+
+def run(
+    windows: Sequence[Measured],
+    *,
+    state: ControllerState | None = None,
+    buckets: Sequence[BucketFacts] = BUCKETS,
+    config: ControllerConfig = DEFAULT,
+    planned: int = 100,
+) -> tuple[list[ControllerState], list[Record]]:
+    """The states after each window, and all records."""
+    state = state or initial_state(config, len(buckets), planned)
+    states, records = [], []
+    first = state.step // config.every
+    for number, reduced in enumerate(windows, start=first + 1):
+        state, found = decide(state, reduced, number * config.every, buckets, config)
+        states.append(state)
+        records += found
+    return states, records
+
+
+def in_force(choice: Choice, *, step: int = 1000, line: Line = MEDIUM) -> ControllerState:
+    """A plan that has held for long, over a link that is known."""
+    bucket = BucketState(choice, changed=0)
+    return ControllerState((bucket, bucket), 10, step, chosen=True, seconds_per_byte=line.seconds_per_byte)
+
+
+def changes(records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if record["kind"] == CHANGE]
+
+
+def model_error(state: ControllerState, reduced: Measured, weights: Sequence[float]) -> float:
+    """Σ w (1 − gain), by its definition."""
+    errors = [0.0 if c == NONE else reduced.error(i, c) for i, c in enumerate(state.plan)]
+    return sum(weight * (error or 0.0) for weight, error in zip(weights, errors, strict=True))
+
+
+def by_elements(buckets: Sequence[BucketFacts] = BUCKETS) -> list[float]:
+    total = sum(each.elements for each in buckets)
+    return [each.elements / total for each in buckets]
+
+
+# ---------------------------------------------------------------------- CC-18
+
+
+def test_cc18_on_a_fast_link_nothing_beats_none() -> None:
+    states, records = run([measured(FAST)] * 10)
+    assert all(all_are(state.plan) for state in states) and states[0].chosen
+    assert not changes(records) and len(records) == 10
+
+
+def test_cc18_on_a_slow_link_the_first_decision_takes_what_the_budget_allows() -> None:
+    states, records = run([measured(SLOW)])
+    assert states[0].plan[1] == Choice("powersgd", 8)
+    assert {record["reason"] for record in changes(records)} == {"start"}
+
+
+def test_cc18_what_backward_hides_is_not_compressed() -> None:
+    states, _ = run([measured(SLOW, hidden=[100.0, 100.0])] * 4)
+    assert all_are(states[-1].plan)
+
+
+def test_cc18_coding_counts() -> None:
+    """A codec that costs more than it saves is not taken, a cheaper one is."""
+    costly = dict.fromkeys(("powersgd", "int4", "int8", "topk", "sign", "bf16"), 1e-6)
+    states, _ = run([measured(MEDIUM, rates=costly | {"fp16": 1e-10})])
+    assert states[0].plan[1] == Choice("fp16")
+    states, _ = run([measured(MEDIUM, rates=costly | {"fp16": 1e-6})])
+    assert all_are(states[0].plan)
+
+
+def test_cc18_without_a_link_or_a_gain_nothing_is_decided() -> None:
+    states, records = run([measured(None)] * 3)
+    assert all_are(states[-1].plan) and not records and not states[-1].chosen
+    states, _ = run([measured(SLOW, errors=None)] * 3)
+    assert all_are(states[-1].plan) and not states[-1].chosen
+    alone = mlp(hosts=1)
+    states, records = run([measured(SLOW)] * 3, buckets=alone)
+    assert all_are(states[-1].plan) and not records
+
+
+@settings(max_examples=100)
+@given(any_measures())
+def test_cc18_the_first_plan_is_none_or_saves_more_than_3_per_cent(reduced: Measured) -> None:
+    states, _ = run([reduced])
+    plan, line = states[0].plan, reduced.lines["hosts"]
+    if all_are(plan):
+        return
+    assert line is not None
+    hidden = [max(0.0, value or 0.0) for value in reduced.hidden]
+
+    def time(choices: Sequence[Choice]) -> float:
+        options = [known_option(line, BUCKETS[i], i, choice, reduced) for i, choice in enumerate(choices)]
+        return exposed([option.seconds for option in options if option is not None], hidden)
+
+    assert time(plan) < 0.97 * time([NONE, NONE])
+
+
+# ---------------------------------------------------------------------- CC-19
+
+
+@settings(max_examples=100)
+@given(st.lists(any_measures(), min_size=1, max_size=12), st.sampled_from([0.02, 0.1, 0.5]))
+def test_cc19_no_plan_exceeds_the_budget(windows: list[Measured], error_budget: float) -> None:
+    """Whatever comes: what was measured of the chosen plan is within the budget of its window, or all is none."""
+    config = ControllerConfig(error_budget=error_budget)
+    states, records = run(windows, config=config)
+    plans = {record["step"]: record for record in records if record["kind"] == PLAN}
+    some = 0
+    for number, (state, reduced) in enumerate(zip(states, windows, strict=True), start=1):
+        if (record := plans.get(20 * number)) is None:
+            continue
+        known = [value for value in reduced.energy if value is not None]
+        weights = [value / sum(known) for value in known] if len(known) == 2 and sum(known) > 0 else by_elements()
+        assert record["budget"] <= error_budget * (1 + 1e-9)
+        assert model_error(state, reduced, weights) <= record["budget"] * (1 + 1e-9) or all_are(state.plan)
+        some += 1
+    assert some == sum(reduced.lines["hosts"] is not None for reduced in windows)
+
+
+def test_cc19_a_looser_budget_admits_a_lower_rank_and_a_tighter_one_none_at_all() -> None:
+    for error_budget, choice in ((0.25, "powersgd 4"), (0.45, "powersgd 1"), (0.05, "powersgd 16"), (0.017, "int4")):
+        states, _ = run([measured(SLOW)], config=ControllerConfig(error_budget=error_budget))
+        assert str(states[0].plan[1]) == choice
+
+
+def test_cc19_first_and_last_layers_have_a_tighter_budget() -> None:
+    states, records = run([measured(SLOW)], buckets=mlp(sensitive=(1.0, 1.0)))
+    assert str(states[0].plan[1]) == "powersgd 16"
+    assert records[-1]["budget"] == pytest.approx(0.03)
+    half = run([measured(SLOW)], buckets=mlp(sensitive=(0.5, 0.5)))[1]
+    assert half[-1]["budget"] == pytest.approx(0.065)
+
+
+def test_cc19_while_gradients_change_fast_the_budget_is_tight_for_all() -> None:
+    state = replace(in_force(Choice("powersgd", 8), line=SLOW), gradient_norm=1.0)
+    for norm, critical in ((1.4, False), (1.6, True), (0.4, True)):
+        after, records = decide(state, measured(SLOW, gradient_norm=norm), 1020, BUCKETS)
+        assert records[-1]["critical"] is critical and after.gradient_norm == norm
+        assert (str(after.plan[1]) == "powersgd 16") is critical
+        assert {record["reason"] for record in changes(records)} <= {"budget"}
+        assert not after.buckets[1].barred, "the regime was at fault, not the choice"
+
+
+def test_cc19_falling_coherence_tightens_too() -> None:
+    state = replace(in_force(Choice("powersgd", 8), line=SLOW), coherence=0.8)
+    assert decide(state, measured(SLOW, coherence=0.6), 1020, BUCKETS)[1][-1]["critical"]
+    assert not decide(state, measured(SLOW, coherence=0.79), 1020, BUCKETS)[1][-1]["critical"]
+
+
+def test_cc19_a_bucket_may_exceed_the_budget_where_another_saves() -> None:
+    two = (BucketFacts((("a", (512, 512)),), 4), BucketFacts((("b", (512, 512)),), 4))
+    overrides = {(1, str(choice)): 0.0 for choice in CANDIDATES if choice.codec == "powersgd"}
+    states, records = run([measured(SLOW, overrides=overrides)], buckets=two)
+    assert ERRORS[str(states[0].plan[0])] > 0.1 and records[-1]["error"] <= 0.1
+
+
+def test_cc19_energy_says_which_bucket_matters() -> None:
+    """The error of a bucket without energy costs nothing."""
+    states, _ = run([measured(SLOW, energy=[1.0, 1e-6])])
+    assert ERRORS[str(states[0].plan[1])] > 0.1
+
+
+def test_cc19_what_breaks_the_budget_is_replaced_at_once_and_kept_out_ever_longer() -> None:
+    good, bad = measured(SLOW), measured(SLOW, overrides={(1, "powersgd 8"): 0.5})
+    states, _ = run([good] * 8)
+    assert str(states[-1].plan[1]) == "powersgd 8"
+    states, records = run([bad], state=states[-1])
+    assert str(states[-1].plan[1]) == "powersgd 16" and changes(records)[-1]["reason"] == "budget"
+    broken = states[-1].step
+    states, _ = run([good] * 100, state=states[-1])
+    back = [state.step for state in states if str(state.plan[1]) == "powersgd 8"]
+    assert back and back[0] >= broken + 500
+    again, _ = run([bad], state=states[-1])
+    assert again[-1].buckets[1].barred["powersgd 8"] == (2, again[-1].step + 1000)
+
+
+# ---------------------------------------------------------------------- CC-14
+
+
+def test_cc14_a_dense_start_has_neither_low_rank_nor_sparse_codecs() -> None:
+    states, records = run([measured(SLOW)] * 12, planned=2000)
+    during = [choice for state in states if state.step < 100 for choice in state.plan]
+    assert during and not any(map(is_late, during)) and Choice("int4") in during
+    assert str(states[-1].plan[1]) == "powersgd 8"
+    late = [record for record in changes(records) if is_late(Choice.parse(record["to"]))]
+    assert late[0]["step"] == 100 and late[0]["reason"] == "dense_start_over"
+
+
+@pytest.mark.parametrize(("planned", "until"), [(0, 10), (100, 10), (1000, 50), (1001, 51)])
+def test_cc14_it_is_10_steps_or_5_per_cent(planned: int, until: int) -> None:
+    assert initial_state(DEFAULT, 2, planned).dense_until == until
+
+
+# ---------------------------------------------------------------------- CC-20
+
+
+@settings(max_examples=100)
+@given(st.lists(any_measures(), min_size=1, max_size=8))
+def test_cc20_equal_inputs_give_the_same_bytes_and_a_restored_state_goes_on_alike(windows: list[Measured]) -> None:
+    states, records = run(windows)
+    again, records_again = run(windows)
+    assert json.dumps([s.as_dict() for s in states]) == json.dumps([s.as_dict() for s in again])
+    assert json.dumps(records, allow_nan=False) == json.dumps(records_again, allow_nan=False)
+    state = initial_state(DEFAULT, 2, 100)
+    for number, reduced in enumerate(windows, start=1):
+        state = ControllerState.from_dict(json.loads(json.dumps(state.as_dict(), allow_nan=False)))
+        state, _ = decide(state, reduced, 20 * number, BUCKETS)
+    assert state == states[-1]
+    assert plan_hash(state.plan) == plan_hash(states[-1].plan)
+
+
+def test_cc20_decisions_are_made_at_the_end_of_windows_and_after_alarms_only() -> None:
+    state = initial_state(DEFAULT, 2, 100)
+    assert [step for step in range(1, 61) if is_decision_step(state, step)] == [20, 40, 60]
+    assert is_decision_step(replace(state, alarmed=True), 7)
+    with pytest.raises(ValueError, match="nothing is decided in step 7"):
+        decide(state, measured(SLOW), 7, BUCKETS)
+    with pytest.raises(ValueError, match="2 buckets and the measures of 3"):
+        decide(state, measured(SLOW, buckets=3), 20, BUCKETS)
+
+
+def test_cc20_a_state_of_another_version_is_refused() -> None:
+    with pytest.raises(ValueError, match="version 0"):
+        ControllerState.from_dict(initial_state(DEFAULT, 2, 100).as_dict() | {"version": 0})
+
+
+# ---------------------------------------------------------------------- CC-21
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(any_measures(), st.integers(1, 4)), min_size=1, max_size=8))
+def test_cc21_a_change_needs_10_per_cent_and_3_windows_and_comes_once_in_100_steps(
+    pieces: list[tuple[Measured, int]],
+) -> None:
+    windows = [reduced for reduced, times in pieces for _ in range(times)]
+    _, records = run(windows)
+    last: dict[int, int] = {}
+    for record in changes(records):
+        bucket, step = record["bucket"], record["step"]
+        if record["reason"] not in URGENT:
+            assert record["windows"] >= 3
+            assert record["gain"] >= 0.1 or record["to"] == "none"
+            assert step - last.get(bucket, -100) >= 100
+        if record["reason"] in {"start", "collapse"}:
+            assert record["gain"] >= 0.1
+        if record["reason"] == "start":
+            assert bucket not in last
+        else:
+            last[bucket] = step
+
+
+def test_cc21_the_third_window_in_a_row_changes_the_plan() -> None:
+    states, _ = run([measured(FAST)] * 3, state=in_force(Choice("int8")))
+    assert [all_are(state.plan) for state in states] == [False, False, True]
+
+
+def test_cc21_a_window_in_between_begins_anew() -> None:
+    fast, medium = measured(FAST), measured(MEDIUM, errors={**ERRORS, **dict.fromkeys(ERRORS, 1.0), "int8": 1e-4})
+    states, _ = run([fast, fast, medium, fast, fast, fast], state=in_force(Choice("int8")))
+    assert [all_are(state.plan) for state in states] == [False] * 5 + [True]
+
+
+def test_cc21_less_than_10_per_cent_changes_nothing() -> None:
+    """int4 is 8 % faster than int8 here, then 12 %."""
+    for overhead, expected in ((0.92, "int8"), (0.88, "int4")):
+        line = Line(0.0, 1e-7)
+        state = in_force(Choice("int8"), line=line)
+        base = measured(line, errors={**dict.fromkeys(ERRORS, 1.0), "int8": 1e-4, "int4": 1e-4})
+        zero = dict.fromkeys(("int8", "int4"), 0.0)
+        costs = [known_option(line, BUCKETS[1], 1, Choice(codec), measured(line, rates=zero)) for codec in zero]
+        assert costs[0] is not None and costs[1] is not None
+        rate = (overhead * costs[0].seconds - costs[1].seconds) / (BUCKETS[1].elements * (1 + 2.5))
+        rates = [None if choice != Choice("int4") else rate for choice in CANDIDATES]
+        rates[CANDIDATES.index(Choice("int8"))] = 0.0
+        reduced = replace(base, encode=tuple(rates), decode=tuple(rates))
+        states, _ = run([reduced] * 6, state=state)
+        assert str(states[-1].plan[1]) == expected
+
+
+def test_cc21_no_second_change_within_100_steps() -> None:
+    states, _ = run([measured(FAST)] * 3, state=in_force(Choice("int8")))
+    changed = states[-1].step
+    creeping = [Line(2e-4, FAST.seconds_per_byte * 1.5**i) for i in range(16)]  # slower and slower, but no collapse
+    states, records = run([measured(line) for line in creeping], state=states[-1])
+    assert not any(record["reason"] == "collapse" for record in changes(records))
+    first = next(state.step for state in states if not all_are(state.plan))
+    assert first - changed >= 100
+
+
+def test_cc21_a_collapse_acts_at_once_even_right_after_a_change() -> None:
+    states, _ = run([measured(FAST)] * 3, state=in_force(Choice("int8")))
+    states, records = run([measured(SLOW)], state=states[-1])
+    assert str(states[0].plan[1]) == "powersgd 8"
+    assert {record["reason"] for record in changes(records)} == {"collapse"}
+    assert states[0].seconds_per_byte == SLOW.seconds_per_byte, "what it is now compared with"
+
+
+@pytest.mark.parametrize(("factor", "acts"), [(2.9, False), (3.1, True)])
+def test_cc21_a_collapse_is_less_than_a_third_of_the_bandwidth(factor: float, acts: bool) -> None:
+    line = Line(2e-4, MEDIUM.seconds_per_byte * factor)
+    states, _ = run([measured(line)], state=in_force(NONE))
+    assert all_are(states[0].plan) is not acts
+
+
+def test_cc21_after_an_alarm_a_collapse_is_acted_on_in_the_middle_of_a_window_and_nothing_else() -> None:
+    state = replace(in_force(NONE), alarmed=True)
+    after, records = decide(state, measured(SLOW), 1003, BUCKETS)
+    assert str(after.plan[1]) == "powersgd 8" and {r["reason"] for r in changes(records)} == {"collapse"}
+    assert not after.alarmed
+    false_alarm, records = decide(state, measured(MEDIUM), 1003, BUCKETS)
+    assert false_alarm == replace(state, alarmed=False) and not records
+
+
+def test_cc21_a_codec_that_no_longer_beats_none_is_left_after_3_windows() -> None:
+    """All is hidden: no gain can be predicted, and int8 costs accuracy for nothing."""
+    states, records = run([measured(MEDIUM, hidden=[100.0, 100.0])] * 3, state=in_force(Choice("int8")))
+    assert [all_are(state.plan) for state in states] == [False, False, True]
+    assert {record["reason"] for record in changes(records)} <= {"no_gain", "saves"}
+
+
+# ---------------------------------------------------------------------- CC-23
+
+
+def test_cc23_every_decision_is_a_record_of_plain_values_with_what_led_to_it() -> None:
+    windows = [measured(line, gradient_norm=1.0) for line in [FAST, FAST, SLOW, SLOW, FAST, FAST, FAST, FAST, FAST, FAST]]
+    states, records = run(windows)
+    assert [record["step"] for record in records if record["kind"] == PLAN] == [20 * i for i in range(1, 11)]
+    plan = [NONE, NONE]
+    for record in records:
+        assert json.loads(json.dumps(record, allow_nan=False)) == record
+        if record["kind"] == CHANGE:
+            assert record["from"] == str(plan[record["bucket"]])
+            plan[record["bucket"]] = Choice.parse(record["to"])
+            for key in ("latency", "bandwidth", "gain", "from_seconds", "to_seconds", "from_bytes", "to_bytes", "budget"):
+                assert record[key] is not None
+        else:
+            assert record["plan"] == [str(choice) for choice in plan]
+            assert record["hash"] == f"{plan_hash(tuple(plan)):016x}"
+    assert tuple(plan) == states[-1].plan and len(changes(records)) >= 2

@@ -1,0 +1,186 @@
+"""The controller of a rank: what it measures, and what all ranks have decided alike (CC-17 to CC-23)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workers.collectives.buckets import BucketPlan
+from workers.collectives.exchange import Hosts
+from workers.compression.choice import Choice, Plan
+from workers.compression.controller.config import ControllerConfig
+from workers.compression.controller.layout import Layout
+from workers.compression.controller.measures import Measures
+from workers.compression.controller.policy import decide, is_decision_step
+from workers.compression.controller.records import Record
+from workers.compression.controller.shadows import Pair
+from workers.compression.controller.state import ControllerState, initial_state
+from workers.compression.controller.wire import BucketFacts
+from workers.compression.powersgd import PowerSGD
+from workers.compression.registry import make_codec
+
+LEVEL = "hosts"
+EDGES = 2
+"""Parameters at either end of a model that count as its first and its last layer: a weight and a bias."""
+
+
+class Controller:
+    """Of one rank; outlives generations. What it has decided is replicated, what it has measured is its own.
+
+    Args:
+        plan: of the buckets.
+        config: which policy, and its constants.
+        planned_steps: of the job.
+        seed: the job's.
+    """
+
+    def __init__(self, plan: BucketPlan, config: ControllerConfig, planned_steps: int, seed: int = 0) -> None:
+        self._plan, self._config, self._planned_steps, self._seed = plan, config, planned_steps, seed
+        self.state = self._initial()
+        self._hosts, self._local_ranks = 1, 1
+        self.measures = Measures(self.facts(1, 1), (LEVEL,))
+        self._layout = Layout(len(plan.sizes), (LEVEL,))
+        self._next: Pair | None = None
+        self._copies: dict[int, Tensor] = {}
+        self._shadow_codecs: dict[int, PowerSGD] = {}
+        self._shapes = {slot.name: slot.shape for slot in plan.slots}
+
+    def choices(self, step: int) -> Plan:
+        """In force for a step, which is the one after the last that this state knows of."""
+        return self.state.plan
+
+    def facts(self, hosts: int, local_ranks: int) -> list[BucketFacts]:
+        """What decides beside the measures, the same on all ranks."""
+        names = [slot.name for slot in self._plan.slots]
+        edges = {*names[:EDGES], *names[-EDGES:]}
+        found = []
+        for bucket, size in enumerate(self._plan.gradient_sizes):
+            slots = [slot for slot in self._plan.slots if slot.bucket == bucket]
+            sensitive = sum(slot.numel for slot in slots if slot.name in edges) / size if size else 0.0
+            shapes = tuple((slot.name, tuple(slot.shape)) for slot in slots)
+            found.append(BucketFacts(shapes, hosts, local_ranks, sensitive, LEVEL))
+        return found
+
+    def begin_generation(self, hosts: Hosts) -> None:
+        """Of the members that share memory, by host."""
+        self._hosts, self._local_ranks = len(hosts), min(map(len, hosts))
+        self.measures.begin_generation(self.facts(self._hosts, self._local_ranks))
+
+    @property
+    def world(self) -> tuple[int, int]:
+        """Hosts, and the fewest ranks of a host: what a commit has to say beside the measures."""
+        return self._hosts, self._local_ranks
+
+    # ------------------------------------------------------------------ a step
+
+    def is_due(self, step: int) -> bool:
+        """Whether measures are reduced in this step."""
+        return self._hosts > 1 and is_decision_step(self.state, step, self._config)
+
+    def decide(self, step: int, reduced: Tensor, world: tuple[int, int], *, alarmed: bool) -> list[Record]:
+        """The step is committed: the state goes on, alike on all ranks. Returns what is worth an event.
+
+        Args:
+            reduced: `Measures.vector` of all ranks, the largest of each element; empty where nothing was due.
+            world: of the generation that has committed.
+            alarmed: whether a rank has found its link collapsed.
+        """
+        if len(reduced):
+            facts = self.facts(*world)
+            self.state, records = decide(self.state, self._layout.read(reduced), step, facts, self._config)
+            return records
+        if alarmed and self._config.policy == "adaptive":
+            self.state = replace(self.state, alarmed=True)
+        return []
+
+    @property
+    def alarm(self) -> bool:
+        """Whether this rank finds its link collapsed."""
+        return self._hosts > 1 and self.measures.alarm(self._config.collapse)
+
+    # ------------------------------------------------------------------ shadows
+
+    def begin_step(self, step: int) -> None:
+        """Whether gradients have to be copied for shadows is known from here on."""
+        self._copies.clear()
+        self._next = self.measures.next_shadow(step, self.state.plan) if self._config.policy == "adaptive" else None
+
+    def gradient(self, bucket: int, gradient: Tensor) -> None:
+        """A bucket's gradient, float32 [n], before anything is added to it."""
+        if self._next is not None:
+            self._copies[bucket] = gradient.clone()
+
+    def try_shadows(self, step: int, meanwhile: Callable[[], None]) -> None:
+        """Encode and decode what is worth a try, with nothing owed: what the codec keeps of a step's gradient.
+
+        Args:
+            meanwhile: called in between, so that the exchange gets on.
+        """
+        pair = self._next
+        while pair is not None:
+            if pair.bucket in self._copies:
+                self._try(pair, self._copies[pair.bucket])
+                meanwhile()
+            pair = self.measures.next_shadow(step, self.state.plan)
+        self._next = None
+        self._copies.clear()
+
+    def _try(self, pair: Pair, gradient: Tensor) -> None:
+        energy = float(torch.dot(gradient, gradient))
+        if not 0.0 < energy < float("inf"):
+            return
+        encode, decode, decoded = (
+            self._low_rank(pair, gradient) if pair.choice.codec == "powersgd" else _coded(pair.choice, gradient)
+        )
+        self.measures.encoded(pair.choice, len(gradient), encode)
+        self.measures.decoded(pair.choice, len(gradient), decode)
+        self.measures.gain(pair.bucket, pair.choice, float(torch.dot(decoded, decoded)) / energy, energy)
+
+    def _low_rank(self, pair: Pair, gradient: Tensor) -> tuple[float, float, Tensor]:
+        rank = int(pair.choice.value or 0)
+        codec = self._shadow_codecs.setdefault(rank, PowerSGD(self._shapes, rank, self._seed))
+        decoded = torch.empty_like(gradient)
+        views, room = self._views(pair.bucket, gradient), self._views(pair.bucket, decoded)
+        begun = time.perf_counter()
+        iteration = codec.start(views)
+        q = iteration.middle(iteration.p)
+        iteration.own(room)
+        between = time.perf_counter()
+        iteration.finish(q, room)
+        ended = time.perf_counter()
+        codec.commit()
+        return between - begun, ended - between, decoded
+
+    def _views(self, bucket: int, flat: Tensor) -> dict[str, Tensor]:
+        slots = (slot for slot in self._plan.slots if slot.bucket == bucket)
+        return {slot.name: flat[slot.start : slot.start + slot.numel].view(slot.shape) for slot in slots}
+
+    # ------------------------------------------------------------------ replicated state
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"policy": self._config.policy, "state": self.state.as_dict()}
+
+    def restore(self, plain: Mapping[str, Any] | None) -> None:
+        """Take over `as_dict`; begin anew where there is none, or one of another policy or of other buckets."""
+        self.state = self._initial()
+        if plain and plain["policy"] == self._config.policy and len(plain["state"]["buckets"]) == len(self._plan.sizes):
+            self.state = ControllerState.from_dict(plain["state"])
+
+    def _initial(self) -> ControllerState:
+        return initial_state(self._config, len(self._plan.sizes), self._planned_steps)
+
+
+def _coded(choice: Choice, gradient: Tensor) -> tuple[float, float, Tensor]:
+    """Seconds to encode and to decode, and what came out."""
+    codec = make_codec(choice.codec, **choice.parameters)
+    begun = time.perf_counter()
+    payload = codec.encode(gradient)
+    between = time.perf_counter()
+    decoded = codec.decode(payload, len(gradient))
+    return between - begun, time.perf_counter() - between, decoded

@@ -1,0 +1,31 @@
+"""From the JobSpec's group `compression` to what a rank keeps."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from workers.collectives.buckets import BucketPlan
+from workers.compression.choice import NONE, Choice
+from workers.compression.config import CompressionConfig
+from workers.compression.controller.controller import Controller
+from workers.compression.fixed import Fixed
+from workers.compression.gradients import GradientCompression
+
+
+def compression_of(plan: BucketPlan, config: CompressionConfig, planned_steps: int, seed: int = 0) -> GradientCompression:
+    """For a job of `planned_steps` whose gradients lie as in `plan`."""
+    controller = None if config.policy == "fixed" else Controller(plan, config, planned_steps, seed)
+    fixed = Fixed(Choice.parse(config.codec), config.dense_steps, config.dense_share, planned_steps)
+    policy = partial(fixed, plan) if controller is None else controller.choices
+    return GradientCompression(
+        plan,
+        policy,
+        seed=seed,
+        follow_learning_rate=config.follow_learning_rate,
+        max_rank=config.max_rank,
+        controller=controller,
+    )
+
+
+def uncompressed(plan: BucketPlan) -> GradientCompression:
+    return GradientCompression(plan, lambda step: (NONE,) * len(plan.sizes))
