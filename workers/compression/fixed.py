@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
 from workers.collectives.buckets import BucketPlan
 from workers.compression.choice import Choice, Plan
 from workers.compression.controller.candidates import INT8, is_late
+from workers.compression.controller.config import ControllerConfig
+from workers.compression.controller.state import dense_until
 
 
 class Fixed:
-    """A policy that never changes its mind.
+    """A policy that never changes its mind: `config.codec`, or int8 until the dense start is over where that needs one."""
 
-    Args:
-        choice: after the start.
-        dense_steps, dense_share: codecs that send little at first begin after so many steps, or so large a share of
-            `planned_steps`, whichever is more; until then it is int8.
-    """
-
-    def __init__(self, choice: Choice, dense_steps: int, dense_share: float, planned_steps: int) -> None:
-        self._choice = choice
-        self._start = max(dense_steps, math.ceil(dense_share * planned_steps)) if is_late(choice) else 0
+    def __init__(self, config: ControllerConfig, planned_steps: int) -> None:
+        self._choice = Choice.parse(config.codec)
+        self._start = dense_until(config, planned_steps) if is_late(self._choice) else 0
 
     def __call__(self, plan: BucketPlan, step: int) -> Plan:
         return (self._choice if step > self._start else INT8,) * len(plan.sizes)

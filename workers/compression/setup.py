@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from workers.collectives.buckets import BucketPlan
-from workers.compression.choice import NONE, Choice
+from workers.compression.choice import NONE
 from workers.compression.config import CompressionConfig
 from workers.compression.controller.controller import Controller
 from workers.compression.fixed import Fixed
@@ -15,8 +15,7 @@ from workers.compression.gradients import GradientCompression
 def compression_of(plan: BucketPlan, config: CompressionConfig, planned_steps: int, seed: int = 0) -> GradientCompression:
     """For a job of `planned_steps` whose gradients lie as in `plan`."""
     controller = None if config.policy == "fixed" else Controller(plan, config, planned_steps, seed)
-    fixed = Fixed(Choice.parse(config.codec), config.dense_steps, config.dense_share, planned_steps)
-    policy = partial(fixed, plan) if controller is None else controller.choices
+    policy = partial(Fixed(config, planned_steps), plan) if controller is None else controller.choices
     return GradientCompression(
         plan,
         policy,

@@ -15,7 +15,6 @@ REASONS = {
     "budget": "the error budget was exceeded",
     "dense_start_over": "the dense start is over",
     "round_trip": "by the round-trip time",
-    "fixed": "as configured",
 }
 
 Row = Sequence[str]

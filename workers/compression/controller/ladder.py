@@ -1,4 +1,4 @@
-"""Policies to compare with: a fixed rule over the round-trip time, and one codec for all (CC-22)."""
+"""A policy to compare with: a fixed rule over the round-trip time (CC-22)."""
 
 from __future__ import annotations
 
@@ -32,13 +32,6 @@ def latency_ladder(
     if measured.round_trip is None:
         return replace(state, step=step), []
     return _all_to(state, rung(measured.round_trip), "round_trip", step, measured)
-
-
-def fixed(
-    state: ControllerState, measured: Measured, step: int, buckets: Sequence[BucketFacts], config: ControllerConfig
-) -> tuple[ControllerState, list[Record]]:
-    """All buckets have `config.codec`."""
-    return _all_to(state, Choice.parse(config.codec), "fixed", step, measured)
 
 
 def _all_to(

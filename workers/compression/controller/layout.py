@@ -27,7 +27,7 @@ class Measured:
     Attributes:
         lines: by level. Of all ranks that of the fastest: in a collective, each waits for those that begin it later, so the
             last of them has the time of the transfer itself.
-        round_trip: mean of the last ones, seconds; the longest.
+        round_trip: mean of the last ones, seconds; the shortest, as the others have waited for somebody.
         gradient_norm, coherence: of the window; equal on all ranks, or the largest norm and the least coherence.
         encode, decode: seconds per element of each candidate; the slowest rank's.
         hidden: seconds of backward that were left when the exchange of each bucket could begin; the fewest.
@@ -73,7 +73,7 @@ class Layout:
         """float32 [K]; -inf where nothing was measured, and the negative of what is to be reduced to the smallest."""
         lines = [measured.lines.get(level) for level in self._levels]
         values = [None if line is None else -line.seconds(size) for line in lines for size in (NEAR, FAR)]
-        values += [measured.round_trip, measured.gradient_norm, _negative(measured.coherence)]
+        values += [_negative(measured.round_trip), measured.gradient_norm, _negative(measured.coherence)]
         values += [*measured.encode, *measured.decode]
         values += [_negative(value) for value in (*measured.hidden, *measured.took)]
         values += measured.energy
@@ -98,7 +98,7 @@ class Layout:
         hidden, took = (tuple(map(_negative, take(self._num_buckets))) for _ in range(2))
         energy = take(self._num_buckets)
         errors = tuple(take(len(CANDIDATES)) for _ in range(self._num_buckets))
-        coherence = _negative(coherence)
+        round_trip, coherence = _negative(round_trip), _negative(coherence)
         return Measured(lines, round_trip, gradient_norm, coherence, encode, decode, hidden, took, energy, errors)
 
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from workers.compression.controller.adaptive import adaptive
 from workers.compression.controller.config import ControllerConfig
-from workers.compression.controller.ladder import fixed, latency_ladder
+from workers.compression.controller.ladder import latency_ladder
 from workers.compression.controller.layout import Measured
 from workers.compression.controller.records import Record
 from workers.compression.controller.state import ControllerState
 from workers.compression.controller.wire import BucketFacts
 
-POLICIES = {"adaptive": adaptive, "latency_ladder": latency_ladder, "fixed": fixed}
+POLICIES = {"adaptive": adaptive, "latency_ladder": latency_ladder}
 
 DEFAULT = ControllerConfig()
 
@@ -21,11 +21,8 @@ DEFAULT = ControllerConfig()
 def is_decision_step(state: ControllerState, step: int, config: ControllerConfig = DEFAULT) -> bool:
     """Whether measures are reduced in `step`, counted from 1, and `decide` is called with its commit.
 
-    At the end of a window, and where the state is alarmed. `fixed` needs no window, so it changes when the dense start is
-    over.
+    At the end of a window, and where the state is alarmed.
     """
-    if config.policy == "fixed":
-        return step % config.every == 0 or step == state.dense_until
     return step % config.every == 0 or state.alarmed
 
 

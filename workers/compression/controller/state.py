@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from workers.compression.choice import NONE, Choice, Plan
-from workers.compression.controller.candidates import INT8, is_late
 from workers.compression.controller.config import ControllerConfig
 
 VERSION = 1
@@ -106,7 +105,5 @@ def dense_until(config: ControllerConfig, planned_steps: int) -> int:
 
 
 def initial_state(config: ControllerConfig, num_buckets: int, planned_steps: int) -> ControllerState:
-    """Before the first step: `none`; of the policy `fixed` its codec, or `int8` until the dense start is over."""
-    choice = Choice.parse(config.codec) if config.policy == "fixed" else NONE
-    first = BucketState(INT8 if is_late(choice) else choice)
-    return ControllerState((first,) * num_buckets, dense_until(config, planned_steps))
+    """Before the first step: `none`."""
+    return ControllerState((BucketState(),) * num_buckets, dense_until(config, planned_steps))

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from tests.workers.compression.controller.conftest import FAST, measured, mlp
 from workers.compression.choice import NONE, Choice
 from workers.compression.controller.config import ControllerConfig
-from workers.compression.controller.policy import decide, is_decision_step
+from workers.compression.controller.policy import decide
 from workers.compression.controller.state import initial_state
 
 BUCKETS = mlp()
@@ -38,20 +38,6 @@ def test_cc14_before_the_dense_start_is_over_int8_stands_for_what_needs_it() -> 
     state, _ = decide(state, measured(FAST, round_trip=0.1), 40, BUCKETS, LADDER)
     state, records = decide(state, measured(FAST, round_trip=0.1), 60, BUCKETS, LADDER)
     assert state.plan == (Choice("topk", 0.05),) * 2 and records[0]["reason"] == "dense_start_over"
-
-
-@pytest.mark.parametrize("codec", ["none", "bf16", "int4", "powersgd 4", "threshold 0.02"])
-def test_cc22_fixed_is_one_codec_from_the_first_step_or_the_end_of_the_dense_start_on(codec: str) -> None:
-    config = ControllerConfig(policy="fixed", codec=codec)
-    choice = Choice.parse(codec)
-    state = initial_state(config, 2, 500)
-    late = choice.codec in {"powersgd", "threshold"}
-    assert state.plan == (Choice("int8") if late else choice,) * 2
-    decided = [step for step in range(1, 41) if is_decision_step(state, step, config)]
-    assert decided == [20, 25, 40]
-    for step in decided:
-        state, _ = decide(state, measured(FAST), step, BUCKETS, config)
-        assert state.plan == (Choice("int8") if late and step < 25 else choice,) * 2
 
 
 @pytest.mark.parametrize("codec", ["int7", "topk", "topk 2", "powersgd 0", "none 3"])

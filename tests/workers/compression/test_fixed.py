@@ -1,0 +1,33 @@
+"""CC-14, CC-22: one codec for all buckets, after a dense start where it needs one."""
+
+from __future__ import annotations
+
+import pytest
+from torch import Size
+
+from workers.collectives.buckets import plan_buckets
+from workers.compression.choice import NONE, Choice
+from workers.compression.config import CompressionConfig
+from workers.compression.setup import compression_of
+
+PLAN = plan_buckets([("a", Size([500, 10])), ("b", Size([10]))], tail=3, first_bytes=8, bucket_bytes=8)
+
+
+@pytest.mark.parametrize(
+    "codec", ["none", "bf16", "fp16", "int8", "int4", "sign", "topk 0.1", "powersgd 4", "threshold 0.02"]
+)
+@pytest.mark.parametrize(("planned", "start"), [(60, 10), (500, 25)])
+def test_cc14_cc22_one_codec_from_the_first_step_or_the_end_of_the_dense_start_on(
+    codec: str, planned: int, start: int
+) -> None:
+    config = CompressionConfig(codec=codec)
+    assert config.compresses == (codec != "none")
+    choices = compression_of(PLAN, config, planned)._policy
+    late = codec.split()[0] in {"sign", "topk", "threshold", "powersgd"}
+    for step in range(1, planned + 1):
+        expected = Choice("int8") if late and step <= start else Choice.parse(codec)
+        assert choices(step) == (expected,) * 2
+
+
+def test_cc22_without_a_setting_nothing_is_encoded() -> None:
+    assert compression_of(PLAN, CompressionConfig(), 100).choices == (NONE, NONE)
