@@ -395,6 +395,7 @@ class Job:
             "attempt": turn.attempt,
             "ranks": self._rank.world,
             "phase": self.phase,
+            "loss_scale": self._engine.loss_scale,
             "hosts": [len(self._rank.hosts), min(map(len, self._rank.hosts))],
         }
         refused = self._engine.compression.non_finite

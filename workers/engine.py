@@ -96,6 +96,8 @@ class Engine:
         self._loss_sum, self._samples = 0.0, 0
         self._exchange: Exchange | None = None
         self._reducer: Reducer | None = None
+        self.loss_scale = 1.0
+        """What gradients are divided by before they are exchanged: what is owed outlives a change of the scale (CC-11)."""
         self._measured = torch.empty(0)
         self.decisions: list[dict[str, Any]] = []
         """About compression, of the last commit; plain values."""
@@ -137,8 +139,11 @@ class Engine:
             reducer: takes the gradients over hosts and links, compressed; None for gloo's ring. Not with an order.
         """
         self._exchange, self._stop, self._order, self._reducer = exchange, stop, order, reducer
+        self.loss_scale = 1.0
         if reducer is not None:
             reducer.begin()
+            if self.replica.scaler is not None:
+                self.loss_scale = float(self.replica.scaler.get_scale())
             rate = float(self.replica.optimizer.param_groups[0]["lr"])
             self.compression.begin(self.machine.state, self.machine.generation, rate)
         if order is not None:
@@ -436,6 +441,8 @@ class Engine:
             view.zero_()
             return False
         view.copy_(grad.to_dense() if grad.is_sparse else grad)
+        if self.loss_scale != 1.0:
+            view.div_(self.loss_scale)
         return True
 
     def _launch_ready(self) -> None:
@@ -519,6 +526,7 @@ class Engine:
         count = len(self._parameters)
         tail = self.staging.tail
         used = tail[:count].tolist()
+        scale = float(meta.get("loss_scale", 1.0))
         for (_, parameter), view, users in zip(self._parameters, self.staging.views, used, strict=True):
             if not users:
                 parameter.grad = None
@@ -526,6 +534,8 @@ class Engine:
                 parameter.grad = view.to(device=parameter.device, dtype=parameter.dtype, copy=True)
             else:
                 parameter.grad = view
+            if scale != 1.0 and parameter.grad is not None:
+                parameter.grad.mul_(scale)  # a copy, as there is a scaler
         loss_sum, samples, refused, _ = tail[-len(_SCALARS) :].tolist()
         meta["loss"] = loss_sum / samples if samples else None
         meta["lr_current"] = float(optimizer.param_groups[0]["lr"])

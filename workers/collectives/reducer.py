@@ -22,6 +22,7 @@ from workers.compression.casts import NoneCodec
 from workers.compression.codec import Codec
 from workers.compression.finite import NonFiniteError
 from workers.compression.gradients import GradientCompression
+from workers.errors import TaskError
 
 OUT, BACK, OUT_AGAIN, BACK_AGAIN = range(PHASES)
 ON_HOST = PHASES
@@ -239,7 +240,13 @@ class Reducer:
         if bucket is None:
             return codec.encode(total)
         memory, start = self._compression.memory, piece.part.start
-        memory.compensate_sum(bucket, start, total)
+        try:
+            memory.compensate_sum(bucket, start, total)
+        except NonFiniteError:
+            raise TaskError(
+                "the sum of the ranks' gradients overflows float32, although each of them is finite: lower the learning "
+                "rate, or write clip_norm: 1.0"
+            ) from None
         payload = self._encode(codec, total, bucket, f"{bucket} sum {start}")
         exact = total.clone()
         self._decode(codec, payload, total, bucket)
