@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import qins_commands
+from orchestrator import explain_command, qins_commands
 from orchestrator.errors import DEFAULT_STORAGE, UserError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 
 app.add_typer(qins_commands.app)
+app.add_typer(explain_command.app)
 
 Storage = Annotated[Path, typer.Option(help="Folder that holds a folder per job.")]
 

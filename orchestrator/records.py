@@ -144,6 +144,23 @@ def read_phases(events: Iterable[Record]) -> list[Record]:
     return begun
 
 
+def surviving_decisions(events: Iterable[Record]) -> list[Record]:
+    """The events about compression on the surviving line; those of steps that were computed again are dropped."""
+    decisions: list[Record] = []
+    goes_on_from: int | None = None
+    for event in events:
+        if event["kind"] == "generation":
+            goes_on_from = int(event["authority_step"])
+        elif event["kind"] == "resumed":  # it follows on a generation that begins at step 0
+            goes_on_from = int(event["step"])
+        elif event["kind"] in ("compression", "compression_plan"):
+            if goes_on_from is not None:
+                decisions = [each for each in decisions if each["step"] <= goes_on_from]
+                goes_on_from = None
+            decisions.append(event)
+    return decisions if goes_on_from is None else [each for each in decisions if each["step"] <= goes_on_from]
+
+
 def calibrated(event: Record) -> int | None:
     """How many batches of the calibration are done with this event; None for any other event."""
     found = _CALIBRATION_ROUND.fullmatch(str(event.get("name"))) if event["kind"] == "evaluation" else None

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from orchestrator.records import Incident, Record, measured_accuracy, phase_words
 from orchestrator.report import percent, size
+
+CHANGE_REASONS = {
+    "start": "first choice",
+    "saves": "saves time",
+    "no_gain": "no faster than none",
+    "collapse": "the link has collapsed",
+    "budget": "error budget exceeded",
+    "dense_start_over": "dense start over",
+    "round_trip": "round-trip time",
+}
+"""By the keys of `workers.compression.controller.explain.REASONS`, which is not imported: it loads torch."""
 
 
 def incident_sentence(incident: Incident) -> str:
@@ -51,6 +63,10 @@ def event_sentence(event: Record) -> str | None:
             return f"rank {rank} on {host} failed: {error}"
         case {"kind": "record_failed", "error": error}:
             return f"what is read cannot be recorded for the audit, training goes on: {error}"
+        case {"kind": "shared_memory", "host": host, "message": message}:
+            return f"{host}: {message}"
+        case {"kind": "non_finite", "rank": int(rank), "step": step, "parameter": parameter}:
+            return f"step {step} is skipped: on rank {rank} the gradient of {parameter} is not finite (said once for each)"
         case {"kind": "phase", "phase": phase}:
             return f"phase {phase_words(phase)}"
         case {"kind": "gate", "gate": gate, "passed": True}:
@@ -71,6 +87,29 @@ def event_sentence(event: Record) -> str | None:
         case {"kind": "failed"}:
             return f"failed: {event.get('error') or event.get('message') or 'no reason was given'}"
     return None
+
+
+class CompressionChanges:
+    """Makes one sentence of a decision of the compression controller, which tells of each bucket in an event of its own."""
+
+    def __init__(self) -> None:
+        self._changes: list[Record] = []
+
+    def add(self, event: Record) -> str | None:
+        """`from step 21: 2 buckets int8 instead of none (saves time)`; None until the event that ends a decision, and where
+        nothing has changed."""
+        if event["kind"] == "compression":
+            self._changes.append(event)
+        if event["kind"] != "compression_plan":
+            return None
+        changes = [change for change in self._changes if change["step"] == event["step"]]
+        self._changes.clear()
+        alike = Counter((change["to"], change["from"], change["reason"]) for change in changes)
+        parts = [
+            f"{number} bucket{'' if number == 1 else 's'} {new} instead of {old} ({CHANGE_REASONS.get(reason, reason)})"
+            for (new, old, reason), number in alike.items()
+        ]
+        return f"from step {event['step'] + 1}: {', '.join(parts)}" if parts else None
 
 
 def _measured(values: Mapping[str, float | None]) -> str:

@@ -41,7 +41,7 @@ from orchestrator.records import (
     phase_words,
 )
 from orchestrator.report import percent
-from orchestrator.sentences import event_sentence, incident_sentence, waiting
+from orchestrator.sentences import CompressionChanges, event_sentence, incident_sentence, waiting
 
 Status = Mapping[str, Any]
 """A StatusReply as a mapping: phase, step, total_steps, generation, ranks [{rank, host, pid, state}],
@@ -59,6 +59,8 @@ TOLD = (
     "record_failed",
     "task_error",
     "data_warning",
+    "shared_memory",
+    "non_finite",
 )
 """Kinds of events that are said above a live panel too."""
 SPARK = "▁▂▃▄▅▆▇█"
@@ -135,6 +137,7 @@ class View:
         self._newest = ((0, 0), 0)
         self._phase_step = 0
         self._incidents = Incidents()
+        self._changes = CompressionChanges()
         self._untold: list[tuple[float, Incident]] = []
         self._told: list[Incident] = []  # with their recovery
         self._said_once: set[str] = set()
@@ -254,7 +257,7 @@ class View:
             self._enter_phase(str(event["phase"]), int(event["step"]))
             return
         self.seen.calibrated = calibrated(event) or self.seen.calibrated
-        sentence = event_sentence(event)
+        sentence = self._changes.add(event) or event_sentence(event)
         if sentence is None or self._is_repeated(event, sentence):
             return
         self.seen.last = sentence
@@ -269,14 +272,21 @@ class View:
             self._say(sentence)
         elif event["kind"] == "gate" and not event["passed"]:
             self._say(sentence, style="yellow")
-        elif event["kind"] in ("evaluation", "gate", "stopping", "finished"):
+        elif event["kind"] in ("evaluation", "gate", "stopping", "finished", "compression_plan"):
             self._say_plain(sentence)
 
     def _is_repeated(self, event: Record, sentence: str) -> bool:
-        """A full disk is told by every rank at every step, a gate and a warning again by a rank that takes over."""
-        if event["kind"] not in ("record_failed", "gate", "data_warning"):
-            return False
-        told = "record_failed" if event["kind"] == "record_failed" else sentence
+        """Every rank tells of a full disk and of its gradients at every step, and each of a host that it shares no memory;
+        a rank that takes over tells of a gate, a warning and a decision again."""
+        match event:
+            case {"kind": "record_failed" as told}:
+                pass
+            case {"kind": "shared_memory", "host": which} | {"kind": "non_finite", "parameter": which}:
+                told = f"{event['kind']} {which}"
+            case {"kind": "gate" | "data_warning" | "compression_plan"}:
+                told = sentence
+            case _:
+                return False
         repeated = told in self._said_once
         self._said_once.add(told)
         return repeated

@@ -29,6 +29,7 @@ from orchestrator.records import (
     recipe_of,
     signal_name,
     surviving,
+    surviving_decisions,
 )
 from workers.qat.phases import Phase
 
@@ -240,6 +241,27 @@ def test_qs41_phases_that_a_resume_has_left_behind_are_not_read() -> None:
     assert named(phases(*START, ("resumed", 101), ("qat", 102))) == list(START)
     again = phases(*START, ("calibration", 240), ("verify", 240), ("resumed", 240), ("calibration", 240))
     assert named(again) == [*START, ("calibration", 240)]
+
+
+def test_cc23_decisions_of_steps_that_were_computed_again_are_not_read() -> None:
+    """A resume's generation begins at step 0, before it is known which checkpoint the gang goes on from."""
+
+    def decision(step: int, to: str) -> list[Record]:
+        return [event(step, "compression", step=step, to=to), event(step, "compression_plan", step=step)]
+
+    def generation(step: int) -> Record:
+        return event(step, "generation", generation=[1, 1], members=[], authority_step=step)
+
+    events = [generation(0), *decision(20, "int8"), *decision(40, "lost"), generation(39), *decision(40, "int4")]
+    events += [*decision(60, "lost"), generation(0), event(61, "resumed", step=50)]
+    kept = surviving_decisions(events)
+    assert [(each["kind"], each["step"]) for each in kept] == [
+        (kind, step) for step in (20, 40) for kind in ("compression", "compression_plan")
+    ]
+    assert [each["to"] for each in kept if "to" in each] == ["int8", "int4"]
+    again = surviving_decisions([*events, *decision(60, "none")])
+    assert [each["to"] for each in again if "to" in each] == ["int8", "int4", "none"]
+    assert surviving_decisions([*events, generation(0), *decision(20, "fp16")])[0]["to"] == "fp16"
 
 
 def test_every_phase_has_words() -> None:

@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from orchestrator.records import Incident, Record
-from orchestrator.sentences import event_sentence, incident_sentence
+from orchestrator.sentences import CHANGE_REASONS, event_sentence, incident_sentence
 from orchestrator.view import Seen, View, panel, sparkline
+from workers.compression.controller.explain import REASONS
 
 START = 1_790_000_000.0
 TRAINING: dict[str, Any] = {
@@ -361,6 +362,67 @@ def test_ta19_gates_that_fail_and_doubtful_data_are_told_once(folder: Path, term
     assert screen.text.count(f"s] {failed}") == 1
     assert screen.text.count("s] gate fp32_warmup passed") == (0 if terminal else 1)
     assert screen.view.seen.last == failed
+
+
+def change(folder: Path, step: int, old: str, new: str, reason: str, bucket: int = 0) -> None:
+    fields: Record = {"step": step, "bucket": bucket, "from": old, "to": new, "reason": reason}
+    happen(folder, "compression", **fields)
+
+
+def decide(folder: Path, step: int, *changes: tuple[str, str, str]) -> None:
+    """The events of one decision: (from, to, reason) of the buckets that change."""
+    for bucket, (old, new, reason) in enumerate(changes):
+        change(folder, step, old, new, reason, bucket)
+    happen(folder, "compression_plan", step=step, plan=[new for _, new, _ in changes])
+
+
+def test_cc23_a_decision_is_one_line_however_many_buckets_it_changes(folder: Path) -> None:
+    screen = Screen(folder)
+    with screen.view:
+        saves = ("none", "int8", "saves")
+        decide(folder, 20, saves, ("none", "topk 0.01", "dense_start_over"), saves)
+        decide(folder, 40)
+        screen.at(0.25)
+        change(folder, 60, "int8", "fp16", "budget")
+        screen.at(0.5)
+        happen(folder, "compression_plan", step=60, plan=["fp16"])
+        decide(folder, 60, ("int8", "fp16", "budget"))  # computed again, and told by another rank
+        screen.at(0.75)
+        change(folder, 80, "fp16", "lost", "saves")
+        decide(folder, 100, ("fp16", "none", "no_gain"))
+        screen.at(1.0)
+    assert screen.said[1:] == [
+        "from step 21: 2 buckets int8 instead of none (saves time), 1 bucket topk 0.01 instead of none (dense start over)",
+        "from step 61: 1 bucket fp16 instead of int8 (error budget exceeded)",
+        "from step 101: 1 bucket none instead of fp16 (no faster than none)",
+    ]
+
+
+def test_cc23_every_reason_of_a_decision_has_words() -> None:
+    assert set(CHANGE_REASONS) == set(REASONS)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_cc2_cc15_missing_memory_is_told_once_for_a_host_and_what_is_not_finite_once_for_a_parameter(
+    folder: Path, terminal: bool
+) -> None:
+    screen = Screen(folder, terminal=terminal)
+    with screen.view:
+        for rank in range(4):
+            message = f"/dev/shm has {64 - rank}.0 MiB free; until then its ranks go through sockets"
+            happen(folder, "shared_memory", host=f"host-{rank // 2}", message=message)
+        for step in range(7, 10):
+            for rank, parameter in enumerate(("head.weight", "head.weight", "head.bias")):
+                happen(folder, "non_finite", rank=rank, step=step, parameter=parameter)
+        happen(folder, "residual_lost", rank=1, step=9, norm=0.5)
+        screen.at(0.25)
+    told = [line.partition("s] ")[2].strip() for line in screen.text.splitlines() if "s] " in line]
+    assert told[0 if terminal else 1 :] == [
+        "host-0: /dev/shm has 64.0 MiB free; until then its ranks go through sockets",
+        "host-1: /dev/shm has 62.0 MiB free; until then its ranks go through sockets",
+        "step 7 is skipped: on rank 0 the gradient of head.weight is not finite (said once for each)",
+        "step 7 is skipped: on rank 2 the gradient of head.bias is not finite (said once for each)",
+    ]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -120,12 +120,18 @@ class Underway:
         return self._work.is_completed()
 
 
-class _Done:
+class Done:
     """A world of one has nothing to wait for."""
 
     def wait(self, stop: Callable[[], bool]) -> None:
         if stop():
             raise Abandoned
+
+    def ready(self) -> bool:
+        return True
+
+    def block(self, seconds: float) -> None:
+        return
 
 
 class FlatExchange:
@@ -136,9 +142,9 @@ class FlatExchange:
         self._groups = groups
         self._flying: list[Underway] = []
 
-    def all_reduce(self, buffer: torch.Tensor, *, largest: bool = False) -> Pending:
+    def all_reduce(self, buffer: torch.Tensor, *, largest: bool = False) -> Underway | Done:
         if not self._groups:
-            return _Done()
+            return Done()
         options: Any = dist.AllreduceOptions()  # its type stub wants another type
         options.reduceOp = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
         return self._start(lambda: self._groups[0].allreduce([buffer], options))
@@ -148,7 +154,7 @@ class FlatExchange:
         if not self._groups:
             for target, whole in zip(out.buckets, mine, strict=True):
                 target.copy_(fold(whole))
-            return [_Done()]
+            return [Done()]
         found = [_InOrder(self, target, part, order) for target, part in zip(out.buckets, mine, strict=True)]
         for bucket, following in pairwise(found):
             bucket.following = following

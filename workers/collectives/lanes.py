@@ -75,10 +75,15 @@ class Lanes:
                     found[member].append(piece)
         return tuple(tuple(pieces) for pieces in found)
 
-    @property
+    @cached_property
     def alone(self) -> bool:
-        """There is nobody on another host."""
+        """There is one host only."""
         return all(len(lane.members) == 1 for lane in self.lanes)
+
+    @cached_property
+    def even(self) -> bool:
+        """Every member is in one lane at most: all hosts have as many ranks."""
+        return all(sum(member in lane.members for lane in self.lanes) <= 1 for member in range(self.world))
 
 
 def lanes(n: int, hosts: Hosts, index: int, granularity: int = 1) -> Lanes:

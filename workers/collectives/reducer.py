@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from workers.collectives.exchange import PHASES, FlatExchange, Hosts
-from workers.collectives.lanes import Lanes, Piece, lanes
+from workers.collectives.lanes import Lanes, lanes
+from workers.collectives.links import LinkExchange
 from workers.collectives.shared import HostExchange
 from workers.collectives.tasks import Task, Tasks, Turns, Way
 from workers.compression.casts import NoneCodec
 from workers.compression.codec import Codec
 from workers.compression.finite import NonFiniteError
 from workers.compression.gradients import GradientCompression
-from workers.errors import TaskError
 
 OUT, BACK, OUT_AGAIN, BACK_AGAIN = range(PHASES)
 ON_HOST = PHASES
 """Operations in shared memory have an order for each channel of it: that of whole buckets, of P, of Q."""
 
 CHANNELS = 3
+
+YIELDS, SHORTEST_SLEEP = 20, 20e-6
+"""A wait for the ranks of this host gives its core away `YIELDS` times, then sleeps, each time twice as long; seconds."""
 
 DIRECT_ELEMENTS = 1 << 12
 """A sum of so few elements goes from everybody to everybody: one exchange and not two."""
@@ -52,19 +55,21 @@ class Reducer:
     ) -> None:
         self._exchange, self._on_host, self._compression = exchange, on_host, compression
         self._hosts = hosts
-        places, mine = exchange.topology.places, exchange.topology.index
-        self._remote = [place.host != places[mine].host for place in places]
+        self._links = LinkExchange(exchange, compression, in_place=on_host is None)
         self._lanes: dict[tuple[int, int], Lanes] = {}
-        self._tasks, self._turns, self._number = Tasks(), Turns(PHASES + CHANNELS), 0
+        self._tasks, self._turns, self._number = Tasks(), Turns(0), 0
         self._backward_ended: float | None = None
-        self.sent_bytes = 0
-        """Payload that this rank has put on links since the last `begin`."""
 
     def begin(self) -> None:
         """A step begins."""
         self._tasks.clear()
-        self._turns, self._number, self.sent_bytes = Turns(PHASES + CHANNELS), 0, 0
-        self._backward_ended = None
+        self._turns = self._links.turns = Turns(PHASES + CHANNELS)
+        self._number, self._backward_ended, self._links.sent_bytes = 0, None, 0
+
+    @property
+    def sent_bytes(self) -> int:
+        """Payload that this rank has put on links to other hosts since the last `begin`."""
+        return self._links.sent_bytes
 
     def abandon(self) -> None:
         """Forget what is on its way; the next generation has another reducer."""
@@ -107,8 +112,45 @@ class Reducer:
 
     def _sharded(self, number: int, bucket: int, gradient: Tensor, codec: Codec) -> Way:
         self._skip(number, OUT_AGAIN, BACK_AGAIN, ON_HOST + 1, ON_HOST + 2)
+        exact, memory = codec.name == "none", self._compression.memory
+        if exact and self._compression.alters(bucket):
+            memory.settle_all(bucket)
         self._compensate(bucket, gradient)
-        yield from self._over_hosts(number, gradient, codec, bucket, (OUT, BACK), ON_HOST)
+        if exact and len(self._hosts) == self._exchange.topology.world:
+            self._skip(number, BACK, ON_HOST)
+            yield from self._links.sum_in_ring(number, gradient, OUT)
+        else:
+            yield from self._over_hosts(number, gradient, codec, bucket, (OUT, BACK), ON_HOST)
+        if exact:
+            self._compression.encoded(bucket)
+
+    def _low_rank(self, number: int, bucket: int, gradient: Tensor) -> Way:
+        self._skip(number, ON_HOST)
+        self._compensate(bucket, gradient)
+        views = self._compression.views(bucket, gradient)
+        begun = time.perf_counter()
+        iteration = self._compression.powersgd(bucket).start(views)
+        spent = time.perf_counter() - begun
+        yield from self._over_hosts(number, iteration.p, NONE_CODEC, None, (OUT, BACK), ON_HOST + 1)
+        begun = time.perf_counter()
+        q = iteration.middle(iteration.p)
+        own = torch.empty_like(gradient)
+        iteration.own(self._compression.views(bucket, own))
+        self._compression.memory.settle(bucket, 0, gradient, own)
+        self._compression.encoded(bucket)
+        self._compression.encoded_in(bucket, len(gradient), spent + time.perf_counter() - begun)
+        yield from self._over_hosts(number, q, NONE_CODEC, None, (OUT_AGAIN, BACK_AGAIN), ON_HOST + 2)
+        begun = time.perf_counter()
+        iteration.finish(q, out=views)
+        self._compression.decoded_in(bucket, len(gradient), time.perf_counter() - begun)
+
+    def _exact(self, number: int, values: Tensor, largest: bool) -> Way:
+        self._skip(number, OUT_AGAIN, BACK_AGAIN, ON_HOST + 1, ON_HOST + 2)
+        if len(values) > DIRECT_ELEMENTS and not largest:
+            yield from self._over_hosts(number, values, NONE_CODEC, None, (OUT, BACK), ON_HOST)
+        else:
+            self._skip(number, BACK, ON_HOST)
+            yield from self._links.sum_directly(number, values, OUT, largest=largest)
 
     def _over_hosts(
         self, number: int, values: Tensor, codec: Codec, bucket: int | None, phases: tuple[int, int], on_host: int
@@ -124,78 +166,11 @@ class Reducer:
             local = operation.shard
         else:
             self._skip(number, on_host)
-        yield from self._over_links(number, cut, local, codec, bucket, phases)
+        yield from self._links.sum_shard(number, cut, local, codec, bucket, phases)
         if operation is not None:
             assert self._on_host is not None
             operation.all_gather()
             yield _OnHost(self._on_host, lambda: operation.done)
-
-    def _over_links(
-        self, number: int, cut: Lanes, local: Tensor, codec: Codec, bucket: int | None, phases: tuple[int, int]
-    ) -> Way:
-        """Sum `local`, this rank's shard, in place over the hosts."""
-        start, lossy = cut.shard.start, codec.name != "none"
-        sent, receive, send = self._encode_pieces(cut, local, codec, bucket)
-        received = torch.empty(sum(receive), dtype=torch.uint8)
-        yield from self._transfer(number, phases[0], received, sent, receive, send)
-        inbox = _by_member(received, receive)
-        payloads = []
-        for piece in (piece for piece in cut.owned if piece.size and len(piece.members) > 1):
-            total = local[piece.part.start - start : piece.part.stop - start]
-            self._add_up(piece, inbox, codec, total, bucket)
-            payloads.append((piece, self._encode_sum(piece, total, codec, bucket if lossy else None)))
-        sent, send = _for_members(cut, payloads)
-        receive = [sum(codec.nbytes(_length(part)) for part in parts) for parts in cut.others]
-        received = torch.empty(sum(receive), dtype=torch.uint8)
-        if bucket is not None:
-            self._compression.encoded(bucket)
-        yield from self._transfer(number, phases[1], received, sent, receive, send)
-        for mail, parts in zip(_by_member(received, receive), cut.others, strict=True):
-            for part in parts:
-                payload, mail = _take(mail, codec.nbytes(_length(part)))
-                self._decode(codec, payload, local[part.start - start : part.stop - start], bucket)
-
-    def _low_rank(self, number: int, bucket: int, gradient: Tensor) -> Way:
-        self._skip(number, ON_HOST)
-        self._compensate(bucket, gradient)
-        views = self._compression.views(bucket, gradient)
-        begun = time.perf_counter()
-        iteration = self._compression.powersgd(bucket).start(views)
-        spent = time.perf_counter() - begun
-        yield from self._sum(number, iteration.p, OUT, BACK, ON_HOST + 1)
-        begun = time.perf_counter()
-        q = iteration.middle(iteration.p)
-        own = torch.empty_like(gradient)
-        iteration.own(self._compression.views(bucket, own))
-        self._compression.memory.settle(bucket, 0, gradient, own)
-        self._compression.encoded(bucket)
-        self._compression.encoded_in(bucket, len(gradient), spent + time.perf_counter() - begun)
-        yield from self._sum(number, q, OUT_AGAIN, BACK_AGAIN, ON_HOST + 2)
-        begun = time.perf_counter()
-        iteration.finish(q, out=views)
-        self._compression.decoded_in(bucket, len(gradient), time.perf_counter() - begun)
-
-    def _exact(self, number: int, values: Tensor, largest: bool) -> Way:
-        self._skip(number, OUT_AGAIN, BACK_AGAIN, ON_HOST + 1, ON_HOST + 2)
-        if len(values) > DIRECT_ELEMENTS and not largest:
-            yield from self._sum(number, values, OUT, BACK, ON_HOST)
-            return
-        self._skip(number, BACK, ON_HOST)
-        world, mine = self._exchange.topology.world, self._exchange.topology.index
-        if world == 1 or not len(values):
-            return
-        sizes = [0 if member == mine else len(values) for member in range(world)]
-        received, sent = torch.empty(sum(sizes)), values.repeat(world - 1)
-        begun = time.perf_counter()
-        yield from self._transfer(number, OUT, received, sent, sizes, sizes)
-        self._compression.answered_in(time.perf_counter() - begun)
-        parts = list(received.split(len(values)))
-        parts.insert(mine, values.clone())
-        values.copy_(torch.stack(parts).amax(dim=0) if largest else _in_order(parts))
-
-    def _sum(self, number: int, values: Tensor, out: int, back: int, on_host: int) -> Way:
-        """Sum `values`, float32 [n], in place, as float32 and with nothing owed."""
-        yield from self._over_hosts(number, values, NONE_CODEC, None, (out, back), on_host)
 
     # ------------------------------------------------------------------ steps of a way
 
@@ -207,92 +182,6 @@ class Reducer:
         except NonFiniteError as error:
             self._compression.refused(error)
             gradient.zero_()
-
-    def _encode_pieces(
-        self, cut: Lanes, local: Tensor, codec: Codec, bucket: int | None
-    ) -> tuple[Tensor, list[int], list[int]]:
-        """This rank's payloads to the owners, one behind the other; bytes to receive from and to send to each member."""
-        start = cut.shard.start
-        send = [sum(codec.nbytes(_length(part)) for part in parts) for parts in cut.others]
-        receive = [
-            sum(codec.nbytes(piece.size) for piece in cut.owned if member != cut.index and member in piece.members)
-            for member in range(cut.world)
-        ]
-        sent = torch.empty(sum(send), dtype=torch.uint8)
-        lossy = codec.name != "none"
-        decoded = local.clone() if lossy else local
-        at = 0
-        for member, parts in enumerate(cut.others):
-            for part in parts:
-                here, length = slice(part.start - start, part.stop - start), codec.nbytes(_length(part))
-                key = f"{bucket} {member} {part.start}"
-                payload = self._encode(codec, local[here], bucket, key, sent[at : at + length])
-                if lossy:
-                    self._decode(codec, payload, decoded[here], bucket)
-                at += length
-        if bucket is not None and self._compression.alters(bucket):
-            self._compression.memory.settle(bucket, start, local, decoded)
-            self._compression.memory.settle_rest(bucket, cut.shard)
-        return sent, receive, send
-
-    def _encode_sum(self, piece: Piece, total: Tensor, codec: Codec, bucket: int | None) -> Tensor:
-        """The payload of the sum of a piece, which becomes what everybody decodes (CC-4)."""
-        if bucket is None:
-            return codec.encode(total)
-        memory, start = self._compression.memory, piece.part.start
-        try:
-            memory.compensate_sum(bucket, start, total)
-        except NonFiniteError:
-            raise TaskError(
-                "the sum of the ranks' gradients overflows float32, although each of them is finite: lower the learning "
-                "rate, or write clip_norm: 1.0"
-            ) from None
-        payload = self._encode(codec, total, bucket, f"{bucket} sum {start}")
-        exact = total.clone()
-        self._decode(codec, payload, total, bucket)
-        memory.settle_sum(bucket, start, exact, total)
-        return payload
-
-    def _add_up(self, piece: Piece, inbox: list[Tensor], codec: Codec, total: Tensor, bucket: int | None) -> None:
-        """The sum of what all members of the piece have, in their order, into `total`, which holds what this one has."""
-        parts: list[Tensor] = []
-        for member in piece.members:
-            if member == self._exchange.topology.index:
-                parts.append(total.clone())
-            else:
-                payload, inbox[member] = _take(inbox[member], codec.nbytes(piece.size))
-                parts.append(torch.empty(piece.size))
-                self._decode(codec, payload, parts[-1], bucket)
-        total.copy_(_in_order(parts))
-
-    def _encode(self, codec: Codec, x: Tensor, bucket: int | None, key: str, out: Tensor | None = None) -> Tensor:
-        begun = time.perf_counter()
-        payload = codec.encode(x, key=key, out=out)
-        if bucket is not None:
-            self._compression.encoded_in(bucket, len(x), time.perf_counter() - begun)
-        return payload
-
-    def _decode(self, codec: Codec, payload: Tensor, out: Tensor, bucket: int | None) -> None:
-        begun = time.perf_counter()
-        codec.decode(payload, len(out), out=out)
-        if bucket is not None:
-            self._compression.decoded_in(bucket, len(out), time.perf_counter() - begun)
-
-    def _transfer(
-        self, number: int, phase: int, received: Tensor, sent: Tensor, receive: list[int], send: list[int]
-    ) -> Way:
-        """Sizes in elements of `received` and `sent`, for each member."""
-        if self._exchange.topology.world == 1:
-            return
-        yield self._turns.turn(phase, number)
-        operation = self._exchange.all_to_all(received, sent, receive, send, phase)
-        self._turns.over(phase, number)
-        links = sum(size for size, remote in zip(send, self._remote, strict=True) if remote) * sent.element_size()
-        self.sent_bytes += links
-        begun = time.perf_counter()
-        yield operation
-        if links:
-            self._compression.transferred(links, begun, time.perf_counter())
 
     def _skip(self, number: int, *phases: int) -> None:
         for phase in phases:
@@ -318,39 +207,9 @@ class _OnHost:
         return self._reached()
 
     def block(self, seconds: float) -> None:
+        """Give the core away, at first for a moment: with more ranks than cores, who waits is in the others' way."""
         self._idle += 1
-        if self._idle < 50:
+        if self._idle < YIELDS:
             os.sched_yield()
         else:
-            time.sleep(min(seconds, 100e-6))
-
-
-def _length(part: slice) -> int:
-    return int(part.stop - part.start)
-
-
-def _in_order(parts: Sequence[Tensor]) -> Tensor:
-    """((part 0 + part 1) + part 2) + …, into the first one."""
-    total = parts[0]
-    for part in parts[1:]:
-        total += part
-    return total
-
-
-def _by_member(received: Tensor, sizes: list[int]) -> list[Tensor]:
-    return list(received.split(sizes))
-
-
-def _take(mail: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    return mail[:size], mail[size:]
-
-
-def _for_members(cut: Lanes, payloads: Sequence[tuple[Piece, Tensor]]) -> tuple[Tensor, list[int]]:
-    """What goes to each member of the payloads of the pieces that are in its lanes too."""
-    each = [
-        [payload for piece, payload in payloads if member in piece.members and member != cut.index]
-        for member in range(cut.world)
-    ]
-    flat = [payload for parts in each for payload in parts]
-    sent = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
-    return sent, [sum(map(len, parts)) for parts in each]
+            time.sleep(min(seconds, SHORTEST_SLEEP * 2 ** min(self._idle - YIELDS, 10)))

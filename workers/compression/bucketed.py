@@ -61,6 +61,10 @@ class BucketMemory:
         """Elements `start` on were to be sent, and came out as `decoded`: the rest is owed, once the step commits."""
         self._sender.settle(str(bucket), compensated, decoded, start=start)
 
+    def settle_all(self, bucket: int) -> None:
+        """All of the bucket is sent exactly: nothing is owed to it any more, once the step commits."""
+        self._sender.clear(str(bucket), 0, self._sender.size(str(bucket)))
+
     def settle_rest(self, bucket: int, shard: slice) -> None:
         """Nothing is owed outside of `shard`: all of it went into the host's sum."""
         if self._elsewhere[bucket]:

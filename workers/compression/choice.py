@@ -7,10 +7,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Self
 
-from workers.compression.codec import CodecError
-from workers.compression.powersgd import PowerSGD
-from workers.compression.registry import make_codec
-
 PARAMETERS = {"topk": "density", "threshold": "density", "powersgd": "rank"}
 """What `Choice.value` is, for the codecs that have one."""
 
@@ -32,6 +28,8 @@ class Choice:
         try:
             choice = cls(codec, float(value) if value else None)
         except ValueError:
+            from workers.compression.codec import CodecError
+
             raise CodecError(f"{value!r} in {text!r} is no number; write {codec} 0.01") from None
         choice.check()
         return choice
@@ -43,6 +41,9 @@ class Choice:
 
     def check(self) -> None:
         """Raise CodecError where there is no such codec, or it cannot work with this value."""
+        from workers.compression.powersgd import PowerSGD  # these load torch, which who only reads a JobSpec has no use for
+        from workers.compression.registry import make_codec
+
         if self.codec == "powersgd":
             rank = self.value
             PowerSGD({}, int(rank) if rank is not None and rank == int(rank) else rank)  # type: ignore[arg-type]
@@ -52,6 +53,9 @@ class Choice:
 
 Plan = tuple[Choice, ...]
 """One for each bucket."""
+
+MAX_RANK = 16
+"""The highest rank of PowerSGD that an adaptive plan has."""
 
 NONE = Choice("none")
 

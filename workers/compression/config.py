@@ -6,9 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from workers.compression.choice import NONE, Choice
+from workers.compression.choice import MAX_RANK, Choice
 from workers.compression.controller.config import ControllerConfig
-from workers.compression.gradients import MAX_RANK
 
 
 class CompressionConfig(ControllerConfig):
@@ -28,7 +27,7 @@ class CompressionConfig(ControllerConfig):
     @property
     def compresses(self) -> bool:
         """Whether gradients may be encoded at all."""
-        return self.policy != "fixed" or Choice.parse(self.codec) != NONE
+        return self.policy != "fixed" or self.codec != "none"
 
     @property
     def max_rank(self) -> int:

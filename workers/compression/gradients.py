@@ -15,16 +15,13 @@ from torch import Tensor
 from workers.collectives.buckets import BucketPlan
 from workers.collectives.exchange import Hosts
 from workers.compression.bucketed import BucketMemory
-from workers.compression.choice import NONE, Choice, Plan
+from workers.compression.choice import MAX_RANK, NONE, Choice, Plan
 from workers.compression.codec import Codec
 from workers.compression.controller.controller import LEVEL, Controller
 from workers.compression.finite import NonFiniteError
 from workers.compression.powersgd import PowerSGD
 from workers.compression.registry import make_codec
 from workers.identity import Generation, StateId
-
-MAX_RANK = 16
-"""The highest rank of PowerSGD that an adaptive plan has."""
 
 
 class Underway(NamedTuple):

@@ -1,0 +1,278 @@
+"""A shard on its way between hosts: pieces to their owners, added up, and the sums back to all (CC-1 to CC-4)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from workers.collectives.exchange import FlatExchange
+from workers.collectives.lanes import Lanes, Piece
+from workers.collectives.tasks import Turns, Way
+from workers.compression.codec import Codec
+from workers.compression.finite import NonFiniteError
+from workers.compression.gradients import GradientCompression
+from workers.errors import TaskError
+
+
+class LinkExchange:
+    """Over the links of one generation. A way has a `number`, which decides when its turn comes in a phase.
+
+    Args:
+        exchange: whose operations carry it.
+        compression: of this rank.
+        in_place: whether operations may write into the shards themselves. An abandoned one may do so at any later time
+            (EP-7), so not where that is memory which outlives the generation.
+    """
+
+    def __init__(self, exchange: FlatExchange, compression: GradientCompression, *, in_place: bool) -> None:
+        self._exchange, self._compression, self._in_place = exchange, compression, in_place
+        places, mine = exchange.topology.places, exchange.topology.index
+        self._remote = [place.host != places[mine].host for place in places]
+        self._index = mine
+        self.turns = Turns(0)
+        self.sent_bytes = 0
+        """Payload that this rank has put on links to other hosts."""
+
+    def sum_shard(
+        self, number: int, cut: Lanes, local: Tensor, codec: Codec, bucket: int | None, phases: tuple[int, int]
+    ) -> Way:
+        """Sum `local`, float32, this rank's shard, in place; what the codec leaves out is owed to the `bucket`.
+
+        Which way it is depends on the bucket alone, so all members take the same, those too that have no shard of it.
+        """
+        if cut.alone:
+            return self._nothing(number, bucket, phases)
+        if codec.name != "none":
+            assert bucket is not None
+            return self._encoded(number, cut, local, codec, bucket, phases)
+        if cut.even:
+            return self._one_lane(number, cut, local, phases)
+        return self._plain(number, cut, local, codec, phases)
+
+    def sum_directly(self, number: int, values: Tensor, phase: int, *, largest: bool) -> Way:
+        """Everybody sends `values`, float32 [n], to everybody: one exchange for what is small."""
+        world = self._exchange.topology.world
+        if world == 1 or not len(values):
+            return
+        sizes = [len(values)] * world
+        received, sent = torch.empty(sum(sizes)), values.repeat(world)
+        begun = time.perf_counter()
+        yield from self._transfer(number, phase, received, sent, sizes, sizes)
+        self._compression.answered_in(time.perf_counter() - begun)
+        parts = received.view(world, -1)
+        values.copy_(parts.amax(dim=0) if largest else _in_order(parts.unbind()))
+
+    def sum_in_ring(self, number: int, values: Tensor, phase: int) -> Way:
+        """By gloo's own all-reduce, which sends as much as the other ways and copies less."""
+        world = self._exchange.topology.world
+        if world == 1:
+            return
+        yield self.turns.turn(phase, number)
+        operation = self._exchange.all_reduce(values)
+        self.turns.over(phase, number)
+        begun = time.perf_counter()
+        yield operation
+        self._sent(2 * values.nbytes * (world - 1) // world, begun)
+
+    # ------------------------------------------------------------------ float32 as it is
+
+    def _nothing(self, number: int, bucket: int | None, phases: tuple[int, int]) -> Way:
+        """On one host nothing is encoded, and nothing owed."""
+        for phase in phases:
+            self.turns.over(phase, number)
+        if bucket is not None:
+            self._compression.memory.settle_all(bucket)
+            self._compression.encoded(bucket)
+        yield from ()
+
+    def _one_lane(self, number: int, cut: Lanes, local: Tensor, phases: tuple[int, int]) -> Way:
+        """Nothing is copied on its way out, nor, where it may lie there, on its way in."""
+        sizes, shares, mine = [0] * cut.world, [0] * cut.world, local[:0]
+        for lane in cut.mine:
+            own = lane.pieces[lane.members.index(self._index)]
+            mine = local[own.start - lane.start : own.stop - lane.start]
+            for member, piece in zip(lane.members, lane.pieces, strict=True):
+                sizes[member], shares[member] = _length(piece), len(mine)
+        received = torch.empty(sum(shares))
+        yield from self._transfer(number, phases[0], received, local, shares, sizes)
+        members = sum(len(lane.members) for lane in cut.mine)
+        if len(mine):
+            torch.sum(received.view(members, -1), dim=0, out=mine)
+        sums = local if self._in_place else torch.empty_like(local)
+        yield from self._transfer(number, phases[1], sums, mine.repeat(members), sizes, shares)
+        if not self._in_place:
+            local.copy_(sums)
+
+    def _plain(self, number: int, cut: Lanes, local: Tensor, codec: Codec, phases: tuple[int, int]) -> Way:
+        sent, receive, send = self._pieces(cut, local, codec, None, None)
+        received = torch.empty(sum(receive), dtype=torch.uint8)
+        yield from self._transfer(number, phases[0], received, sent, receive, send)
+        inbox = list(received.split(receive))
+        payloads = []
+        for piece, total in _shared(cut, local):
+            self._add_up(piece, inbox, codec, total, None)
+            payloads.append((piece, codec.encode(total)))
+        yield from self._sums_back(number, cut, local, codec, None, phases[1], payloads)
+
+    # ------------------------------------------------------------------ encoded
+
+    def _encoded(self, number: int, cut: Lanes, local: Tensor, codec: Codec, bucket: int, phases: tuple[int, int]) -> Way:
+        memory = self._compression.memory
+        decoded = local.clone()
+        sent, receive, send = self._pieces(cut, local, codec, bucket, decoded)
+        memory.settle(bucket, cut.shard.start, local, decoded)
+        memory.settle_rest(bucket, cut.shard)
+        received = torch.empty(sum(receive), dtype=torch.uint8)
+        yield from self._transfer(number, phases[0], received, sent, receive, send)
+        inbox = list(received.split(receive))
+        payloads = []
+        for piece, total in _shared(cut, local):
+            self._add_up(piece, inbox, codec, total, bucket)
+            payloads.append((piece, self._encode_sum(piece, total, codec, bucket)))
+        self._compression.encoded(bucket)
+        yield from self._sums_back(number, cut, local, codec, bucket, phases[1], payloads)
+
+    def _pieces(
+        self, cut: Lanes, local: Tensor, codec: Codec, bucket: int | None, decoded: Tensor | None
+    ) -> tuple[Tensor, list[int], list[int]]:
+        """This rank's payloads to the owners, one behind the other; bytes to receive from and to send to each member.
+
+        Args:
+            decoded: as `local`; gets what the payloads stand for.
+        """
+        start = cut.shard.start
+        send = [sum(codec.nbytes(_length(part)) for part in parts) for parts in cut.others]
+        receive = [
+            sum(codec.nbytes(piece.size) for piece in cut.owned if member != cut.index and member in piece.members)
+            for member in range(cut.world)
+        ]
+        sent = torch.empty(sum(send), dtype=torch.uint8)
+        at = 0
+        for member, parts in enumerate(cut.others):
+            for part in parts:
+                here, length = slice(part.start - start, part.stop - start), codec.nbytes(_length(part))
+                key = f"{bucket} {member} {part.start}"
+                payload = self._encode(codec, local[here], bucket, key, sent[at : at + length])
+                if decoded is not None:
+                    self._decode(codec, payload, decoded[here], bucket)
+                at += length
+        return sent, receive, send
+
+    def _encode_sum(self, piece: Piece, total: Tensor, codec: Codec, bucket: int) -> Tensor:
+        """The payload of the sum of a piece, which becomes what everybody decodes (CC-4)."""
+        memory, start = self._compression.memory, piece.part.start
+        try:
+            memory.compensate_sum(bucket, start, total)
+        except NonFiniteError:
+            raise TaskError(
+                "the sum of the ranks' gradients overflows float32, although each of them is finite: lower the learning "
+                "rate, or write clip_norm: 1.0"
+            ) from None
+        payload = self._encode(codec, total, bucket, f"{bucket} sum {start}")
+        exact = total.clone()
+        self._decode(codec, payload, total, bucket)
+        memory.settle_sum(bucket, start, exact, total)
+        return payload
+
+    def _add_up(self, piece: Piece, inbox: list[Tensor], codec: Codec, total: Tensor, bucket: int | None) -> None:
+        """The sum of what all members of the piece have, in their order, into `total`, which holds what this one has."""
+        parts: list[Tensor] = []
+        for member in piece.members:
+            if member == self._index:
+                parts.append(total.clone())
+            else:
+                payload, inbox[member] = _take(inbox[member], codec.nbytes(piece.size))
+                parts.append(torch.empty(piece.size))
+                self._decode(codec, payload, parts[-1], bucket)
+        total.copy_(_in_order(parts))
+
+    def _sums_back(
+        self,
+        number: int,
+        cut: Lanes,
+        local: Tensor,
+        codec: Codec,
+        bucket: int | None,
+        phase: int,
+        payloads: Sequence[tuple[Piece, Tensor]],
+    ) -> Way:
+        """The sums of the own pieces to all, and everybody else's into `local`."""
+        start = cut.shard.start
+        sent, send = _for_members(cut, payloads)
+        receive = [sum(codec.nbytes(_length(part)) for part in parts) for parts in cut.others]
+        received = torch.empty(sum(receive), dtype=torch.uint8)
+        yield from self._transfer(number, phase, received, sent, receive, send)
+        for mail, parts in zip(received.split(receive), cut.others, strict=True):
+            for part in parts:
+                payload, mail = _take(mail, codec.nbytes(_length(part)))
+                self._decode(codec, payload, local[part.start - start : part.stop - start], bucket)
+
+    # ------------------------------------------------------------------ one operation
+
+    def _transfer(
+        self, number: int, phase: int, received: Tensor, sent: Tensor, receive: list[int], send: list[int]
+    ) -> Way:
+        """Sizes in elements of `received` and `sent`, for each member."""
+        if self._exchange.topology.world == 1:
+            return
+        yield self.turns.turn(phase, number)
+        operation = self._exchange.all_to_all(received, sent, receive, send, phase)
+        self.turns.over(phase, number)
+        begun = time.perf_counter()
+        yield operation
+        self._sent(sum(size for size, far in zip(send, self._remote, strict=True) if far) * sent.element_size(), begun)
+
+    def _sent(self, nbytes: int, begun: float) -> None:
+        if nbytes:
+            self.sent_bytes += nbytes
+            self._compression.transferred(nbytes, begun, time.perf_counter())
+
+    def _encode(self, codec: Codec, x: Tensor, bucket: int | None, key: str, out: Tensor | None = None) -> Tensor:
+        begun = time.perf_counter()
+        payload = codec.encode(x, key=key, out=out)
+        if bucket is not None:
+            self._compression.encoded_in(bucket, len(x), time.perf_counter() - begun)
+        return payload
+
+    def _decode(self, codec: Codec, payload: Tensor, out: Tensor, bucket: int | None) -> None:
+        begun = time.perf_counter()
+        codec.decode(payload, len(out), out=out)
+        if bucket is not None:
+            self._compression.decoded_in(bucket, len(out), time.perf_counter() - begun)
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
+
+
+def _in_order(parts: Sequence[Tensor]) -> Tensor:
+    """((part 0 + part 1) + part 2) + …, into the first one."""
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def _take(mail: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    return mail[:size], mail[size:]
+
+
+def _shared(cut: Lanes, local: Tensor) -> list[tuple[Piece, Tensor]]:
+    """The pieces that this member adds up for others too, and what it has of each itself, a view of `local`."""
+    start = cut.shard.start
+    pieces = (piece for piece in cut.owned if piece.size and len(piece.members) > 1)
+    return [(piece, local[piece.part.start - start : piece.part.stop - start]) for piece in pieces]
+
+
+def _for_members(cut: Lanes, payloads: Sequence[tuple[Piece, Tensor]]) -> tuple[Tensor, list[int]]:
+    """What goes to each member of the payloads of the pieces that are in its lanes too."""
+    each = [
+        [payload for piece, payload in payloads if member in piece.members and member != cut.index]
+        for member in range(cut.world)
+    ]
+    flat = [payload for parts in each for payload in parts]
+    sent = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
+    return sent, [sum(map(len, parts)) for parts in each]
