@@ -182,8 +182,8 @@ class Job:
         self._rank.serve(self._engine, self)
 
     def _new_compression(self, plan: BucketPlan) -> GradientCompression:
-        planned_steps = self._batches.steps_per_epoch * self.config.epochs
-        return compression_of(plan, self.config.compression, planned_steps, self.config.seed)
+        per_epoch = self._batches.steps_per_epoch
+        return compression_of(plan, self.config.compression, per_epoch * self.config.epochs, self.config.seed, per_epoch)
 
     # ------------------------------------------------------------------ what a task may read
 

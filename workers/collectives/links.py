@@ -121,10 +121,10 @@ class LinkExchange:
 
     def _encoded(self, number: int, cut: Lanes, local: Tensor, codec: Codec, bucket: int, phases: tuple[int, int]) -> Way:
         memory = self._compression.memory
+        memory.accelerate(bucket, cut.shard.start, local, codec)
         decoded = local.clone()
         sent, receive, send = self._pieces(cut, local, codec, bucket, decoded)
-        memory.settle(bucket, cut.shard.start, local, decoded)
-        memory.settle_rest(bucket, cut.shard)
+        memory.settle_shard(bucket, cut.shard, local, decoded, codec)
         received = torch.empty(sum(receive), dtype=torch.uint8)
         yield from self._transfer(number, phases[0], received, sent, receive, send)
         inbox = list(received.split(receive))

@@ -12,8 +12,13 @@ import torch
 from torch import Tensor
 
 from workers.collectives.buckets import BucketPlan
+from workers.compression.codec import Codec
 from workers.compression.finite import NonFiniteError
 from workers.compression.memory import ErrorFeedback
+from workers.compression.momentum import MomentumCorrection
+
+SPARSE = frozenset({"topk", "threshold"})
+"""Codecs that may go by momentum correction (CC-13)."""
 
 
 class BucketMemory:
@@ -26,13 +31,15 @@ class BucketMemory:
     Args:
         plan: of the buckets; of the last one the tail is left out.
         follow_learning_rate: as in `ErrorFeedback`.
+        momentum: of `MomentumCorrection`, by which codecs that send few entries go; 0 for none.
     """
 
-    def __init__(self, plan: BucketPlan, *, follow_learning_rate: bool = False) -> None:
+    def __init__(self, plan: BucketPlan, *, follow_learning_rate: bool = False, momentum: float = 0.0) -> None:
         self._plan = plan
         sizes = {str(i): size for i, size in enumerate(plan.gradient_sizes)}
         self._sender = ErrorFeedback(sizes, follow_learning_rate=follow_learning_rate)
         self._owner = ErrorFeedback(sizes, follow_learning_rate=follow_learning_rate)
+        self._momentum = MomentumCorrection(sizes, momentum) if momentum else None
         self._elsewhere = [False] * len(sizes)
         """Of each bucket: whether something is owed outside of the shard that the last step settled."""
 
@@ -40,6 +47,9 @@ class BucketMemory:
         """Shards and pieces may be others from now on."""
         self._sender.absorb(self._owner.state_dict())
         self._owner.load_state_dict({})
+        if self._momentum is not None:
+            self._sender.absorb(self._momentum.owed())
+            self._momentum.load_state_dict({})
         self._elsewhere = [True] * len(self._elsewhere)
 
     def set_learning_rate(self, rate: float) -> None:
@@ -57,20 +67,31 @@ class BucketMemory:
         except NonFiniteError:
             raise self._named(bucket, gradient) from None
 
+    def accelerate(self, bucket: int, start: int, shard: Tensor, codec: Codec) -> None:
+        """Make of `shard`, the host's sum, in place, what momentum correction has sent, where the codec goes by it."""
+        if self._momentum is not None and codec.name in SPARSE:
+            self._momentum.compensate(str(bucket), shard, start=start, out=shard)
+
     def settle(self, bucket: int, start: int, compensated: Tensor, decoded: Tensor) -> None:
         """Elements `start` on were to be sent, and came out as `decoded`: the rest is owed, once the step commits."""
         self._sender.settle(str(bucket), compensated, decoded, start=start)
 
-    def settle_all(self, bucket: int) -> None:
-        """All of the bucket is sent exactly: nothing is owed to it any more, once the step commits."""
-        self._sender.clear(str(bucket), 0, self._sender.size(str(bucket)))
-
-    def settle_rest(self, bucket: int, shard: slice) -> None:
-        """Nothing is owed outside of `shard`: all of it went into the host's sum."""
+    def settle_shard(self, bucket: int, shard: slice, compensated: Tensor, decoded: Tensor, codec: Codec) -> None:
+        """The same for a shard. Outside of it nothing is owed any more: all of that went into the host's sum."""
+        if self._momentum is not None and codec.name in SPARSE:
+            self._momentum.settle(str(bucket), compensated, decoded, start=shard.start)
+            self.settle_all(bucket)
+            return
         if self._elsewhere[bucket]:
             size = self._sender.size(str(bucket))
             for start, stop in ((0, shard.start), (shard.stop, size)):
                 self._sender.clear(str(bucket), start, stop - start)
+        if len(compensated):
+            self.settle(bucket, shard.start, compensated, decoded)
+
+    def settle_all(self, bucket: int) -> None:
+        """All of the bucket is sent exactly: nothing is owed to it any more, once the step commits."""
+        self._sender.clear(str(bucket), 0, self._sender.size(str(bucket)))
 
     def compensate_sum(self, bucket: int, start: int, total: Tensor) -> None:
         """Add to `total`, the sum of a piece that begins at element `start`, what its owner owes, in place."""
@@ -81,24 +102,26 @@ class BucketMemory:
 
     def commit(self) -> None:
         """The step is committed. Every bucket was settled."""
-        self._sender.commit()
-        self._owner.commit()
+        for memory in self._memories:
+            memory.commit()
         self._elsewhere = [False] * len(self._elsewhere)
 
     def discard(self) -> None:
-        self._sender.discard()
-        self._owner.discard()
+        for memory in self._memories:
+            memory.discard()
 
     @property
     def norm(self) -> float:
-        """L2 norm of all that is owed, were the second residual added to the first: lost if this rank is killed now."""
-        return float((self._sender.norm() ** 2 + self._owner.norm() ** 2) ** 0.5)
+        """L2 norm of all that is owed, as if nothing of it overlapped: lost if this rank is killed now."""
+        return float(sum(memory.norm() ** 2 for memory in self._memories) ** 0.5)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What is owed, float32 of each parameter's shape, by name; parameters to which nothing is owed may be absent."""
         owed: dict[str, Tensor] = {}
-        for memory in (self._sender, self._owner):
-            buckets = memory.state_dict()
+        sides = [self._sender.state_dict(), self._owner.state_dict()]
+        if self._momentum is not None:
+            sides.append(self._momentum.owed())
+        for buckets in sides:
             for slot in self._plan.slots:
                 whole = buckets.get(str(slot.bucket))
                 if whole is not None:
@@ -120,8 +143,13 @@ class BucketMemory:
 
     def forget(self) -> None:
         """Owe nothing any more: the state was taken over from a peer (EP-6)."""
-        self._sender.load_state_dict({})
-        self._owner.load_state_dict({})
+        for memory in self._memories:
+            memory.load_state_dict({})
+
+    @property
+    def _memories(self) -> list[ErrorFeedback | MomentumCorrection]:
+        own: list[ErrorFeedback | MomentumCorrection] = [self._sender, self._owner]
+        return own if self._momentum is None else [*own, self._momentum]
 
     def _named(self, bucket: int, gradient: Tensor) -> NonFiniteError:
         for slot in self._plan.slots:

@@ -24,6 +24,19 @@ class CompressionConfig(ControllerConfig):
         "optimizers whose update is the learning rate times the gradient.",
     )
 
+    momentum: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Momentum correction of `topk` and `threshold`: momentum is accumulated before it is chosen what is "
+        "sent. The optimizer must have none of its own then.",
+    )
+    ramp: bool = Field(
+        False,
+        description="With policy `fixed` and `topk` or `threshold`: densities of 25, 6.25, 1.56, 0.4 and 0.1 % in the "
+        "first five epochs, but never below the one of `codec`.",
+    )
+
     @property
     def compresses(self) -> bool:
         """Whether gradients may be encoded at all."""

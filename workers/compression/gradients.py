@@ -39,6 +39,7 @@ class GradientCompression:
         policy: the choices for a step, counted from 1, one for each bucket; of replicated state only.
         seed: the job's.
         follow_learning_rate: as in `ErrorFeedback`.
+        momentum: as in `BucketMemory`.
         max_rank: of PowerSGD; the memory that the ranks of a host share has room for its P and Q.
         controller: whose policy it is, and which measures; None where nothing is measured.
     """
@@ -50,12 +51,13 @@ class GradientCompression:
         *,
         seed: int = 0,
         follow_learning_rate: bool = False,
+        momentum: float = 0.0,
         max_rank: int = MAX_RANK,
         controller: Controller | None = None,
     ) -> None:
         self.plan, self._policy, self._max_rank, self.controller = plan, policy, max_rank, controller
         self.choices = policy(1)
-        self.memory = BucketMemory(plan, follow_learning_rate=follow_learning_rate)
+        self.memory = BucketMemory(plan, follow_learning_rate=follow_learning_rate, momentum=momentum)
         self.non_finite: NonFiniteError | None = None
         """What was refused in the present step."""
         self._seed = seed

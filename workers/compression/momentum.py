@@ -86,6 +86,10 @@ class MomentumCorrection:
         """The L2 norm of v: what is lost if this rank is killed now."""
         return self._owed.norm()
 
+    def owed(self) -> dict[str, Tensor]:
+        """v, flat, by parameter: what is still to be sent."""
+        return self._owed.state_dict()
+
     def state_dict(self) -> dict[str, Tensor]:
         """u and v, flat, as `velocity/NAME` and `owed/NAME`."""
         velocity = {f"velocity/{name}": tensor for name, tensor in self._velocity.state_dict().items()}

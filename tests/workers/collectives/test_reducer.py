@@ -163,6 +163,37 @@ def test_cc10_a_change_of_codec_in_mid_run_loses_nothing(store: str, tmp_path: P
         assert float((applied + owed(gang.compressions) - given).abs().max()) <= 1e-4
 
 
+@pytest.mark.parametrize("choice", ["topk 0.05", "threshold 0.05"])
+@pytest.mark.parametrize("shape", [[1, 1], [2, 2]], ids=str)
+def test_cc13_momentum_is_accumulated_before_the_choice_and_none_of_it_lost(
+    store: str, tmp_path: Path, choice: str, shape: list[int]
+) -> None:
+    """What was applied and what is owed is the sum of u ← m u + g; and u is zero where something was sent."""
+    momentum, world = 0.7, sum(shape)
+    each = [GradientCompression(PLAN, always(choice), seed=3, momentum=momentum) for _ in range(world)]
+    gang = Gang(store, tmp_path, shape, each)
+    applied, accumulated = (torch.zeros(sum(PLAN.gradient_sizes), dtype=torch.float64) for _ in range(2))
+    for step in range(8):
+        for compression in each:
+            accumulated += momentum * velocity(compression)
+        rows = reduce(gang, step)
+        same_bits(rows)
+        applied += flat(rows[0])
+        accumulated += torch.stack([flat(gradients(rank, step)) for rank in range(world)]).sum(0)
+        assert float((applied + owed(each) - accumulated).abs().max()) <= 1e-4
+    kept = torch.stack([velocity(compression) for compression in each])
+    assert 0.1 < float((kept != 0).double().mean()) * world < 1.9  # of two lanes' masks, neither all nor nothing
+
+
+def velocity(compression: GradientCompression) -> Tensor:
+    """float64, as `flat`."""
+    momentum = compression.memory._momentum
+    assert momentum is not None
+    state = momentum.state_dict()
+    parts = [state.get(f"velocity/{i}", torch.zeros(size)) for i, size in enumerate(PLAN.gradient_sizes)]
+    return torch.cat(parts).double()
+
+
 @pytest.mark.parametrize("choice", ["none", "int8", "powersgd 2"])
 @pytest.mark.parametrize("shape", [[1, 1], [2, 2], [2, 1]], ids=str)
 def test_cc3_uncompressed_sums_are_those_of_float64(store: str, tmp_path: Path, choice: str, shape: list[int]) -> None:

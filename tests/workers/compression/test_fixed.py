@@ -31,3 +31,9 @@ def test_cc14_cc22_one_codec_from_the_first_step_or_the_end_of_the_dense_start_o
 
 def test_cc22_without_a_setting_nothing_is_encoded() -> None:
     assert compression_of(PLAN, CompressionConfig(), 100).choices == (NONE, NONE)
+
+
+def test_cc13_the_density_comes_down_in_the_first_epochs() -> None:
+    choices = compression_of(PLAN, CompressionConfig(codec="topk 0.01", ramp=True), 100, steps_per_epoch=20)._policy
+    found = [str(choices(step)[0]) for step in (10, 11, 20, 21, 41, 61, 100)]
+    assert found == ["int8", "topk 0.25", "topk 0.25", "topk 0.0625", "topk 0.0156", "topk 0.01", "topk 0.01"]
