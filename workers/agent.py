@@ -148,6 +148,10 @@ class HostAgent:
         )
         if self._outbox is None:
             self.exits.append(message)
+        if status and local.page.owed:
+            lost = json.dumps({"worker": worker, "residual_lost_norm": local.page.owed})
+            report = pb.RankReport(worker=worker, note=pb.Note(kind="residual_lost", json=lost))
+            self._tell(pb.AgentMessage(report=report))
         self._tell(pb.AgentMessage(worker_exit=message))
         local.page.close()
         with contextlib.suppress(FileNotFoundError):

@@ -446,6 +446,7 @@ class Job:
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
         self._rank.committed(seconds)
+        self._rank.page.set_owed(self._engine.owed)
         self._log.add(self._line(commit, seconds))
         self._show_phase(commit.meta["phase"], commit.after.step)
 
@@ -544,7 +545,8 @@ class Job:
     def restore(self, snapshot: Snapshot) -> None:
         lost = self._engine.restore(snapshot)
         if lost:
-            self._note("residual_lost", {"rank": self.rank, "step": self.committed, "norm": lost})
+            self._rank.page.set_owed(0.0)
+            self._note("residual_lost", {"worker": self._rank.worker, "residual_lost_norm": lost})
         self._log.take_over(snapshot.captured.meta.get("recent", []))
 
     def replay(self, commit: Commit) -> None:

@@ -23,6 +23,7 @@ from workers.collectives.ordered import LeafSums, SumOrder
 from workers.collectives.reducer import Reducer
 from workers.collectives.shared import Layout
 from workers.compression.gradients import GradientCompression
+from workers.compression.memory import lost_norm
 from workers.compression.setup import uncompressed
 from workers.errors import TaskError
 from workers.faults import Faults
@@ -38,6 +39,9 @@ HASHED_ELEMENTS = 1024
 
 HOST_SLOTS = 2
 """Buckets that the ranks of a host exchange at the same time."""
+
+OWED_EVERY = 10
+"""Steps from one look at the norm of what is owed to the next."""
 
 RETAIN_SECONDS = 30.0
 RETAIN_BYTES = 512 << 20
@@ -99,6 +103,8 @@ class Engine:
         self.loss_scale = 1.0
         """What gradients are divided by before they are exchanged: what is owed outlives a change of the scale (CC-11)."""
         self._measured = torch.empty(0)
+        self.owed = 0.0
+        """L2 norm of the residuals relative to that of the reduced gradient, not older than `OWED_EVERY` steps (CC-12)."""
         self.decisions: list[dict[str, Any]] = []
         """About compression, of the last commit; plain values."""
         self._stop: Callable[[], bool] = lambda: False
@@ -233,6 +239,9 @@ class Engine:
         unchanged = versions == [tensor._version for tensor in self.staging.tensors]
         self._copies_grads = self._copies_grads or not unchanged
         self.compression.commit(skipped=bool(meta.get("skipped")))
+        if self._reducer is not None and after_step % OWED_EVERY == 0:
+            gradient = sum(float(torch.dot(bucket, bucket)) for bucket in self._reduced()) ** 0.5
+            self.owed = lost_norm(self.compression.memory.norm, gradient)
         self._decide(after_step, meta)
         commit = Commit(before, after, meta, tensors)
         self.in_step = False
@@ -318,7 +327,7 @@ class Engine:
         return done
 
     def restore(self, snapshot: Snapshot) -> float:
-        """Take over a donor's state. Returns the L2 norm of the residuals that are lost by it (CC-12)."""
+        """Take over a donor's state. Returns what was `owed`, which is lost by it (CC-12)."""
         with self.lock:
             self.machine.lost_state()
             self.restores += 1
@@ -326,7 +335,8 @@ class Engine:
             self._snapshot = None
         self._clear_grads()
         self.in_step = False
-        lost = self.compression.lose()
+        self.compression.lose()
+        lost, self.owed = self.owed, 0.0
         self.replica.restore(snapshot.captured)
         with self.lock:
             self.machine.synced(snapshot.state, snapshot.previous)

@@ -17,7 +17,7 @@ from workers.protocol import RankState
 
 _STATES = list(RankState)
 _WORDS = 16
-_BELL, _STEP, _INCARNATION, _COUNTER, _MICRO, _EXCHANGES, _STATE, _LONGEST, _BUSY = range(9)
+_BELL, _STEP, _INCARNATION, _COUNTER, _MICRO, _EXCHANGES, _STATE, _LONGEST, _BUSY, _OWED = range(10)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,15 @@ class Page:
         """The rank is in code of the task whose length nobody knows: an evaluation, a first step, the end of the script."""
         return bool(self.words[_BUSY])
 
+    @property
+    def owed(self) -> float:
+        """L2 norm of what error feedback owes, relative to that of the reduced gradient, when it was last looked at."""
+        return float(struct.unpack("d", struct.pack("Q", self.words[_OWED]))[0])
+
     # the rank's side
+
+    def set_owed(self, owed: float) -> None:
+        self.words[_OWED] = struct.unpack("Q", struct.pack("d", owed))[0]
 
     def set_busy(self, busy: bool) -> None:
         self.words[_BUSY] = int(busy)

@@ -36,6 +36,13 @@ def test_cc7_kill_in_the_middle_of_a_step(codec: str, point: str, gang: StartGan
     run_with(KILLS[point], gang, codec)
 
 
+def test_cc12_what_a_killed_rank_owed_is_logged(gang: StartGang) -> None:
+    g = run_with("step_begin@rank=2,step=35=kill", gang, "topk 0.05")
+    (lost,) = g.events("residual_lost")
+    (left,) = [event for event in g.events("worker_exit") if event["signal"] == 9]
+    assert lost["worker"] == left["worker"] and lost["residual_lost_norm"] > 0.01
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("point", KILLS)
 @pytest.mark.parametrize("codec", [codec for codec in CODECS if codec not in ("int8", "powersgd 2")])

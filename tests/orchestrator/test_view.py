@@ -414,7 +414,7 @@ def test_cc2_cc15_missing_memory_is_told_once_for_a_host_and_what_is_not_finite_
         for step in range(7, 10):
             for rank, parameter in enumerate(("head.weight", "head.weight", "head.bias")):
                 happen(folder, "non_finite", rank=rank, step=step, parameter=parameter)
-        happen(folder, "residual_lost", rank=1, step=9, norm=0.5)
+        happen(folder, "residual_lost", worker="w", residual_lost_norm=0.5)
         screen.at(0.25)
     told = [line.partition("s] ")[2].strip() for line in screen.text.splitlines() if "s] " in line]
     assert told[0 if terminal else 1 :] == [

@@ -165,13 +165,11 @@ class GradientCompression:
         if self.controller is not None:
             self.controller.begin_generation(hosts)
 
-    def lose(self) -> float:
-        """The state was taken over as a whole: owe nothing any more. Returns the L2 norm of what was owed."""
-        norm = self.memory.norm
+    def lose(self) -> None:
+        """The state was taken over as a whole: owe nothing any more."""
         self._forget_pending()
         self.memory.forget()
         self._owing = [False] * len(self._owing)
-        return norm
 
     def _choose(self, step: int) -> None:
         choices = self._policy(step)
