@@ -165,6 +165,11 @@ class GradientCompression:
         if self.controller is not None:
             self.controller.begin_generation(hosts)
 
+    def absorb(self, residuals: Mapping[str, Tensor]) -> None:
+        """Owe this too: a leaver's residuals, or those of a checkpoint. Raises ValueError where they are of another model."""
+        self.memory.absorb(residuals)
+        self._owing = [True] * len(self._owing)  # also where the plan says `none` from here on
+
     def lose(self) -> None:
         """The state was taken over as a whole: owe nothing any more."""
         self._forget_pending()

@@ -1,0 +1,86 @@
+"""The cells of the slow links, measured in a lab of two hosts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.lab import Lab, can_run, namespaces
+from benchmarks.links.cells import Cell, Effort, measure_time, run_steps
+from benchmarks.links.gang import CellFailed, Hosts
+from benchmarks.links.limit import LimitCell, measure_limit
+from benchmarks.links.methods import ALONE, FP32
+from benchmarks.links.tasks import TASKS, parameters
+
+MODEL = "transformer"
+CELL = {"model": MODEL, "method": FP32.key, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    if reason := can_run():
+        pytest.skip(reason)
+    with (
+        tempfile.TemporaryDirectory(prefix="ql-") as folder,
+        Lab(2) as lab,
+        Hosts(lab, Path(folder), [MODEL], None) as found,
+    ):
+        yield found
+
+
+def ranks_of(hosts: Hosts) -> set[int]:
+    """Every pid on the hosts."""
+    return {pid for host in hosts.lab.hosts for pid in namespaces.processes(host.namespace)}
+
+
+@pytest.mark.root
+def test_cc27_ddp_sends_what_a_ring_sends_and_nothing_is_sent_without_an_exchange(hosts: Hosts) -> None:
+    effort = Effort(steps=4, least=4, rounds=1)
+    ring = 2 * (2 - 1) / 2 * parameters(TASKS[MODEL]) * 4
+    idle = ranks_of(hosts)
+    for rate in ("unshaped", "1000"):
+        found = measure_time(hosts, Cell("time", MODEL, "2x1", rate, FP32.key, 0), effort)
+        assert len(found["seconds"]) == 4
+        assert ring <= found["payload"] <= 1.05 * ring
+        assert found["claimed"] is None
+        assert ranks_of(hosts) == idle
+    alone = measure_time(hosts, Cell("time", MODEL, "2x1", "unshaped", ALONE.key, 0), effort)
+    assert alone["payload"] < 0.001 * ring
+
+
+@pytest.mark.root
+def test_cc27_every_method_begins_with_the_same_model_and_batch(hosts: Hosts) -> None:
+    losses = []
+    for method in (ALONE.key, FP32.key):
+        with hosts.start(2, 1, CELL | {"method": method}) as gang:
+            losses.append(run_steps(gang, 2).losses)
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][1] != losses[1][1]  # by then DDP has taken the mean of the gradients
+
+
+@pytest.mark.root
+def test_cc8_the_exchange_of_one_bucket_is_no_faster_than_its_link(hosts: Hosts) -> None:
+    found = measure_limit(hosts, LimitCell("limit", "bucket", "2x1", "1000", "gloo", 4))
+    bucket = 4 * 2**20
+    assert bucket <= found["payload"] <= 1.05 * bucket
+    burst = 2 * 128 * 1024
+    assert min(found["seconds"]) >= (bucket - burst) * 8 / 1e9
+
+
+@pytest.mark.root
+def test_a_rank_that_fails_or_dies_ends_its_cell_only(hosts: Hosts) -> None:
+    idle = ranks_of(hosts)
+    with pytest.raises(CellFailed, match="KeyError: 'nothing'"):
+        hosts.start(2, 1, CELL | {"method": "nothing"})
+    assert ranks_of(hosts) == idle
+    with pytest.raises(CellFailed, match="rank "), hosts.start(2, 1, CELL) as gang:
+        os.kill(min(ranks_of(hosts) - idle), signal.SIGKILL)
+        run_steps(gang, 1000)
+    assert ranks_of(hosts) == idle
+    with hosts.start(2, 1, CELL) as gang:
+        assert len(run_steps(gang, 3).seconds) == 3

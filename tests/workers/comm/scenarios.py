@@ -1,0 +1,262 @@
+"""What the ranks of a test do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.workers.comm.ranks import Known, digest, flat, hooked, wanted
+from workers.comm import CommState, neighbours
+from workers.memory_file import MemoryShortage
+
+STEPS = 30
+SMALL_BUCKETS = 0.0001
+"""MB: the model below has then a bucket for each parameter."""
+
+
+class Outcome(NamedTuple):
+    """`loss` is the mean of the last 10 steps, on this rank."""
+
+    digest: str
+    parameters: Tensor
+    loss: float
+    sent: int
+    steps: int
+    choices: list[str]
+    hosts: tuple[tuple[int, ...], ...]
+
+
+class Odd(nn.Module):
+    """No model of ours: parameters of one to four axes, a branch that may be left out, one layer used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = nn.Conv2d(1, 6, 3, padding=1)
+        self.narrow = nn.Linear(6 * 36, 48)
+        self.twice = nn.Linear(48, 48)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.branch = nn.Linear(48, 48)
+        self.norm = nn.LayerNorm(48)
+        self.answer = nn.Linear(48, 4)
+
+    def forward(self, x: Tensor, branch: bool = True) -> Tensor:
+        x = torch.tanh(self.narrow(self.look(x).flatten(1)))
+        x = x + torch.tanh(self.twice(torch.tanh(self.twice(x)))) * self.scale
+        x = x + torch.tanh(self.branch(x)) if branch else x
+        return self.answer(self.norm(x))
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    """Which quarter of a picture is the brightest."""
+    noise = torch.Generator().manual_seed(1000 * step + dist.get_rank())
+    x = torch.randn(16, 1, 6, 6, generator=noise)
+    quarters = x.unfold(2, 3, 3).unfold(3, 3, 3).sum(dim=(4, 5))
+    return x, quarters.flatten(1).argmax(dim=1)
+
+
+def train(options: dict[str, Any] | None, steps: int = STEPS, mode: str = "", **ddp: Any) -> Outcome:
+    """Of `Odd`; with plain DDP where there are no options.
+
+    Args:
+        mode: `accumulate` three micro-batches; leave the `branch` out now and then; `bfloat16`.
+    """
+    torch.manual_seed(3)
+    model = Odd().bfloat16() if mode == "bfloat16" else Odd()
+    if options is None:
+        return _train(DistributedDataParallel(model, **ddp), None, steps, mode)
+    with hooked(model, options, **ddp) as (wrapped, state):
+        return _train(wrapped, state, steps, mode)
+
+
+def _train(model: DistributedDataParallel, state: CommState | None, steps: int, mode: str) -> Outcome:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    losses = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        x, y = batch(step)
+        if mode == "bfloat16":
+            x = x.bfloat16()
+        if mode == "accumulate":
+            with model.no_sync():
+                for part in (0, 1):
+                    cross_entropy(model(x[part::3]), y[part::3]).backward()
+            loss = cross_entropy(model(x[2::3]), y[2::3])
+        elif mode == "branch":
+            loss = cross_entropy(model(x, branch=(step + dist.get_rank()) % 3 == 0 and step % 4 > 0), y)
+        else:
+            loss = cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    trained = digest(model), flat(model), sum(losses[-10:]) / len(losses[-10:])
+    if state is None:
+        return Outcome(*trained, 0, steps, [], ())
+    return Outcome(*trained, state.bytes_sent, state.steps, list(map(str, state.choices)), state.hosts)
+
+
+def train_each(all_options: list[dict[str, Any] | None], **ddp: Any) -> list[Outcome]:
+    return [train(options, **ddp) for options in all_options]
+
+
+def train_in_small_buckets(all_options: list[dict[str, Any] | None]) -> list[Outcome]:
+    return train_each(all_options, bucket_cap_mb=SMALL_BUCKETS)
+
+
+def train_modes(modes: list[tuple[str, dict[str, Any]]]) -> list[tuple[Outcome, Outcome]]:
+    """With plain DDP, and with ours uncompressed and in float32."""
+    exact = {"policy": "fixed", "codec": "none"}
+    return [(train(None, 12, mode, **ddp), train(exact, 12, mode, **ddp)) for mode, ddp in modes]
+
+
+def train_without_room(lacking: list[int]) -> Outcome:
+    """Some ranks have no room in /dev/shm."""
+
+    def no_room(*_: object) -> None:
+        raise MemoryShortage("there is no room")
+
+    if dist.get_rank() in lacking:
+        neighbours.HostMemory = no_room  # type: ignore[assignment, misc]
+    return train({"policy": "fixed", "codec": "int8"}, 8)
+
+
+# ------------------------------------------------------------------ gradients that are known
+
+
+class Balance(NamedTuple):
+    """float64: what was applied, and given, summed over the steps; what each rank owes in the end, by name."""
+
+    applied: Tensor
+    given: Tensor
+    state: dict[str, Any]
+    digest: str
+
+
+def known_gradients(
+    steps: range, options: dict[str, Any], states: dict[int, list[dict[str, Any]]] | None, ddp: dict[str, Any]
+) -> Balance:
+    """Each rank begins with its `states`."""
+    model = Known()
+    options = {**options, **({"model": model} if options.get("model") else {"model": None})}
+    applied = torch.zeros(flat(model).numel(), dtype=torch.float64)
+    given = applied.clone()
+    world = dist.get_world_size()
+    with hooked(model, options, **ddp) as (wrapped, state):
+        if states is not None:
+            state.load_state_dict(*states[dist.get_rank()])
+        for step in steps:
+            wrapped.zero_grad()
+            wrapped(wanted(dist.get_rank(), step)).backward()
+            applied += torch.cat([p.grad.reshape(-1) for p in model.parameters() if p.grad is not None]).double()
+            each = [torch.cat([g.reshape(-1) for g in wanted(rank, step)]).double() for rank in range(world)]
+            given += torch.stack(each).mean(0)
+            torch.optim.SGD(model.parameters(), lr=1.0).step()
+        return Balance(applied, given, state.state_dict(), digest(model))
+
+
+class Skipped(NamedTuple):
+    nan: list[bool]
+    kept: bool
+    scales: list[float]
+    digest: str
+    finite: bool
+
+
+def one_gradient_is_infinite(codec: str) -> Skipped:
+    """On the last rank, in the last parameter, in one of 12 steps of a GradScaler."""
+    model, rank = Known(), dist.get_rank()
+    with hooked(model, {"policy": "fixed", "codec": codec, "dense_steps": 1}, bucket_cap_mb=0.001) as (wrapped, state):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        scales, nan, kept = [], [], False
+        for step in range(12):
+            gradients = wanted(rank, step)
+            if step == 8 and rank == dist.get_world_size() - 1:
+                gradients[2][3, 4, 1] = torch.inf
+            before = state.state_dict()["residuals"]
+            optimizer.zero_grad()
+            scaler.scale(wrapped(gradients)).backward()
+            if step == 8:
+                nan = [not bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None]
+                after = state.state_dict()["residuals"]
+                kept = before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+            scaler.step(optimizer)
+            scaler.update()
+            scales.append(scaler.get_scale())
+        return Skipped(nan, kept, scales, digest(model), bool(flat(model).isfinite().all()))
+
+
+# ------------------------------------------------------------------ overlap and loss of ranks
+
+
+class _WaitsInBackward(torch.autograd.Function):
+    """Its backward does not end before `reached()`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, reached: Any) -> Tensor:
+        ctx.reached = reached
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        ctx.reached()
+        return gradients[0], None
+
+
+def backward_waits_for_the_first_sum() -> list[bool]:
+    """For each step but the first: whether a bucket was exchanged while backward went on."""
+    first, second = nn.Linear(30, 40), nn.Linear(40, 30)
+    seen: list[bool] = []
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = first, second
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(_WaitsInBackward.apply(self.first(x), reached))
+
+    with hooked(Model(), {"policy": "fixed", "codec": "int8"}, bucket_cap_mb=0.001) as (wrapped, state):
+
+        def reached() -> None:
+            if state.steps == 0:
+                return  # DDP's first layout has but one bucket
+            deadline = time.monotonic() + 60
+            while not _one_is_done(state) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            seen.append(_one_is_done(state))
+
+        for _ in range(6):
+            wrapped(torch.randn(4, 30)).sum().backward()
+    return seen
+
+
+def _one_is_done(state: CommState) -> bool:
+    return any(task.done for task in list(state._iterations._tasks))
+
+
+def one_is_killed(victim: int, codec: str) -> str:
+    """What the others hear of it."""
+    with hooked(Odd(), {"policy": "fixed", "codec": codec}, bucket_cap_mb=SMALL_BUCKETS) as (wrapped, state):
+        if dist.get_rank() == victim:
+            layer = wrapped.module.narrow
+
+            def die(*_: object) -> None:
+                if state.steps == 5:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            layer.register_full_backward_hook(die)
+        try:
+            for step in range(20):
+                x, y = batch(step)
+                cross_entropy(wrapped(x), y).backward()
+        except RuntimeError as error:
+            return f"{state.steps} {error}"
+    return "nothing"

@@ -1,0 +1,133 @@
+"""CC-25: the hook under DDP, in real processes on one host and on several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.workers.comm import scenarios
+from tests.workers.comm.ranks import run
+from tests.workers.comm.scenarios import SMALL_BUCKETS, STEPS, Outcome
+
+CODECS = ("none", "bf16", "fp16", "int8", "int4", "sign", "topk 0.05", "threshold 0.05", "powersgd 2")
+HOSTS = {(1, 1): ((0,), (1,)), (2, 2): ((0, 1), (2, 3)), (2, 1): ((0, 1), (2,)), (3,): ((0, 1, 2),)}
+
+
+NEAR = 0.15
+"""Of the losses, which begin at 1.4."""
+
+
+def loss(ranks: list[Outcome]) -> float:
+    return sum(rank.loss for rank in ranks) / len(ranks)
+
+
+def difference(one: Outcome, other: Outcome) -> float:
+    return float((one.parameters - other.parameters).abs().max())
+
+
+@pytest.mark.parametrize("shape", HOSTS, ids=str)
+def test_cc25_cc4_parameters_are_the_same_bits_everywhere_and_near_those_of_ddp(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    ours = [{"policy": "fixed", "codec": codec} for codec in CODECS]
+    ranks = run(tmp_path, shape, scenarios.train_each, [None, *ours])
+    plain = ranks[0][0]
+    by_codec = {codec: [each[1 + i] for each in ranks] for i, codec in enumerate(CODECS)}
+    sent = {codec: sum(rank.sent for rank in each) for codec, each in by_codec.items()}
+    for codec, each in by_codec.items():
+        assert {rank.digest for rank in each} == {each[0].digest}
+        assert {rank.steps for rank in each} == {STEPS}
+        assert {rank.hosts for rank in each} == {HOSTS[shape]}
+        assert all(set(rank.choices) == {codec} for rank in each)
+        assert abs(loss(each) - loss([rank[0] for rank in ranks])) < NEAR
+        if len(shape) == 1:
+            assert sent[codec] == 0
+        else:
+            assert 0 < sent[codec] <= sent["none"] and (codec == "none") == (sent[codec] == sent["none"])
+    assert difference(by_codec["none"][0], plain) < 1e-6
+    if len(shape) > 1:
+        assert difference(by_codec["int8"][0], plain) > 0
+
+
+def test_cc25_cc20_by_default_it_adapts_alike_on_all_ranks(tmp_path: Path) -> None:
+    ranks = run(tmp_path, (2, 2), scenarios.train, {}, 90)
+    assert {rank.digest for rank in ranks} == {ranks[0].digest}
+    assert {tuple(rank.choices) for rank in ranks} == {tuple(ranks[0].choices)}
+    assert ranks[0].choices and ranks[0].steps == 90
+
+
+@pytest.mark.parametrize("codec", ["int8", "powersgd 2"])
+def test_cc25_many_buckets_one_of_a_bias_alone(tmp_path: Path, codec: str) -> None:
+    ours = {"policy": "fixed", "codec": codec, "dense_steps": 1}
+    ranks = run(tmp_path, (2, 1), scenarios.train_in_small_buckets, [None, ours])
+    assert {rank[1].digest for rank in ranks} == {ranks[0][1].digest}
+    assert len(ranks[0][1].choices) > 3
+    assert abs(loss([rank[1] for rank in ranks]) - loss([rank[0] for rank in ranks])) < NEAR
+
+
+def test_cc25_what_ddp_offers_works_as_without_the_hook(tmp_path: Path) -> None:
+    modes = [
+        ("accumulate", {}),
+        ("branch", {"find_unused_parameters": True}),
+        ("branch", {"find_unused_parameters": True, "bucket_cap_mb": SMALL_BUCKETS}),
+        ("", {"static_graph": True, "bucket_cap_mb": SMALL_BUCKETS}),
+        ("", {"gradient_as_bucket_view": True, "bucket_cap_mb": SMALL_BUCKETS}),
+        ("accumulate", {"gradient_as_bucket_view": True, "bucket_cap_mb": SMALL_BUCKETS}),
+    ]
+    ranks = run(tmp_path, (2, 1), scenarios.train_modes, modes)
+    for index, mode in enumerate(modes):
+        pairs = [each[index] for each in ranks]
+        assert {ours.digest for _, ours in pairs} == {pairs[0][1].digest}, mode
+        assert difference(*pairs[0]) < 1e-6, mode
+        assert pairs[0][1].choices, mode
+
+
+def test_cc25_sixteen_bits_are_summed_as_float32(tmp_path: Path) -> None:
+    ranks = run(tmp_path, (2, 1), scenarios.train_modes, [("bfloat16", {})])
+    pairs = [each[0] for each in ranks]
+    assert {ours.digest for _, ours in pairs} == {pairs[0][1].digest}
+    assert difference(*pairs[0]) < 0.05
+
+
+def test_cc6_buckets_are_exchanged_while_backward_goes_on(tmp_path: Path) -> None:
+    for seen in run(tmp_path, (1, 1), scenarios.backward_waits_for_the_first_sum):
+        assert seen == [True] * 5
+
+
+def test_cc2_ranks_without_room_in_shared_memory_use_sockets_and_all_know_it(tmp_path: Path) -> None:
+    ranks = run(tmp_path, (2, 2), scenarios.train_without_room, [1])
+    assert {rank.hosts for rank in ranks} == {((0,), (1,), (2, 3))}
+    assert {rank.digest for rank in ranks} == {ranks[0].digest}
+    assert torch.isfinite(ranks[0].parameters).all()
+
+
+@pytest.mark.parametrize("codec", ["none", "int8", "powersgd 2"])
+def test_cc11_cc15_all_ranks_see_a_gradient_that_is_not_finite_and_keep_their_residuals(tmp_path: Path, codec: str) -> None:
+    ranks = run(tmp_path, (2, 1), scenarios.one_gradient_is_infinite, codec)
+    for rank in ranks:
+        assert rank.nan == [False, False, True]
+        assert rank.kept and rank.finite
+        assert rank.scales == [4.0] * 8 + [2.0] * 4
+        assert rank.digest == ranks[0].digest
+
+
+@pytest.mark.parametrize("codec", ["none", "int8", "powersgd 2"])
+@pytest.mark.parametrize("shape", [(2,), (1, 1), (2, 2)], ids=str)
+def test_cc7_a_dead_rank_ends_backward_with_an_error_on_all_others(
+    tmp_path: Path, shape: tuple[int, ...], codec: str
+) -> None:
+    """And nothing of it is left in /dev/shm."""
+    victim = sum(shape) - 1
+    before = left_in_memory()
+    ranks = run(tmp_path, shape, scenarios.one_is_killed, victim, codec)
+    assert ranks.pop(victim) is None
+    assert ranks
+    for heard in ranks:
+        assert heard.startswith("5 ") and "ExchangeError: " in heard
+    assert left_in_memory() == before
+
+
+def left_in_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("quantarion-*/comm/*")}

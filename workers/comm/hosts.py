@@ -1,0 +1,75 @@
+"""Which ranks share a host, and the groups in which they exchange: out of the environment, without a coordinator."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from workers.collectives.exchange import PHASES, FlatExchange, Place, Topology
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Two machines of one name, as containers may be, differ in this."""
+
+
+class Joined(NamedTuple):
+    """`run` is a number that the ranks of this run have in common and no other run has; `timeout` is in seconds."""
+
+    exchange: FlatExchange
+    run: int
+    timeout: float
+
+
+def host_key() -> str:
+    """What ranks of one host have alike: the node of torchrun, or else the name of the machine."""
+    if "GROUP_RANK" in os.environ and "LOCAL_WORLD_SIZE" in os.environ:
+        return f"node {os.environ['GROUP_RANK']}"
+    boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
+    return f"machine {socket.gethostname()} {boot}"
+
+
+def join(group: dist.ProcessGroup | None) -> Joined:
+    """Connect the ranks of `group`, None for all; every one of them calls it. Needs `init_process_group`."""
+    parent: Any = group or dist.group.WORLD
+    world, timeout = dist.get_world_size(parent), _timeout(parent)
+    mine = torch.tensor([_number(host_key()), secrets.randbits(62)])
+    everybody = mine
+    groups = []
+    if world > 1:
+        ranks = None if group is None else dist.get_process_group_ranks(group)
+        groups = [_new_group(ranks, timeout) for _ in range(PHASES)]
+        everybody = torch.empty(2 * world, dtype=mine.dtype)
+        groups[0]._allgather_base(everybody, mine).wait()
+    keys, numbers = everybody.view(world, 2).T.tolist()
+    places = tuple(Place(rank, str(keys.index(key)), "") for rank, key in enumerate(keys))
+    exchange = FlatExchange(Topology(places, dist.get_rank(parent)), groups)
+    return Joined(exchange, numbers[0], timeout.total_seconds())
+
+
+def agree(exchange: FlatExchange, mine: int, stop: Callable[[], bool]) -> list[int]:
+    """What every rank says, in their order. Raises Abandoned as soon as `stop()`, ExchangeError."""
+    everybody = torch.empty(exchange.topology.world, dtype=torch.int64)
+    exchange.all_gather(everybody, torch.tensor([mine])).wait(stop)
+    return everybody.tolist()
+
+
+def _new_group(ranks: list[int] | None, timeout: timedelta) -> Any:
+    made: Any = dist.new_group(ranks, timeout, "gloo", use_local_synchronization=ranks is not None)
+    return made._get_backend(torch.device("cpu"))
+
+
+def _timeout(group: Any) -> timedelta:
+    """That of the script's own collectives."""
+    return min(group._get_backend(device).options._timeout for device in group._device_types)
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)

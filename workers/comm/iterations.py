@@ -1,0 +1,269 @@
+"""Backward passes of a process, one after the other: from the first of its buckets to the commit of residuals.
+
+Until the buckets of a pass are known to be those of the pass before, sums are exact: DDP orders its buckets anew after the
+first one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.futures import Future
+
+from workers.collectives.buckets import BucketPlan
+from workers.collectives.exchange import Abandoned, ExchangeError, FlatExchange
+from workers.collectives.reducer import Reducer
+from workers.collectives.tasks import BRIEFLY_SECONDS, Task
+from workers.comm.compression import NO_BUCKETS, Compression, State
+from workers.comm.layout import Layout, Names, same
+from workers.comm.neighbours import Neighbours
+from workers.identity import NO_GENERATION, StateId
+
+logger = logging.getLogger("quantarion.comm")
+
+CHECK_SECONDS = 0.1
+"""How long a dead neighbour goes unnoticed."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A bucket whose gradients are ready.
+
+    Attributes:
+        gradient: float32, float16 or bfloat16 [n], summed in place.
+        parameters: whose gradients lie there, one behind the other.
+        reduced: gets `gradient`, or the error.
+    """
+
+    index: int
+    last: bool
+    gradient: Tensor
+    parameters: tuple[Tensor, ...]
+    reduced: Future[Tensor | Exception]
+
+
+class Iterations:
+    """Calls are in one thread, but for what reads or sets its state between two iterations.
+
+    Args:
+        exchange: over all ranks.
+        neighbours: the ranks of this host.
+        names: of the model's parameters.
+        compress: makes the compression for a plan of buckets.
+        learning_rate: the optimizer's, at present.
+        timeout: seconds in which a bucket must get on.
+        stop: whether to give up.
+    """
+
+    def __init__(
+        self,
+        exchange: FlatExchange,
+        neighbours: Neighbours,
+        names: Names,
+        compress: Callable[[BucketPlan], Compression],
+        learning_rate: Callable[[], float],
+        timeout: float,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._exchange, self._neighbours, self._names, self._compress = exchange, neighbours, names, compress
+        self._learning_rate, self._timeout, self._stop = learning_rate, timeout, stop
+        self.steps = self.sent_bytes = 0
+        self.compression = compress(NO_BUCKETS)
+        alone = tuple((place.rank,) for place in exchange.topology.places)
+        self._plain = Reducer(exchange, alone, None, self.compression)
+        self._encoding = self._reducer = self._plain
+        self._layout: Layout = ()
+        self._loaded: State | None = None
+        self._open: list[Ready] = []
+        self._values: list[Tensor] = []
+        self._refused: list[bool] = []
+        self._tasks: list[Task] = []
+        self._compressed = False
+        self._flags = self._measured = torch.empty(0)
+        self._awaited: object = None
+        self._since = self._checked = time.monotonic()
+
+    # ------------------------------------------------------------------ one iteration
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is anything to be waited for."""
+        return any(not task.done for task in self._tasks)
+
+    def start(self, ready: Ready) -> None:
+        """Start the sum of the next bucket. Raises ExchangeError, Abandoned."""
+        self._open.append(ready)
+        self._since = time.monotonic()
+        if ready.index != len(self._open) - 1:
+            raise ExchangeError(
+                f"bucket {ready.index} came after {len(self._open) - 1} buckets of a backward pass that has not ended: "
+                "call backward once for each forward pass"
+            )
+        if ready.index == 0:
+            self._begin(ready)
+        elif self._reducer is self._encoding and not self._is_known(ready):
+            self._go_on_plain()
+        values = ready.gradient if ready.gradient.dtype == torch.float32 else ready.gradient.float()
+        values.div_(self._exchange.topology.world)
+        self._values.append(values)
+        self._tasks.append(self._sum(ready.index, values))
+        if ready.last:
+            self._reducer.backward_ended()
+            self._say_what_all_must_know()
+            if not self.waiting:
+                self._end()
+
+    def get_on(self) -> None:
+        """Let the sums get on for a moment; the last one ends the iteration. Raises ExchangeError, Abandoned."""
+        if not self._move() and self._open[-1].last:
+            self._end()
+
+    def abandon(self) -> list[Ready]:
+        """Forget what is on its way. Returns the buckets that get no sum."""
+        self._reducer.abandon()
+        self._tasks.clear()
+        return self._open
+
+    def _begin(self, ready: Ready) -> None:
+        self._compressed = self._is_known(ready)
+        self._reducer = self._encoding if self._compressed else self._plain
+        self._reducer.begin()
+        if self._compressed:
+            before = StateId(self.steps, 0, NO_GENERATION, 0)
+            self.compression.begin(before, NO_GENERATION, self._learning_rate())
+
+    def _go_on_plain(self) -> None:
+        """The buckets before this one were as in the plan, and this one is not: each reducer has an order of its own."""
+        while self._move():
+            pass
+        self.sent_bytes += self._reducer.sent_bytes
+        self._reducer = self._plain
+        self._reducer.begin()
+
+    def _is_known(self, ready: Ready) -> bool:
+        """Whether the bucket is that of the plan."""
+        index = ready.index
+        fits = index < len(self._layout) and same(ready.parameters, self._layout[index])
+        return fits and ready.last == (index == len(self._layout) - 1)
+
+    def _sum(self, bucket: int, values: Tensor) -> Task:
+        """A bucket that is encoded is looked at when its sum starts."""
+        if self._reducer is self._plain:
+            self._refused.append(False)
+            return self._reducer.sum_exactly(values)
+        if self.compression.controller is not None:
+            self.compression.controller.gradient(bucket, values)
+        task = self._reducer.sum_bucket(bucket, values)
+        error = self.compression.non_finite
+        if error is not None:
+            logger.warning("the gradient of %s is not finite: all ranks get NaN in its bucket", error.name)
+            self.compression.non_finite = None
+        self._refused.append(error is not None)
+        return task
+
+    def _say_what_all_must_know(self) -> None:
+        """Whose gradient was refused, and added zeros; whether a link has collapsed; what codecs are chosen by."""
+        if not self._compressed:
+            return
+        controller, step = self.compression.controller, self.steps + 1
+        alarmed = controller is not None and controller.alarm
+        self._flags = torch.tensor([*self._refused, alarmed], dtype=torch.float32)
+        self._tasks.append(self._reducer.sum_exactly(self._flags))
+        self._measured = torch.empty(0)
+        if controller is not None and self._reducer is self._encoding:
+            if controller.is_due(step):
+                self._measured = controller.measures.vector()
+                self._tasks.append(self._reducer.sum_exactly(self._measured, largest=True))
+            controller.try_shadows(step, self._reducer.progress)
+
+    def _end(self) -> None:
+        self.steps += 1
+        self.sent_bytes += self._reducer.sent_bytes
+        if self._compressed:
+            self._commit()
+        for ready, values in zip(self._open, self._values, strict=True):
+            if values is not ready.gradient:
+                ready.gradient.copy_(values)
+        if self._reducer is self._plain:
+            self._adopt(tuple(ready.parameters for ready in self._open))
+        ended, self._open = self._open, []
+        self._values.clear()
+        self._refused.clear()
+        self._tasks.clear()
+        for ready in ended:
+            ready.reduced.set_result(ready.gradient)
+
+    def _commit(self) -> None:
+        *refused, alarmed = self._flags.tolist()
+        for values, flag in zip(self._values, refused, strict=True):
+            if flag:
+                values.fill_(math.nan)
+        self.compression.commit(skipped=any(refused))
+        controller = self.compression.controller
+        if controller is not None:
+            for decision in controller.decide(self.steps, self._measured, controller.world, alarmed=alarmed > 0):
+                logger.info("%s", decision)
+            if not any(refused):
+                controller.measures.gradient_norm(sum(float(torch.dot(v, v)) for v in self._values) ** 0.5)
+
+    def _move(self) -> bool:
+        """Let the sums get on for a moment; False where all are done."""
+        self._reducer.progress()
+        first = next((task for task in self._tasks if not task.done), None)
+        if first is None:
+            return False
+        self._watch(first.awaited)
+        assert first.awaited is not None
+        first.awaited.block(BRIEFLY_SECONDS)
+        return True
+
+    def _watch(self, awaited: object) -> None:
+        now = time.monotonic()
+        if self._stop():
+            raise Abandoned
+        if awaited is not self._awaited:
+            self._awaited, self._since = awaited, now
+        if now - self._checked > CHECK_SECONDS:
+            self._neighbours.check()
+            self._checked = now
+        if now - self._since > self._timeout:
+            raise ExchangeError(f"no gradients came from another rank for {self._timeout:.0f} seconds")
+
+    # ------------------------------------------------------------------ layouts
+
+    def _adopt(self, layout: Layout) -> None:
+        """The buckets are these from now on; all that is owed moves over."""
+        plan = self._names.plan(layout)
+        state = self._loaded or self.state_dict()
+        self._neighbours.share(max(plan.sizes), self._compress(plan).thin_sizes, self._stop)
+        self._take_over(plan, state)
+        self._layout, self._loaded = layout, None
+
+    def _take_over(self, plan: BucketPlan, state: State) -> None:
+        compression = self._compress(plan)
+        compression.take_over(state)
+        compression.begin_generation(self._neighbours.hosts)
+        self.compression = compression
+        self._encoding = Reducer(self._exchange, self._neighbours.hosts, self._neighbours.on_host, compression)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> State:
+        """As of `CommState`."""
+        if self._loaded is not None:
+            return self._loaded
+        return {"steps": self.steps, **self.compression.whole_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Raises ValueError where it is of another model; before the first iteration that shows only there."""
+        if self._layout:
+            self._take_over(self.compression.plan, state)
+        else:
+            self._loaded = state
+        self.steps = state["steps"]
