@@ -166,7 +166,7 @@ class GradientCompression:
             self.controller.begin_generation(hosts)
 
     def absorb(self, residuals: Mapping[str, Tensor]) -> None:
-        """Owe this too: a leaver's residuals, or those of a checkpoint. Raises ValueError where they are of another model."""
+        """Owe this too: a leaver's residuals, or a checkpoint's. Raises ValueError where they are of another model."""
         self.memory.absorb(residuals)
         self._owing = [True] * len(self._owing)  # also where the plan says `none` from here on
 
