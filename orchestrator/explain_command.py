@@ -46,11 +46,12 @@ def _fixed(config: TrainingConfig, events: Sequence[Record]) -> str:
     from workers.compression.controller.candidates import INT8, is_late
     from workers.compression.controller.state import dense_until
 
-    setting = config.compression
+    setting = config.wire
+    what = "parameter differences" if config.sync.merges else "gradients"
     choice = Choice.parse(setting.codec)
     if choice == NONE:
-        return f"The gradients of {config.name} are not compressed (policy fixed, codec none)."
-    start = f"The gradients of {config.name} travel between hosts as"
+        return f"The {what} of {config.name} are not compressed (policy fixed, codec none)."
+    start = f"The {what} of {config.name} travel between hosts as"
     if not is_late(choice):
         return f"{start} {choice}, from the first step on (policy fixed)."
     epochs = [int(event["steps_per_epoch"]) for event in events if event["kind"] == "plan"]

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from workers import faults
 from workers.compression.config import CompressionConfig
+from workers.outer.config import SyncConfig
 from workers.qat.config import PhasesConfig, QatConfig
 from workers.settings import Config, Count, LocalPath, Name, unit
 from workers.tasks.config import TaskConfig
@@ -150,6 +151,7 @@ class TrainingConfig(Config):
     compression: CompressionConfig = Field(
         default_factory=CompressionConfig, description="How gradients travel between hosts."
     )
+    sync: SyncConfig = Field(default_factory=SyncConfig, description="How often ranks merge what they have learned.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="When the state is saved.")
     record_samples: bool = Field(
         True, description="Write the id of every sample read to `samples/`, for `quantarion audit`."
@@ -179,6 +181,39 @@ class TrainingConfig(Config):
                 "or compression.policy: fixed and compression.codec: none"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_sync(self) -> Self:
+        if not self.sync.merges:
+            return self
+        alone, compression = f"sync.every is {self.sync.every}", self.compression
+        if self.reproducible:
+            raise ValueError(
+                f"{alone}, but ranks that train alone learn something else when there are more of them; "
+                "write reproducible: false, or sync.every: 1"
+            )
+        if compression.compresses:
+            key, value = ("codec", "none") if compression.policy == "fixed" else ("policy", "fixed")
+            raise ValueError(
+                f"{alone}, so that no gradients travel, but compression.{key} is {getattr(compression, key)}; write "
+                f"compression.{key}: {value}, and sync.codec for parameter differences"
+            )
+        if compression.follow_learning_rate:
+            raise ValueError(
+                f"{alone}, and what travels then does not follow the learning rate; "
+                "write compression.follow_learning_rate: false"
+            )
+        if compression.momentum:
+            raise ValueError(
+                f"{alone}, and sync.outer_momentum is the momentum of what travels then, but compression.momentum is "
+                f"{compression.momentum}; write compression.momentum: 0"
+            )
+        return self
+
+    @property
+    def wire(self) -> CompressionConfig:
+        """How that travels which is merged in a step: gradients, or parameter differences as `sync.codec` has it."""
+        return self.compression.model_copy(update={"codec": self.sync.codec}) if self.sync.merges else self.compression
 
     @property
     def epochs(self) -> int:

@@ -5,7 +5,8 @@
         job.step(criterion(model(inputs), targets))
 
 `batches()` yields the micro-batches of this rank's share, and a step's batch again after a discard; `step()` owns backward,
-the exchange, optimizer and scheduler. Outside a gang (`python script.py`) the same script trains alone.
+the exchange, optimizer and scheduler. With `sync.every: h` a step is a round of h batches that ranks or hosts train alone,
+and the merge at its end. Outside a gang (`python script.py`) the same script trains alone.
 """
 
 from __future__ import annotations
@@ -87,7 +88,10 @@ class _Turn:
     index: int
     batch: int
     attempt: int
+    inner: int = 0
     micro: int = 0
+    inner_batch: int = 0
+    ends_batch: bool = False
     last: bool = False
     stepped: bool = True
     over: bool = False
@@ -100,20 +104,21 @@ class Job:
         model: its parameters and buffers become replicated state.
         optimizer: over the model's parameters.
         dataset: map-style; sample ids are its indices.
-        scheduler: stepped once per committed step.
-        scaler: a `torch.amp.GradScaler`; its decisions are taken on the reduced gradients, so they are the same everywhere.
+        scheduler: stepped once per committed step; with `sync.every`, once per batch.
+        scaler: a `torch.amp.GradScaler`; its decisions are taken on the reduced gradients, so they are the same everywhere;
+            not with `sync.every`.
         evaluate, evaluate_every: `evaluate` is called every so many epochs, the JobSpec's where None, with (part, parts),
             spread over the ranks; returns sums. The sums `correct` and `count` give the accuracy. It must not change the
             model's parameters.
         collate_fn, num_workers: as for torch's DataLoader.
-        clip_norm: largest L2 norm of the reduced gradient; the JobSpec's where None.
+        clip_norm: largest L2 norm of the gradient that the optimizer steps by; the JobSpec's where None.
         phase: name of the phase in which the step after `step` committed ones is; by the epoch where None.
         after_round: called with the name and the results of every evaluation and collect(), on every rank, as part of its
             commit. It may change the model, keep or put back its weights, and add epochs, by what is committed alone: it
             also runs on a rank that joins later, when that takes the round over from a peer.
 
     Raises:
-        TaskError: the data set has no length, or a Job was made already in this process.
+        TaskError: the data set has no length, a Job was made already in this process, or a scaler comes with `sync.every`.
     """
 
     def __init__(
@@ -139,6 +144,11 @@ class Job:
             raise TaskError("this process has a Job already; make one Job per script")
         if not isinstance(dataset, Sized) or not len(dataset):
             raise TaskError("the data set of a Job must be map-style and hold at least one sample: give it a len()")
+        if scaler is not None and self.config.sync.merges:
+            raise TaskError(
+                f"sync.every is {self.config.sync.every}, but a GradScaler would skip other steps on every rank that "
+                "trains alone; write Job(scaler=None) and train in bfloat16 or float32, or write sync.every: 1"
+            )
         self.model = model
         self.folder = self._rank.folder
         self._batches = BatchPlan(self.config, len(dataset))
@@ -155,6 +165,7 @@ class Job:
             scaler=scaler,
             clip_norm=clip_norm if clip_norm is not None else self.config.clip_norm,
             compression=self._new_compression,
+            sync=self.config.sync if self.config.sync.merges else None,
         )
         self._reducer: Reducer | None = None
         self._skipped = 0
@@ -183,7 +194,7 @@ class Job:
 
     def _new_compression(self, plan: BucketPlan) -> GradientCompression:
         per_epoch = self._batches.steps_per_epoch
-        return compression_of(plan, self.config.compression, per_epoch * self.config.epochs, self.config.seed, per_epoch)
+        return compression_of(plan, self.config.wire, per_epoch * self.config.epochs, self.config.seed, per_epoch)
 
     # ------------------------------------------------------------------ what a task may read
 
@@ -272,11 +283,11 @@ class Job:
         with self._abandonable(turn):
             if self._rank.must_stop():
                 raise Abandoned
-            self._rank.faults.hit("in_backward")
-            self._engine.backward(loss, turn.micro, turn.batch, last=turn.last)
+            self._rank.faults.hit("in_backward", inner=turn.inner)
+            self._engine.backward(loss, turn.micro, turn.inner_batch, last=turn.last)
             self._rank.page.count_micro_batch()
-            if turn.last:
-                self._exchange_and_commit(turn)
+            if turn.ends_batch:
+                self._end_batch(turn)
 
     def collect(self, name: str, fn: Part, *, observe: bool = False, phase: str | None = None) -> Sums:
         """Before or after the loop: the results of `fn(part, parts)` over all ranks, committed like a step.
@@ -348,22 +359,37 @@ class Job:
             self._recorder.begin(turn.step, self._machine.generation, turn.attempt, turn.epoch)
         share = self._batches.share(turn.step, self._seat(turn.step))
         self._engine.begin_step(self._rank.exchange_in_use, self._rank.must_stop, share.order, self._reducer)
-        pieces = len(share.micro_batches)
-        if not pieces:
-            with self._abandonable(turn):
-                self._exchange_and_commit(turn)
-            return
-        for piece in range(pieces):
-            ids, data = next(self._loader)
-            turn.micro, turn.last, turn.stepped = len(ids), piece == pieces - 1, False
-            self._rank.page.set_busy(self._rank.longest_step == 0.0)  # a first step may compile
-            seed_torch(self.config.seed, turn.step, ids)
-            with sample_keys(self.config.seed, turn.step, ids):
-                yield data
-            if not turn.stepped:
-                raise TaskError("call job.step(loss) for every batch that job.batches() yields")
+        for turn.inner, (micro_batches, turn.inner_batch) in enumerate(zip(share.batches, share.samples, strict=True)):
+            closing = turn.inner == len(share.batches) - 1
+            if not micro_batches:
+                turn.last = closing
+                with self._abandonable(turn):
+                    self._end_batch(turn)
+            for piece in range(len(micro_batches)):
+                turn.ends_batch = piece == len(micro_batches) - 1
+                turn.last = closing and turn.ends_batch
+                yield from self._micro_batch(turn)
+                if turn.over:
+                    return
             if turn.over:
                 return
+
+    def _micro_batch(self, turn: _Turn) -> Iterator[Any]:
+        ids, data = next(self._loader)
+        turn.micro, turn.stepped = len(ids), False
+        self._rank.page.set_busy(self._rank.longest_step == 0.0)  # a first step may compile
+        seed_torch(self.config.seed, turn.step, ids)
+        with sample_keys(self.config.seed, turn.step, ids):
+            yield data
+        if not turn.stepped:
+            raise TaskError("call job.step(loss) for every batch that job.batches() yields")
+
+    def _end_batch(self, turn: _Turn) -> None:
+        """This rank's share of a batch is computed: where it trains alone, a step of its own; after the last the commit."""
+        if self._engine.outer is not None:
+            self._engine.outer.inner_step(self._rank.host_exchange, self._rank.must_stop)
+        if turn.last:
+            self._exchange_and_commit(turn)
 
     def _next_turn(self) -> _Turn:
         step = self.committed + 1
@@ -371,7 +397,10 @@ class Job:
 
     def _seat(self, step: int) -> Seat:
         rank = self._rank
-        return Seat(rank.world, rank.index, rank.attempt if step == rank.first_step else 0)
+        attempt = rank.attempt if step == rank.first_step else 0
+        if rank.host_exchange is None or self.config.sync.within == "rank":
+            return Seat(rank.world, rank.index, attempt)
+        return Seat(rank.world, rank.index, attempt, next(host for host in rank.hosts if rank.index in host))
 
     def _requests(self) -> Iterator[tuple[int, sampler.Ids]]:
         """This rank's micro-batches from here to the end of the job, as the present members share them."""
@@ -392,6 +421,7 @@ class Job:
             "epoch": turn.epoch,
             "batch": turn.index,
             "samples": turn.batch,
+            "inner_steps": turn.inner + 1,
             "attempt": turn.attempt,
             "ranks": self._rank.world,
             "phase": self.phase,
@@ -468,6 +498,7 @@ class Job:
             "step": after.step,
             "batch": meta["batch"],
             "samples": meta["samples"],
+            "inner_steps": meta["inner_steps"],
             "loss": meta["loss"],
             "accuracy": self._accuracy(),
             "gradient_norm": meta.get("gradient_norm"),
@@ -567,7 +598,7 @@ class Job:
     def _new_reducer(self) -> Reducer | None:
         """None where gloo's own all-reduce does: nothing is encoded, and no memory is shared; or sums have one order."""
         rank = self._rank
-        if self.config.reproducible or (not self.config.compression.compresses and len(rank.hosts) == rank.world):
+        if self.config.reproducible or (not self.config.wire.compresses and len(rank.hosts) == rank.world):
             return None
         return Reducer(rank.exchange_in_use, rank.hosts, rank.host_exchange, self._engine.compression)
 

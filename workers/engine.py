@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -29,6 +29,9 @@ from workers.errors import TaskError
 from workers.faults import Faults
 from workers.identity import NO_GENERATION, Generation, StateId, next_lineage
 from workers.observing import Observers
+from workers.outer.config import SyncConfig
+from workers.outer.host import HostGradient
+from workers.outer.sync import OuterSync
 from workers.protocol import RankMachine
 from workers.rounds import from_rows
 from workers.state import ReplicatedState, tensor_bytes
@@ -70,7 +73,9 @@ class Engine:
         scaler: Any = None,
         clip_norm: float | None = None,
         compression: Callable[[BucketPlan], GradientCompression] = uncompressed,
+        sync: SyncConfig | None = None,
     ) -> None:
+        """`sync`: a step is a round of inner steps, and what is reduced are parameter differences; None for gradients."""
         self.machine, self.faults, self.clip_norm = machine, faults, clip_norm
         self.replica = ReplicatedState(model, optimizer, scheduler, scaler)
         self._parameters = [(n, p) for n, p in self.replica.parameters.items() if p.requires_grad]
@@ -82,6 +87,10 @@ class Engine:
         plan = self.staging.plan
         self.compression = compression(plan)
         self.replica.attached["compression"] = self.compression
+        self.outer: OuterSync | None = None
+        if sync is not None:
+            host_gradient = HostGradient(plan, [p for _, p in self._parameters]) if sync.within == "host" else None
+            self.outer = OuterSync(self.replica, sync, clip_norm, host_gradient)
         self._in_bucket = [0] * len(plan.sizes)
         for slot in plan.slots:
             self._in_bucket[slot.bucket] += 1
@@ -159,6 +168,8 @@ class Engine:
             self.staging.flip()
             self._commits = [(c, s) for c, s in self._commits if s != self.staging.current]
         self._saved_buffers = [buffer.clone() for buffer in self._buffers]
+        if self.outer is not None:
+            self.outer.begin()
         self._pending.clear()
         self._arrived = [0] * len(self._in_bucket)
         self._used.clear()
@@ -167,13 +178,16 @@ class Engine:
         self.in_step = True
 
     def backward(self, loss: torch.Tensor, samples: int, batch: int, *, last: bool) -> None:
-        """Backward of a micro-batch of `samples` out of a global batch of `batch`; the exchange starts on the last one."""
+        """Backward of a micro-batch of `samples` out of a batch of `batch`; the exchange starts on the `last` one.
+
+        With inner steps `batch` is that of the inner step, and the exchange starts when all of them are taken.
+        """
         self._loss_sum += float(loss.detach()) * samples
         self._samples += samples
         scaled = loss * (samples / batch)
         if self.replica.scaler is not None:
             scaled = self.replica.scaler.scale(scaled)
-        self._armed = last
+        self._armed = last and self.outer is None
         try:
             scaled.backward()
         finally:
@@ -195,6 +209,8 @@ class Engine:
         """Launch what is left, in plan order, and wait for every bucket. Raises Abandoned, ExchangeError."""
         assert self._exchange is not None
         self._check_tensors()
+        if self.outer is not None:
+            self.outer.differences(self._samples / batch)
         if self._order is not None:
             self._pending += self._exchange.sum_in_order(self._leaves.nodes, self._order, self.staging.row)
         else:
@@ -214,6 +230,8 @@ class Engine:
             return
         self._clear_grads()
         self._put_back_buffers()
+        if self.outer is not None:
+            self.outer.put_back(moments=True)
         self._pending.clear()
         if self._reducer is not None:
             self._reducer.abandon()
@@ -240,8 +258,7 @@ class Engine:
         self._copies_grads = self._copies_grads or not unchanged
         self.compression.commit(skipped=bool(meta.get("skipped")))
         if self._reducer is not None and after_step % OWED_EVERY == 0:
-            gradient = sum(float(torch.dot(bucket, bucket)) for bucket in self._reduced()) ** 0.5
-            self.owed = lost_norm(self.compression.memory.norm, gradient)
+            self.owed = lost_norm(self.compression.memory.norm, self._norm())
         self._decide(after_step, meta)
         commit = Commit(before, after, meta, tensors)
         self.in_step = False
@@ -319,6 +336,8 @@ class Engine:
                 ours.copy_(received)
             self.compression.replay(commit.before, commit.after.generation, replicated)
             self._saved_buffers = [buffer.clone() for buffer in self._buffers]
+            if self.outer is not None:
+                self.outer.begin()
             done = self.apply_step(commit.meta, commit.after.generation)
         if done.after != commit.after:
             with self.lock:
@@ -343,9 +362,10 @@ class Engine:
         return lost
 
     def capture(self) -> Snapshot:
-        """A copy of the committed state, also in the middle of a step (the forward pass changes buffers only)."""
+        """A copy of the committed state, also in the middle of a step: of what that has changed, it is what was before."""
         saved = zip(self._buffers, self._saved_buffers, strict=True) if self.in_step else ()
-        captured = self.replica.capture({id(buffer): before for buffer, before in saved})
+        training = self.outer.start if self.outer is not None and self.in_step else None
+        captured = self.replica.capture({id(buffer): before for buffer, before in saved}, training)
         captured.meta.update(self.describe())
         return Snapshot(self.machine.state, self.machine.previous, captured)
 
@@ -547,6 +567,8 @@ class Engine:
             if scale != 1.0 and parameter.grad is not None:
                 parameter.grad.mul_(scale)  # a copy, as there is a scaler
         loss_sum, samples, refused, _ = tail[-len(_SCALARS) :].tolist()
+        if self.outer is not None:
+            self.outer.put_back(moments=bool(refused))
         meta["loss"] = loss_sum / samples if samples else None
         meta["lr_current"] = float(optimizer.param_groups[0]["lr"])
         if refused:
@@ -556,27 +578,37 @@ class Engine:
                 self._clear_grads()
                 return
             self._overflow()
-        with torch.enable_grad():
-            if scaler is not None:
-                scaler.unscale_(optimizer)
-            if self.clip_norm is not None:
-                grads = [p for _, p in self._parameters if p.grad is not None]
-                meta["gradient_norm"] = float(nn.utils.clip_grad_norm_(grads, self.clip_norm))
-            elif self.compression.controller is not None:
-                meta["gradient_norm"] = sum(float(torch.dot(b, b)) for b in self._reduced()) ** 0.5
-            if scaler is not None:
-                scaler.step(optimizer)
-                scaler.update()
-            else:
-                optimizer.step()
-            if self.replica.scheduler is not None:
-                self.replica.scheduler.step()
+        if self.outer is not None:
+            meta["gradient_norm"] = self._norm()
+            self.outer.merge(meta["inner_steps"])
+        else:
+            self._step_optimizer(meta)
         self._apply_buffers(tail[count : len(tail) - len(_SCALARS)])
         self._observers.take(self.staging.observed)
         self._clear_grads()
 
-    def _reduced(self) -> Iterator[torch.Tensor]:
-        return (self.staging.gradient(bucket) for bucket in range(len(self.staging.buckets)))
+    @torch.enable_grad()
+    def _step_optimizer(self, meta: dict[str, Any]) -> None:
+        optimizer, scaler = self.replica.optimizer, self.replica.scaler
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        if self.clip_norm is not None:
+            grads = [p for _, p in self._parameters if p.grad is not None]
+            meta["gradient_norm"] = float(nn.utils.clip_grad_norm_(grads, self.clip_norm))
+        elif self.compression.controller is not None:
+            meta["gradient_norm"] = self._norm()
+        if scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        if self.replica.scheduler is not None:
+            self.replica.scheduler.step()
+
+    def _norm(self) -> float:
+        """L2 norm of what was reduced."""
+        reduced = (self.staging.gradient(bucket) for bucket in range(len(self.staging.buckets)))
+        return sum(float(torch.dot(values, values)) for values in reduced) ** 0.5
 
     def _overflow(self) -> None:
         """A rank's gradient was refused: the scaler is to see it, skip the step as well, and scale less."""

@@ -2,9 +2,10 @@
 
 A point is a place in the protocol (`in_apply`, `in_exchange`, …). The conditions say which rank and when: `rank`, `step`
 in progress, `round` after it, `generation` (counter of the last one entered, 0 of none), `bucket` in `in_exchange`,
-`snapshot` 0 or 1 in `in_serve`. The action says what happens there: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself;
-goes on after SIGCONT), `hang` (never returns), `raise`. Each fault happens once in the life of a job: a file in the job's
-folder remembers it, so a replacement does not die of the same fault again.
+`inner` in `in_backward` (the batch inside the step, from 0), `snapshot` 0 or 1 in `in_serve`. The action says what happens
+there: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself; goes on after SIGCONT), `hang` (never returns), `raise`. Each
+fault happens once in the life of a job: a file in the job's folder remembers it, so a replacement does not die of the same
+fault again.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ SAVE_SECONDS = 600.0
 
 _PLAN = {
     "": ("seed", "global_batch"),
+    "sync.": ("every",),
     "task.data.": ("source", "validation"),
     "task.text.": ("limit", "context"),
     "phases.": ("fp32_epochs", "qat_epochs"),
@@ -153,7 +154,8 @@ class Keeper:
         if (other := another_plan(captured.meta.get("plan"), plan_of(self._config))) is not None:
             raise TaskError(f"{entry.path.name} {other}, or start afresh without --resume", exit_code=5)
         try:
-            check_fits(captured, self._engine.replica.expected(), optional=("optimizer.", "kept."))
+            attached = tuple(f"{prefix}." for prefix in self._engine.replica.attached)
+            check_fits(captured, self._engine.replica.expected(), optional=("optimizer.", "kept.", *attached))
             self._engine.replica.check_settings(captured)
         except (CheckpointError, ValueError) as error:
             raise TaskError(f"{entry.path.name}: {error}; start afresh without --resume", exit_code=5) from None
@@ -208,10 +210,11 @@ class Keeper:
 def plan_of(config: TrainingConfig) -> dict[str, Any]:
     """What a job must have in common with the checkpoint it goes on from, by its key in the JobSpec.
 
-    Of a recipe: which one, and what was quantized when. A script has its own plan, of which only the model is checked.
+    Of a recipe: which one, and what was quantized when. A script has its own plan, of which only what a step is, and the
+    model, is checked.
     """
     if config.task.recipe is None:
-        return {"task.recipe": None}
+        return {"task.recipe": None, "sync.every": config.sync.every}
     owners = {part: attrgetter(part[:-1])(config) if part else config for part in _PLAN}
     return {"task.recipe": config.task.recipe} | {
         part + key: getattr(owners[part], key) for part, keys in _PLAN.items() for key in keys

@@ -7,6 +7,7 @@ tensors and plain values, so that a peer, a checkpoint and a digest all see the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -47,6 +48,7 @@ class ReplicatedState:
         self.kept: dict[str, torch.Tensor] = {}  # parameters and buffers as they were at an earlier step, by name
         self.added_epochs: dict[str, int] = {}  # by the phase that they extend
         self.attached: dict[str, Attached] = {}  # by the first part of the names of its tensors
+        self.own_moments = False  # the optimizer's state is each rank's own: it travels and is saved, but is not compared
         self.parameters = named_parameters(model, optimizer)
         self.buffers = dict(model.named_buffers())
         self._names = {id(p): name for name, p in self.parameters.items()}
@@ -56,14 +58,25 @@ class ReplicatedState:
 
     # ------------------------------------------------------------------ copying out
 
-    def capture(self, before: Mapping[int, torch.Tensor] | None = None) -> Captured:
-        """A copy of the whole state; `before` has, by `id()`, those buffers that a running step changes (EP-4)."""
-        tensors = {f"parameter.{name}": p.detach().cpu().clone() for name, p in self.parameters.items()}
+    def capture(self, before: Mapping[int, torch.Tensor] | None = None, training: Captured | None = None) -> Captured:
+        """A copy of the whole state.
+
+        Args:
+            before: by `id()`, those buffers that a running step changes, as they were (EP-4).
+            training: a `capture_training` that stands for the present parameters, optimizer and scheduler.
+        """
+        training = training or self.capture_training()
+        tensors = dict(training.tensors)
         for name, buffer in self.buffers.items():
             tensors[f"buffer.{name}"] = (before or {}).get(id(buffer), buffer).detach().cpu().clone()
         tensors |= {f"kept.{name}": tensor.clone() for name, tensor in self.kept.items()}
         for prefix, attached in self.attached.items():
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in attached.state_dict().items()}
+        return Captured(tensors, {**self._plain_meta(), **training.meta})
+
+    def capture_training(self) -> Captured:
+        """A copy of what an optimizer step changes: parameters, the optimizer's state and groups, the scheduler."""
+        tensors = {f"parameter.{name}": p.detach().cpu().clone() for name, p in self.parameters.items()}
         scalars: dict[str, Any] = {}
         for parameter, entries in self.optimizer.state.items():
             owner = self._names[id(parameter)]
@@ -72,16 +85,18 @@ class ReplicatedState:
                     tensors[f"optimizer.{owner}|{key}"] = value.detach().cpu().clone()
                 else:
                     scalars[f"{owner}|{key}"] = value
-        return Captured(tensors, {"optimizer": scalars, **self._plain_meta()})
+        return Captured(tensors, {"optimizer": scalars, **deepcopy(self._schedule_meta())})
 
-    def _plain_meta(self) -> dict[str, Any]:
+    def _schedule_meta(self) -> dict[str, Any]:
         groups = [
             {key: _as_plain(value) for key, value in group.items() if key != "params"}
             for group in self.optimizer.param_groups
         ]
+        return {"groups": groups, "scheduler": None if self.scheduler is None else self.scheduler.state_dict()}
+
+    def _plain_meta(self) -> dict[str, Any]:
         return {
-            "groups": groups,
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            **self._schedule_meta(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "history": [list(entry) for entry in self.history],
             "added_epochs": dict(self.added_epochs),
@@ -109,16 +124,9 @@ class ReplicatedState:
     @torch.no_grad()
     def restore(self, captured: Captured) -> None:
         """Take over a captured state, byte for byte. Raises KeyError or RuntimeError where it does not fit."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(captured.tensors[f"parameter.{name}"])
+        self.restore_training(captured)
         for name, buffer in self.buffers.items():
             buffer.copy_(captured.tensors[f"buffer.{name}"])
-        self._restore_optimizer(captured)
-        for group, saved in zip(self.optimizer.param_groups, captured.meta["groups"], strict=True):
-            for key, value in saved.items():
-                group[key] = torch.tensor(value) if isinstance(group.get(key), torch.Tensor) else value
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(captured.meta["scheduler"])
         if self.scaler is not None:
             self.scaler.load_state_dict(captured.meta["scaler"])
             self.scaler._per_optimizer_states.clear()  # of an apply that raised half-way
@@ -128,6 +136,19 @@ class ReplicatedState:
         for prefix, attached in self.attached.items():
             attached.load_state_dict(_below(prefix, captured))
             attached.load_plain_state(captured.meta.get("attached", {}).get(prefix, {}))
+
+    @torch.no_grad()
+    def restore_training(self, captured: Captured, *, moments: bool = True) -> None:
+        """Take over what `capture_training` holds; the optimizer's state per parameter only with `moments`."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(captured.tensors[f"parameter.{name}"])
+        if moments:
+            self._restore_optimizer(captured)
+        for group, saved in zip(self.optimizer.param_groups, captured.meta["groups"], strict=True):
+            for key, value in saved.items():
+                group[key] = torch.tensor(value) if isinstance(group.get(key), torch.Tensor) else value
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(deepcopy(captured.meta["scheduler"]))
 
     def _restore_optimizer(self, captured: Captured) -> None:
         by_owner: dict[str, dict[str, Any]] = {}
@@ -170,8 +191,12 @@ class ReplicatedState:
     # ------------------------------------------------------------------ comparing
 
     def digest(self) -> str:
-        """BLAKE2b-128 over all tensors in name order and the plain values (EP-18)."""
-        return digest(self.capture())
+        """BLAKE2b-128 over all tensors in name order and the plain values (EP-18), without moments of a rank's own."""
+        captured = self.capture()
+        if self.own_moments:
+            captured.tensors = {n: t for n, t in captured.tensors.items() if not n.startswith("optimizer.")}
+            captured.meta["optimizer"] = {}
+        return digest(captured)
 
 
 def _below(prefix: str, captured: Captured) -> dict[str, torch.Tensor]:

@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import Self
 
 from benchmarks.lab import namespaces
-from benchmarks.lab.cable import Cable, Traffic, make_bridge, read_traffic, shapes
+from benchmarks.lab.cable import BRIDGE, Cable, Traffic, make_bridge, read_traffic, shapes
 from benchmarks.lab.host import Host
-from benchmarks.lab.tools import LabError, missing
+from benchmarks.lab.tools import LabError, missing, run
 
 MOST_HOSTS = 254
+SWITCH_ADDRESS = "10.77.0.254"
 FATAL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -71,6 +72,19 @@ class Lab:
             for host in self.hosts:
                 host.end()
             namespaces.remove(namespaces.existing(self._prefix))
+
+    @property
+    def switch(self) -> str:
+        """The namespace that the hosts' cables lead to."""
+        return self._switch
+
+    def stand_at_switch(self) -> str:
+        """Give the switch an address in the hosts' network, and return it: whoever runs there has no cable of its own, and
+        reaches every host whose cable is not cut."""
+        if len(self.hosts) == MOST_HOSTS:
+            raise LabError(f"a lab of {MOST_HOSTS} hosts has no address left for its switch")
+        run(f"ip -n {self._switch} address add {SWITCH_ADDRESS}/24 dev {BRIDGE}")
+        return SWITCH_ADDRESS
 
     def set_rate(self, rate_mbit: float | None, host: int | None = None) -> None:
         """From now on the cable of `host` (None: every cable) carries `rate_mbit` Mbit/s each way (None: unshaped)."""

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,16 @@ from typing import Any, cast
 from quantarion.v1 import control_pb2 as pb
 
 from orchestrator import membership as ms
+from orchestrator import status
 from orchestrator.coordinator import Coordinator, CoordinatorActor, logger
 from orchestrator.hosts import PlacedHost, RayHosts
 from orchestrator.jobspec import JobSpec
 from orchestrator.pace import Pace
 from orchestrator.placement import HostSlot
 from tests.gang.zygote import ask
+from workers import wire
 from workers.actors import settle
-
-ADDRESS = "127.0.0.1"
+from workers.identity import Generation
 
 
 @dataclass
@@ -65,7 +67,8 @@ class ZygoteHosts:
         pass
 
     def drop(self, host: str) -> None:
-        if self.placed.pop(host, None) is not None:
+        placed = self.placed.pop(host, None)
+        if placed is not None and placed.address not in read_settings(self.folder)["out_of_reach"]:
             ask(self.zygote, do="remove", gang=str(self.folder), host=host)
 
     def drop_all(self) -> None:
@@ -88,6 +91,8 @@ class GangCoordinator(Coordinator):
     def do(self, actions: list[ms.Action]) -> None:
         for action in actions:
             name = type(action).__name__
+            if isinstance(action, ms.SendPrepare):
+                self._take_down("asked", action.worker, action.generation, action.at_step)
             self._pass(f"before:{name}")
             if isinstance(action, ms.SendConfigure) and self._is_lost(action):
                 continue
@@ -102,9 +107,18 @@ class GangCoordinator(Coordinator):
         if self._half is not None and message.WhichOneof("body") == "beat":
             self._die(self._half)  # what was sent to the first host is there by now
         kind = message.report.WhichOneof("body") if message.HasField("report") else None
+        if kind == "prepared":
+            answer = message.report.prepared
+            self._take_down("answered", message.report.worker, wire.generation_from_wire(answer.generation))
         if kind is not None:
             self._pass(f"heard:{kind}")
         super().hear(host, message)
+
+    def _take_down(self, what: str, worker: str, generation: Generation, at_step: int = 0) -> None:
+        """`answers.jsonl`: when a rank was sent PREPARE, and when its PREPARED came, seconds of the coordinator's clock."""
+        line = {"what": what, "worker": worker, "generation": list(generation), "at_step": at_step, "t": self.now()}
+        with (self.folder / "answers.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _is_lost(self, action: ms.SendConfigure) -> bool:
         self._seen["half:SendConfigure"] += 1
@@ -148,14 +162,30 @@ class GangCoordinatorActor(CoordinatorActor):
             _limit(Pace, "answer_limit", limits["prepare"])
         if "patience" in limits:
             _limit(ms.Membership, "_patience", limits["patience"])
-        store = TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False)
+        address = self._settings["address"]
+        store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
         hosts = cast(RayHosts, ZygoteHosts(folder, self._settings["zygote"], {}))
         coordinator = GangCoordinator(
-            spec, folder, hosts, f"{ADDRESS}:{store.port}", ADDRESS, deaths=self._settings["deaths"]
+            spec, folder, hosts, f"{address}:{store.port}", address, deaths=self._settings["deaths"]
         )
         coordinator.bind_loop(asyncio.get_running_loop())
         await coordinator.run()
         logger.info("the coordinator is done")
+
+
+def observe(folder: Path) -> None:
+    """What the driver asks the coordinator, from a process that reaches it; the answer lies in `status.json`."""
+
+    def body() -> None:
+        while True:
+            state = status.fetch(folder, driver=True)
+            (folder / "status.json.new").write_text(json.dumps(state))
+            (folder / "status.json.new").replace(folder / "status.json")
+            if state is not None and state["phase"] in ("finished", "failed"):
+                return  # the coordinator answers once more, and then it ends
+            time.sleep(0.1)
+
+    threading.Thread(target=body, daemon=True).start()
 
 
 def _limit(owner: type, name: str, seconds: float) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +50,7 @@ WORLD = 4
 IMPATIENT = {"prepare": 5.0, "patience": 4.0}
 """Limits for a gang in which a rank is stopped for good."""
 
+CONTROL_ADDRESS = "127.0.0.1"
 ADDRESSES = [f"127.0.0.{number}" for number in range(2, 10)]
 
 T = TypeVar("T")
@@ -64,6 +66,7 @@ class Gang:
     coordinator_deaths: tuple[str, ...] = ()
     hosts: int = 2
     hosts_min: int = 1
+    ranks_per_host: int = 2
     spares: int = 1
     limits: dict[str, float] = field(default_factory=dict)  # prepare, patience: seconds, for the coordinator
     agent_grace: float = 20.0
@@ -76,7 +79,9 @@ class Gang:
     reproducible: bool = False
     codec: str = "none"
     policy: str = "fixed"
+    sync: dict[str, Any] = field(default_factory=dict)
     epochs: int = EPOCHS
+    wide: bool = False  # a model for which links matter
     continued: int = 0  # stopped ranks that were let go on in time
     killed: list[int] = field(default_factory=list)  # workers that the test has killed
     agents_killed: int = 0
@@ -92,11 +97,13 @@ class Gang:
             (self.folder / "own-seeds").touch()
         if self.odd_rounds:
             (self.folder / "odd-rounds").touch()
+        if self.wide:
+            (self.folder / "wide").touch()
         if self.greet:
             (self.folder / "greetings").mkdir()
         for host in self.full:
             (self.folder / f"{host}.full").touch()
-        self.set_nodes(ADDRESSES[: self.hosts if self.nodes is None else self.nodes])
+        self.set_nodes(self.addresses[: self.hosts if self.nodes is None else self.nodes])
         self._ask(do="begin")
         self._ask(do="fork", kind="coordinator")
         return self
@@ -110,7 +117,8 @@ class Gang:
                 "micro_batch": 4,
                 "reproducible": self.reproducible,
                 "compression": {"policy": self.policy, "codec": self.codec},
-                "ranks_per_host": 2,
+                "sync": self.sync,
+                "ranks_per_host": self.ranks_per_host,
                 "spares_per_host": self.spares,
                 "hosts": {"min": self.hosts_min, "max": self.hosts},
                 "task": {"script": str(PROGRAM)},
@@ -122,17 +130,33 @@ class Gang:
             }
         )
 
+    @property
+    def addresses(self) -> list[str]:
+        """Of all machines that there could be."""
+        return ADDRESSES
+
     def set_nodes(self, addresses: list[str]) -> None:
         """The machines that could be hosts, from now on."""
         settings = {
             "zygote": self.zygote,
+            "address": CONTROL_ADDRESS,
+            "out_of_reach": [],
             "nodes": addresses,
             "limits": self.limits,
             "deaths": list(self.coordinator_deaths),
+            **self.settings(),
         }
         temporary = self.folder / "gang.json.new"
         temporary.write_text(json.dumps(settings))
         temporary.replace(self.folder / "gang.json")
+
+    def settings(self) -> dict[str, Any]:
+        """What `gang.json` says of this kind of gang beside."""
+        return {}
+
+    def status(self) -> dict[str, Any] | None:
+        """What the coordinator answers; None where it does not."""
+        return status.fetch(self.folder, driver=True)
 
     def _ask(self, **request: str) -> Any:
         return ask(self.zygote, gang=str(self.folder), **request)
@@ -179,7 +203,7 @@ class Gang:
         seen: set[int] = set()
 
         def look() -> bool:
-            state = status.fetch(self.folder, driver=True)
+            state = self.status()
             seen.add(int(state["step"]) if state else 0)
             return len(seen - {0}) > 2
 
@@ -196,18 +220,27 @@ class Gang:
         return parse(fault).mark(self.folder / "faults").exists()
 
     def wait_until_whole(self) -> None:
-        """Until WORLD living members train in a generation after the first."""
-        self.wait_for(f"{WORLD} ranks that train again", self._is_whole)
+        """Until `world` living members train in a generation after the first."""
+        self.wait_for(f"{self.world} ranks that train again", self._is_whole)
+
+    @property
+    def world(self) -> int:
+        """Ranks of a gang that lacks nobody."""
+        return self.hosts * self.ranks_per_host
 
     def _is_whole(self) -> bool:
         made = self.events("generation")
         dead = {c.pid for c in self.processes("worker") if c.status is not None}
-        if not made or made[-1]["generation"] == [1, 1] or len({m["pid"] for m in made[-1]["members"]} - dead) != WORLD:
+        if (
+            not made
+            or made[-1]["generation"] == [1, 1]
+            or len({m["pid"] for m in made[-1]["members"]} - dead) != self.world
+        ):
             return False
         running = [r for r in self.events("running") if r["generation"] == made[-1]["generation"]]
-        state = status.fetch(self.folder, driver=True)
+        state = self.status()
         training = state is not None and state["phase"] == "training"
-        return training and {r["rank"] for r in running} == set(range(WORLD))
+        return training and {r["rank"] for r in running} == set(range(self.world))
 
     def story(self) -> str:
         """What a failed test needs to show."""
@@ -262,7 +295,7 @@ class Gang:
 
     def idle(self, host: str) -> int | None:
         """The pid of the spare of a host, once it is up."""
-        state = status.fetch(self.folder, driver=True)
+        state = self.status()
         ranks = state["ranks"] if state else []
         return next((int(r["pid"]) for r in ranks if r["host"] == host and r["state"] == "idle"), None)
 
@@ -321,13 +354,13 @@ class Gang:
         self.hurry()
         answer = self.wait_for("the end", self._ended)
         alive = [c for c in self.processes() if c.status is None and not c.removed]
-        self.left_over = [c for c in alive if c.kind != "coordinator"]
+        self.left_over = [c for c in alive if c.kind not in ("coordinator", "observer")]
         self.left_memory = sorted(self.memory_folder.glob("*.memory"))
         self.clear()
         return int(answer["exit_code"])
 
     def _ended(self) -> Record | None:
-        answer = status.fetch(self.folder, driver=True)
+        answer = self.status()
         return answer if answer is not None and answer["phase"] in ("finished", "failed") else None
 
     def clear(self) -> None:
@@ -372,9 +405,14 @@ class Gang:
     def check_line(self) -> None:
         """Every step once, at the learning rate that belongs to it; every sample once in each epoch (EP-4, EP-17)."""
         steps = read_steps(self.folder)
-        total = self.epochs * STEPS_PER_EPOCH
+        begins = range(0, STEPS_PER_EPOCH, int(self.sync.get("every", 1)))
+        first = [epoch * STEPS_PER_EPOCH + batch for epoch in range(self.epochs) for batch in begins]
+        total = len(first)
         assert [step["step"] for step in steps] == list(range(1, total + 1))
-        assert [step["lr_current"] for step in steps] == pytest.approx([learning_rate(n) for n in range(total)])
+        assert [step["lr_current"] for step in steps] == pytest.approx([learning_rate(n) for n in first])
+        assert [step["inner_steps"] for step in steps] == [
+            after - before for before, after in pairwise([*first, self.epochs * STEPS_PER_EPOCH])
+        ]
         found = audit(self.folder)
         assert found.problems == []
         assert (found.steps, found.per_epoch, len(found.epochs)) == (total, SAMPLES, self.epochs)

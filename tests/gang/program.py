@@ -26,6 +26,7 @@ from workers.rank import Rank
 SAMPLES = 256
 ROWS_AT_ONCE = 16
 DIGEST_EVERY = 8
+WIDE = 1000
 QUIET_STEPS = 18
 LINGERING_STEPS = 24
 QUIET_SECONDS, PACE_SECONDS, LINGER_SECONDS = 0.01, 0.05, 1.0
@@ -74,7 +75,7 @@ def train() -> None:
         nn.BatchNorm1d(24),
         nn.ReLU(),
         nn.Dropout(0.2),
-        nn.Linear(24, 24),
+        *hidden(binding.rank),
         nn.ReLU(),
         nn.Linear(24, 3),
     )
@@ -125,6 +126,13 @@ def train() -> None:
     job.collect("best", lambda part, parts: {})
     job.collect("ranges", observed, observe=True)
     log.note(final=True)
+
+
+def hidden(rank: Rank) -> list[nn.Module]:
+    """One layer of 24; where a link is to matter, a million parameters."""
+    if (rank.folder / "wide").exists():
+        return [nn.Linear(24, WIDE), nn.ReLU(), nn.Linear(WIDE, WIDE), nn.ReLU(), nn.Linear(WIDE, 24)]
+    return [nn.Linear(24, 24)]
 
 
 def want_too_much(rank: Rank) -> None:

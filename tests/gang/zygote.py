@@ -29,6 +29,7 @@ RESTART_SECONDS = 0.3
 """From the death of an agent or a coordinator to its next start; Ray takes a second or two."""
 
 PDEATHSIG = 1
+CLONE_NEWNET = 0x40000000
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Child:
     """One process, alive or not."""
 
     gang: str  # folder of its job
-    kind: str  # worker, agent, coordinator
+    kind: str  # worker, agent, coordinator, observer
     host: str
     address: str
     pid: int
@@ -124,6 +125,7 @@ class Zygote:
             output = os.open(f"{gang}/logs/{kind}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             for number in (1, 2):
                 os.dup2(output, number)
+            _enter_namespace(Path(gang), kind, address)
             _bodies()[kind](Path(gang), host, address)
             threading.Event().wait()
         except BaseException:
@@ -157,9 +159,20 @@ class Zygote:
         self._remove(lambda child: True)
 
 
+def _enter_namespace(gang: Path, kind: str, address: str) -> None:
+    """Where a gang is in a lab, `gang.json` says which network namespace an address is in, or a kind that has none."""
+    names = json.loads((gang / "gang.json").read_text()).get("namespaces", {})
+    name = names.get(address or kind)
+    if name is not None:
+        with open(f"/run/netns/{name}") as namespace:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), name)
+
+
 def _bodies() -> dict[str, Any]:
     """Each starts a thread of its own, as in a Ray actor, and leaves the main thread to the caller."""
-    from tests.gang.control import GangCoordinatorActor
+    from tests.gang.control import GangCoordinatorActor, observe
     from workers.actors import AgentActor, WorkerActor
 
     return {
@@ -168,6 +181,7 @@ def _bodies() -> dict[str, Any]:
         ),
         "worker": lambda gang, host, address: WorkerActor(job_folder=str(gang), host=host, address=address),
         "coordinator": lambda gang, host, address: GangCoordinatorActor(gang),
+        "observer": lambda gang, host, address: observe(gang),
     }
 
 

@@ -47,6 +47,14 @@ def test_cc22_a_fixed_codec_is_named(tmp_path: Path) -> None:
     assert explained(tmp_path) == sentence
 
 
+def test_cc24_what_merges_by_rounds_sends_parameter_differences(tmp_path: Path) -> None:
+    folder = job(tmp_path)
+    values = json.loads((folder / "job.json").read_text())
+    (folder / "job.json").write_text(json.dumps({**values, "sync": {"every": 8, "codec": "int4"}}))
+    sentence = "The parameter differences of demo travel between hosts as int4, from the first step on (policy fixed)."
+    assert explained(tmp_path) == sentence
+
+
 def test_cc14_so_is_the_dense_start_that_a_fixed_codec_needs(tmp_path: Path) -> None:
     """max(10 steps, 5 % of the planned ones), of which only the running job knows the number."""
     folder = job(tmp_path, policy="fixed", codec="powersgd 4")

@@ -167,6 +167,20 @@ def test_wrong_units_are_refused(tmp_path: Path, text: str, sentence: str) -> No
         ("phases: {fp32_epochs: 0, qat_epochs: 0}", "there is nothing to train; write phases.fp32_epochs: 1 or more"),
         ("optimizer: {name: adam, momentum: 0.5}", "optimizer.momentum is 0.5, but optimizer.name is adam"),
         ("task: {data: {source: sklearn, folder: x}}", "task.data.source is sklearn, which reads no folder"),
+        (
+            "{reproducible: true, sync: {every: 4}}",
+            "sync.every is 4, but ranks that train alone learn something else when there are more of them; "
+            "write reproducible: false, or sync.every: 1",
+        ),
+        (
+            "{compression: {codec: int4}, sync: {every: 4}}",
+            "sync.every is 4, so that no gradients travel, but compression.codec is int4; "
+            "write compression.codec: none, and sync.codec for parameter differences",
+        ),
+        ("{compression: {policy: adaptive}, sync: {every: 4}}", "policy is adaptive; write compression.policy: fixed, and"),
+        ("{compression: {follow_learning_rate: true}, sync: {every: 4}}", "write compression.follow_learning_rate: false"),
+        ("{compression: {momentum: 0.5}, sync: {every: 4}}", "compression.momentum is 0.5; write compression.momentum: 0"),
+        ("sync: {codec: int5}", "sync.codec: there is no codec 'int5'"),
     ],
 )
 def test_impossible_combinations_are_refused(tmp_path: Path, text: str, sentence: str) -> None:

@@ -16,8 +16,11 @@ from workers.checkpoint import list_checkpoints, load
 from workers.collectives.exchange import Place, Topology
 from workers.config import CheckpointConfig, TrainingConfig
 from workers.engine import Engine
+from workers.errors import TaskError
 from workers.identity import GENESIS, Generation, StateId
 from workers.keeper import Keeper, _rounded, another_plan, plan_of
+from workers.outer.config import SyncConfig
+from workers.outer.sync import OuterSync
 from workers.protocol import RankMachine, RankState
 from workers.rank import Rank
 
@@ -149,6 +152,23 @@ def test_ck1_a_rank_that_joins_in_a_phase_has_seen_none_begin_and_every_0_saves_
     assert never.saved == []
 
 
+def test_cc24_what_is_attached_to_the_state_is_found_again(tmp_path: Path) -> None:
+    """The outer momentum, and the Q of PowerSGD; of a job that has neither, they are another model's."""
+    job = Phases(tmp_path, every=1)
+    outer = OuterSync(job.engine.replica, SyncConfig(every=4), None)
+    outer.load_state_dict({"weight": torch.full((2, 2), 3.0)})
+    powersgd = {"1/weight": torch.full((1, 2), 5.0)}
+    job.engine.compression.state_dict = lambda: powersgd  # type: ignore[method-assign]
+    job.take(1)
+    snapshot = job.keeper.found()
+    assert snapshot is not None and snapshot.state.step == 1
+    assert torch.equal(snapshot.captured.tensors["outer.weight"], torch.full((2, 2), 3.0))
+    assert torch.equal(snapshot.captured.tensors["compression.1/weight"], powersgd["1/weight"])
+    del job.engine.replica.attached["outer"]
+    with pytest.raises(TaskError, match=r"the model has no tensor 'outer\.weight'"):
+        job.keeper.found()
+
+
 def config(**values: Any) -> TrainingConfig:
     return TrainingConfig.model_validate({"name": "job", **values})
 
@@ -164,6 +184,7 @@ def config(**values: Any) -> TrainingConfig:
             {"task": {"data": {"validation": 0.2}}},
             "task.data.validation 0.1, but the JobSpec says 0.2; write task.data.validation: 0.1",
         ),
+        ({"sync": {"every": 4}}, "sync.every 1, but the JobSpec says 4; write sync.every: 1"),
         ({"qat": {"weight_bits": 4}}, "qat.weight_bits 8, but the JobSpec says 4; write qat.weight_bits: 8"),
         ({"qat": {"freeze_from": 9}}, "qat.freeze_from null, but the JobSpec says 9; write qat.freeze_from: null"),
     ],
@@ -193,6 +214,8 @@ def test_ck9_a_script_has_its_own_plan_and_an_old_checkpoint_none() -> None:
     script = {"task": {"script": "x.py"}}
     longer = plan_of(config(**script, phases={"fp32_epochs": 50}))
     assert another_plan(plan_of(config(**script)), longer) is None
+    rounds = plan_of(config(**script, sync={"every": 4}))  # its steps are others
+    assert another_plan(rounds, longer) == "is of a job with sync.every 4, but the JobSpec says 1; write sync.every: 4"
     assert another_plan(None, plan_of(config())) is None
 
 

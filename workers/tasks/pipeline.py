@@ -67,7 +67,7 @@ class Pipeline:
         self._added: Callable[[], dict[str, int]] = dict
         self._per_epoch = sampler.steps_per_epoch(len(recipe.train), config.global_batch)  # type: ignore[arg-type]
         self._learning = StepSchedule(optimizer, self._settings)
-        self.job = make_job(
+        self.job: Job = make_job(
             self.model,
             optimizer,
             recipe.train,
@@ -75,7 +75,7 @@ class Pipeline:
             evaluate=self._evaluate,
             clip_norm=config.clip_norm,
             evaluate_every=1,  # gates stand on it
-            phase=lambda step: self.schedule.phase(step // self._per_epoch),
+            phase=lambda step: self.schedule.phase(step // self.job.steps_per_epoch),
             after_round=self._after_round,
         )
         self._added = lambda: self.job.added_epochs
@@ -344,7 +344,7 @@ class Pipeline:
         self.job.tell("gate", {"gate": verdict.gate, "passed": verdict.passed, "values": verdict.values})
 
     def _settings(self, step: int) -> dict[str, float]:
-        """Learning rate and weight decay in the step after `step` committed ones."""
+        """Learning rate and weight decay in the step after `step` others; steps of the optimizer, of one batch each."""
         config, schedule = self.config, self.schedule
         epoch = step // self._per_epoch
         if epoch < schedule.warmup_epochs:

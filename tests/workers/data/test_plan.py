@@ -42,6 +42,31 @@ def test_ep4_a_reproducible_step_has_the_micro_batches_of_one_rank(world: int, a
     assert plan(reproducible=False).share(step, Seat(world, 0, attempt)).order is None
 
 
+@given(WORLDS, ATTEMPTS, st.integers(1, 4), st.integers(1, 9), st.booleans())
+def test_cc24_a_round_is_the_batches_of_as_many_steps(
+    world: int, attempt: int, every: int, step: int, merged_by_host: bool
+) -> None:
+    """In the same order, each shared out by itself, and none of the next epoch; each rank knows whose mean it computes."""
+    config = {"name": "a", "seed": 3, "global_batch": 64, "micro_batch": 10}
+    rounds = BatchPlan(TrainingConfig.model_validate({**config, "sync": {"every": every}}), 150)
+    steps = BatchPlan(TrainingConfig.model_validate(config), 150)
+    epoch, index = rounds.position(step)
+    assert rounds.steps_per_epoch == -(-steps.steps_per_epoch // every)
+    first = epoch * steps.steps_per_epoch + index * every
+    batches = range(first, min(first + every, (epoch + 1) * steps.steps_per_epoch))
+    pairs = [(rank, rank ^ 1) for rank in range(world)] if merged_by_host and world % 2 == 0 else [()] * world
+    shares = [rounds.share(step, Seat(world, rank, attempt, pairs[rank])) for rank in range(world)]
+    for share in shares:
+        assert len(share.batches) == len(share.samples) == len(batches)
+    for inner, batch in enumerate(batches):
+        alone = [steps.share(batch + 1, Seat(world, rank, attempt)) for rank in range(world)]
+        own = [sum(map(len, share.micro_batches)) for share in alone]
+        for rank, share in enumerate(shares):
+            assert [ids.tolist() for ids in share.batches[inner]] == [ids.tolist() for ids in alone[rank].micro_batches]
+            expected = sum(own[member] for member in pairs[rank]) if pairs[rank] else own[rank]
+            assert share.samples[inner] == (expected if every > 1 else len(steps.batch(batch + 1)))
+
+
 @given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 12))
 def test_ep4_whole_units_stay_together(number: int, unit: int, parts: int) -> None:
     rows = list(range(number))
