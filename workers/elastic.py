@@ -506,6 +506,7 @@ class Job:
             "ranks": meta["ranks"],
             "training_rate": meta["samples"] / seconds if seconds else None,
             "step_seconds": seconds,
+            "sent_bytes": self._reducer.sent_bytes if self._reducer is not None and seconds is not None else None,
             "lineage": f"{after.lineage:016x}",
         }
 

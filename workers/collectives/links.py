@@ -16,6 +16,10 @@ from workers.compression.finite import NonFiniteError
 from workers.compression.gradients import GradientCompression
 from workers.errors import TaskError
 
+FRAME_BYTES = 144
+"""What gloo puts on a link for each message of an all-to-all beside its content, an empty one too: sender and receiver say
+that they are ready, and the message has a head. Only where little is sent, as with low rank, it is anything at all."""
+
 
 class LinkExchange:
     """Over the links of one generation. A way has a `number`, which decides when its turn comes in a phase.
@@ -34,7 +38,7 @@ class LinkExchange:
         self._index = mine
         self.turns = Turns(0)
         self.sent_bytes = 0
-        """Payload that this rank has put on links to other hosts."""
+        """What this rank has put on links to other hosts: payloads, and gloo's frames."""
 
     def sum_shard(
         self, number: int, cut: Lanes, local: Tensor, codec: Codec, bucket: int | None, phases: tuple[int, int]
@@ -223,7 +227,8 @@ class LinkExchange:
         self.turns.over(phase, number)
         begun = time.perf_counter()
         yield operation
-        self._sent(sum(size for size, far in zip(send, self._remote, strict=True) if far) * sent.element_size(), begun)
+        payload = sum(size for size, far in zip(send, self._remote, strict=True) if far) * sent.element_size()
+        self._sent(payload + FRAME_BYTES * sum(self._remote), begun)
 
     def _sent(self, nbytes: int, begun: float) -> None:
         if nbytes:

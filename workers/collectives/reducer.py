@@ -116,13 +116,13 @@ class Reducer:
         if exact and self._compression.alters(bucket):
             memory.settle_all(bucket)
         self._compensate(bucket, gradient)
+        if exact:
+            self._compression.encoded(bucket)
         if exact and len(self._hosts) == self._exchange.topology.world:
             self._skip(number, BACK, ON_HOST)
             yield from self._links.sum_in_ring(number, gradient, OUT)
         else:
             yield from self._over_hosts(number, gradient, codec, bucket, (OUT, BACK), ON_HOST)
-        if exact:
-            self._compression.encoded(bucket)
 
     def _low_rank(self, number: int, bucket: int, gradient: Tensor) -> Way:
         self._skip(number, ON_HOST)

@@ -136,7 +136,10 @@ class GradientCompression:
             self.memory.commit()
             for codec in self._low_rank.values():
                 codec.commit()
-            self._owing = [choice != NONE for choice in self.choices]
+            self._owing = [
+                choice != NONE or (owing and bucket not in self._encoded)  # not paid: this rank had no part in the step
+                for bucket, (choice, owing) in enumerate(zip(self.choices, self._owing, strict=True))
+            ]
         self._forget_pending()
 
     def replay(self, before: StateId, generation: Generation, replicated: Tensor) -> None:
