@@ -151,7 +151,10 @@ class _Window:
         chosen = least_lossy(items, self.hidden, self.budget.allowed, self.config.worth)
         if chosen is None:  # within the budget, but not once every error is rounded up
             return self.present
-        return [options[index] for options, index in zip(allowed, chosen, strict=True)]
+        found = [options[index] for options, index in zip(allowed, chosen, strict=True)]
+        none, now = (exposed([option.seconds for option in each], self.hidden) for each in (self.none, found))
+        worthless = not self.state.chosen and now >= (1 - self.config.worth) * none
+        return self.present if worthless else found
 
     def _reason(self, old: Option, new: Option) -> str:
         if self.over and new.error < old.error:
