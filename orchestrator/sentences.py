@@ -12,6 +12,7 @@ CHANGE_REASONS = {
     "start": "first choice",
     "saves": "saves time",
     "no_gain": "no faster than none",
+    "disappoints": "took no less than none had",
     "collapse": "the link has collapsed",
     "budget": "error budget exceeded",
     "dense_start_over": "dense start over",

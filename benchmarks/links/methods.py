@@ -111,9 +111,9 @@ def _ours(key: str, label: str, settings: Mapping[str, Any], *, reacts: bool = F
     )
 
 
-def _fixed(codec: str, label: str | None = None, *, dense: bool = False, **parameters: float) -> Method:
-    settings = {"policy": "fixed", "codec": codec, **parameters}
-    return _ours(codec, label or codec, settings, dense=dense)
+def _fixed(codec: str, label: str | None = None, *, dense: bool = False) -> Method:
+    """`codec` with its parameter, if it has one, as `topk 0.01`."""
+    return _ours(codec.split()[0], label or codec, {"policy": "fixed", "codec": codec}, dense=dense)
 
 
 ALONE = Method("alone", "no exchange", _alone)
@@ -138,9 +138,9 @@ METHODS: dict[str, Method] = {
         _fixed("int8"),
         _fixed("int4"),
         _fixed("sign", dense=True),
-        _fixed("topk", f"top-k {DENSITY:.0%}", dense=True, density=DENSITY),
-        _fixed("threshold", f"threshold {DENSITY:.0%}", dense=True, density=DENSITY),
-        _fixed("powersgd", f"PowerSGD rank {RANK}", dense=True, rank=RANK),
+        _fixed(f"topk {DENSITY}", f"top-k {DENSITY:.0%}", dense=True),
+        _fixed(f"threshold {DENSITY}", f"threshold {DENSITY:.0%}", dense=True),
+        _fixed(f"powersgd {RANK}", f"PowerSGD rank {RANK}", dense=True),
     )
 }
 PEERS = (FP32.key, FP16.key, POWERSGD.key)

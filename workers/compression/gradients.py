@@ -205,7 +205,7 @@ class GradientCompression:
 
     def transferred(self, nbytes: int, begun: float, ended: float) -> None:
         """So many bytes were on links; times of `time.perf_counter`, in seconds."""
-        if self.controller is not None:
+        if self.controller is not None and self.controller.is_calm:
             self.controller.measures.transfer(LEVEL, nbytes, begun, ended)
 
     def answered_in(self, seconds: float) -> None:
@@ -223,7 +223,7 @@ class GradientCompression:
 
     def summed_in(self, bucket: int, seconds: float, hidden: float) -> None:
         """From when the exchange of the bucket could begin to its end, and to the end of backward."""
-        if self.controller is not None:
+        if self.controller is not None and self.controller.is_calm:
             self.controller.measures.took(bucket, seconds)
             self.controller.measures.hidden(bucket, hidden)
 

@@ -15,13 +15,19 @@ from workers.compression.controller.layout import Measured, Value
 from workers.compression.controller.link import Line
 from workers.compression.controller.records import Record
 from workers.compression.controller.state import BucketState, ControllerState
-from workers.compression.controller.wire import BucketFacts
+from workers.compression.controller.wire import BucketFacts, transfers
 
 FOLLOW = 0.3
 """Weight of a window in the smoothed time per byte."""
 
 COHERENCE_FALLS = 0.05
 """Relative, between windows."""
+
+SHOWS = 4.0
+"""Times as long as the latency, which is the noise too, the largest transfer has to take for its time to tell the speed."""
+
+LIKE = 1.5
+"""Times slower at most than it was, a link is about as it was."""
 
 BAR_STEPS = 500
 """For how long a choice that has broken the budget is out, and twice as long each time it does so again."""
@@ -38,13 +44,24 @@ def adaptive(
       its choice has not beaten `none` by `worth` for as long; not twice within `pause` steps;
     - at once where the link has collapsed, to any choice that takes `change` less; in the middle of a window, after an
       alarm, for this reason only;
-    - at once where the plan in force is not within the error budget, to one that loses less.
+    - at once where the plan in force is not within the error budget, to one that loses less;
+    - all of them at once to `none` where the plan has turned out no faster than `none` was over such a link. What was in
+      force is out for a while then.
     """
     line = measured.lines.get(buckets[0].level)
     if line is None or buckets[0].hosts < 2:
         return replace(state, step=step), []
-    window = _Window(state, measured, step, buckets, config, line)
+    window = _Window(state, measured, step, buckets, config, _believed(line, state, buckets))
     return window.outcome() if window.is_whole or window.collapsed else (state, [])
+
+
+def _believed(line: Line, state: ControllerState, facts: Sequence[BucketFacts]) -> Line:
+    """The link as it was, where what is sent is so little that it would not show whether the link is faster now."""
+    before = state.seconds_per_byte
+    if before is None or line.seconds_per_byte >= before:
+        return line
+    largest = max(max(transfers(each, bucket.choice)) for each, bucket in zip(facts, state.buckets, strict=True))
+    return line if largest * before > SHOWS * line.latency else line._replace(seconds_per_byte=before)
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,7 @@ class _Window:
         self.collapsed = before is not None and line.seconds_per_byte > config.collapse * before
         self.streaks = [self._streaks(i) for i in range(len(facts))]
         self.over = self._error(self.present) > self.budget.allowed
+        self.measured_exposed = self._measured_exposed()
 
     # ------------------------------------------------------------------ what there is to choose from
 
@@ -169,14 +187,34 @@ class _Window:
 
     # ------------------------------------------------------------------ the outcome
 
+    def _measured_exposed(self) -> Value:
+        """Seconds from the end of backward to the end of the last exchange, as they were."""
+        pairs = list(zip(self.measured.took, self.hidden, strict=True))
+        took = [took - hidden for took, hidden in pairs if took is not None]
+        return max(took) if took and len(took) == len(pairs) else None
+
+    @property
+    def disappoints(self) -> bool:
+        """What is encoded takes no less time than it took when nothing was, and the link is about as it was then."""
+        state, now = self.state, self.measured_exposed
+        if all(option.choice == NONE for option in self.present) or now is None or state.none_exposed is None:
+            return False
+        changed = max((bucket.changed or 0 for bucket in state.buckets), default=0)
+        settled = self.is_whole and self.step - max(changed, state.none_step) >= 2 * self.config.every
+        like = state.none_seconds_per_byte is not None and (
+            self.line.seconds_per_byte <= LIKE * state.none_seconds_per_byte
+        )
+        return settled and like and now > (1 - self.config.worth) * state.none_exposed
+
     def outcome(self) -> tuple[ControllerState, list[Record]]:
-        chosen = self.choose()
+        disappoints = self.disappoints
+        chosen = self.none if disappoints else self.choose()
         after, decisions = [], []
         for i, (old, new) in enumerate(zip(self.present, chosen, strict=True)):
             if new.choice == old.choice:
                 after.append(replace(self.state.buckets[i], streaks=self.streaks[i]))
                 continue
-            reason = self._reason(old, new)
+            reason = "disappoints" if disappoints else self._reason(old, new)
             decisions.append(self._change(i, old, new, reason))
             after.append(self._changed(i, new, reason))
         state = replace(
@@ -188,12 +226,15 @@ class _Window:
             gradient_norm=_or(self.measured.gradient_norm, self.state.gradient_norm),
             coherence=_or(self.measured.coherence, self.state.coherence),
         )
+        if self.is_whole and self.measured_exposed is not None and all(each.choice == NONE for each in self.present):
+            spent = self.line.seconds_per_byte
+            state = replace(state, none_exposed=self.measured_exposed, none_seconds_per_byte=spent, none_step=self.step)
         return state, [*decisions, self._plan(chosen)]
 
     def _changed(self, i: int, new: Option, reason: str) -> BucketState:
         before = self.state.buckets[i]
         barred = dict(before.barred)
-        if reason == "budget" and not self.budget.tight:
+        if (reason == "budget" and not self.budget.tight) or self.disappoints:
             text = str(before.choice)
             count = barred.get(text, (0, 0))[0]
             barred[text] = (count + 1, self.step + BAR_STEPS * 2**count)

@@ -46,6 +46,8 @@ class Controller:
         self.measures = Measures(self.facts(1, 1), (LEVEL,))
         self._layout = Layout(len(plan.sizes), (LEVEL,))
         self._next: Pair | None = None
+        self.is_calm = True
+        """No shadow is in the way of the exchange, whose times are then its own."""
         self._copies: dict[int, Tensor] = {}
         self._shadow_codecs: dict[int, PowerSGD] = {}
         self._shapes = {slot.name: slot.shape for slot in plan.slots}
@@ -109,6 +111,7 @@ class Controller:
         """Whether gradients have to be copied for shadows is known from here on."""
         self._copies.clear()
         self._next = self.measures.next_shadow(step, self.state.plan) if self._config.policy == "adaptive" else None
+        self.is_calm = self._next is None
 
     def gradient(self, bucket: int, gradient: Tensor) -> None:
         """A bucket's gradient, float32 [n], before anything is added to it."""

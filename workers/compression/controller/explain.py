@@ -11,6 +11,7 @@ REASONS = {
     "start": "first choice",
     "saves": "predicted to save time",
     "no_gain": "no longer beats none",
+    "disappoints": "took no less than none had",
     "collapse": "the link has collapsed",
     "budget": "the error budget was exceeded",
     "dense_start_over": "the dense start is over",

@@ -23,7 +23,7 @@ from workers.compression.controller.state import BucketState, ControllerState, i
 from workers.compression.controller.wire import BucketFacts
 
 BUCKETS = mlp()
-URGENT = {"start", "collapse", "budget"}
+URGENT = {"start", "collapse", "budget", "disappoints"}
 
 
 def run(
@@ -364,3 +364,29 @@ def test_cc23_every_decision_is_a_record_of_plain_values_with_what_led_to_it() -
             assert record["plan"] == [str(choice) for choice in plan]
             assert record["hash"] == f"{plan_hash(tuple(plan)):016x}"
     assert tuple(plan) == states[-1].plan and len(changes(records)) >= 2
+
+
+def test_cc18_a_plan_that_takes_as_long_as_none_had_goes_back_to_it_and_is_barred() -> None:
+    """Whatever was predicted: over a link that is as it was, what was measured decides."""
+    slow = [replace(measured(SLOW), took=(0.5, 1.0), hidden=(0.0, 0.0))] * 2
+    states, _ = run(slow)
+    chosen = states[0].plan
+    assert not all_are(chosen) and states[0].none_exposed == 1.0
+    better, no_better = (run([slow[0], *[replace(slow[0], took=(0.2, took))] * 3]) for took in (0.5, 0.99))
+    assert not any(record["reason"] == "disappoints" for record in changes(better[1]))
+    states, records = no_better
+    (first, *_) = [record for record in changes(records) if record["reason"] == "disappoints"]
+    assert first["step"] == 60 and all_are(states[2].plan)
+    assert all(
+        str(choice) in bucket.barred for choice, bucket in zip(chosen, states[2].buckets, strict=True) if choice != NONE
+    )
+
+
+def test_cc17_what_is_too_small_to_tell_the_speed_of_a_link_does_not_change_it() -> None:
+    """After a change to low rank all transfers are small, and a fit of their times may say anything."""
+    states, _ = run([measured(SLOW)] * 2)
+    before = states[-1]
+    noisy = Line(latency=10 * max(1e-3, SLOW.seconds_per_byte * 1e6), seconds_per_byte=0.0)
+    after, _ = decide(before, replace(measured(SLOW), lines={"hosts": noisy}), 60, BUCKETS)
+    assert not all_are(before.plan)
+    assert after.seconds_per_byte == before.seconds_per_byte
