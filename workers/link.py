@@ -15,6 +15,7 @@ from pathlib import Path
 from quantarion.v1 import control_pb2 as pb
 
 from workers.page import Page
+from workers.readable import wait_readable
 
 PACKET_BYTES = 1 << 20
 """Largest packet: a CONFIGURE of several thousand members."""
@@ -73,9 +74,8 @@ class AgentLink:
         if self._socket is None:
             time.sleep(min(seconds, _LOOK_SECONDS))
             return
-        import select
 
-        select.select([self._socket], [], [], seconds)
+        wait_readable(self._socket, seconds)
 
     def _connect(self) -> bool:
         link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import select
 import socket
 import struct
 import threading
@@ -21,6 +20,7 @@ import torch
 
 from workers import plain
 from workers.identity import Generation, StateId
+from workers.readable import wait_readable
 from workers.state import Captured, tensor_bytes
 
 logger = logging.getLogger("quantarion.transfer")
@@ -97,8 +97,7 @@ class StateServer:
             offer = self._find_offer(have, generation)
             if offer is not None:
                 return offer
-            readable, _, _ = select.select([peer], [], [], _RETRY_SECONDS)
-            if readable:
+            if wait_readable(peer, _RETRY_SECONDS):
                 raise TransferError("the asker hung up")
 
     def close(self) -> None:

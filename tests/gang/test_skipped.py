@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
@@ -33,6 +34,17 @@ META = {"kind": "step", "hosts": [2, 1]}
 @pytest.fixture(autouse=True)
 def several_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers.engine, "plan_buckets", partial(plan_buckets, first_bytes=64, bucket_bytes=200))
+
+
+@pytest.fixture(autouse=True)
+def sockets_are_closed() -> Iterator[None]:
+    """Hooks of parameters keep an engine for ever, and it would keep the groups of its last step."""
+    yield
+    for rank in RUNNING:
+        rank.engine._reducer = rank.engine._exchange = None
+        rank.engine._pending.clear()
+    RUNNING.clear()
+    gc.collect()
 
 
 @pytest.fixture
@@ -67,6 +79,9 @@ class Rank:
         return torch.cat([parameter.detach().reshape(-1).clone() for parameter in self.model.parameters()])
 
 
+RUNNING: list[Rank] = []
+
+
 def train(gang: Gang, ranks: list[Rank], step: int, spoilt: int | None = None) -> list[dict[str, Any]]:
     """A step of all ranks; the inputs of rank `spoilt` make NaN of its gradients."""
 
@@ -87,6 +102,7 @@ def train(gang: Gang, ranks: list[Rank], step: int, spoilt: int | None = None) -
 
 def start(store: str, folder: Path, codec: str, scaled: bool, number: int = 1) -> tuple[Gang, list[Rank]]:
     ranks = [Rank(codec, scaled) for _ in range(RANKS)]
+    RUNNING.extend(ranks)
     return Gang(store, folder, [2, 1], [rank.engine.compression for rank in ranks], number), ranks
 
 

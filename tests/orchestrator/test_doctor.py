@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -23,6 +22,7 @@ from orchestrator.doctor import Verdict
 from orchestrator.errors import ExitCode
 from tests.orchestrator.fake_operator import FakeOperator, append, make_job, served
 from workers.paths import SOCKET_PATH_BYTES, runtime_dir
+from workers.readable import wait_readable
 
 DRIVER = """
 import os, subprocess, sys
@@ -67,7 +67,7 @@ def wait_for_end(pids: list[int], seconds: float = 30.0) -> None:
         except ProcessLookupError:
             continue
         try:
-            assert select.select([pidfd], [], [], seconds)[0], f"process {pid} lives on"
+            assert wait_readable(pidfd, seconds), f"process {pid} lives on"
         finally:
             os.close(pidfd)
 

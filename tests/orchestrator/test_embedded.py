@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 from orchestrator import rayenv, reaper, sweep
 from orchestrator.embedded import HEAD_ADDRESS, EmbeddedCluster
 from orchestrator.errors import ExitCode, UserError
+from workers.readable import wait_readable
 
 pytestmark = pytest.mark.ray
 
@@ -118,7 +118,7 @@ def test_a_killed_host_takes_its_processes_along_and_comes_back(cluster: Embedde
     eventually(lambda: first not in cluster.hosts(), "the death of the raylet")
     assert cluster.revive() == [first.address]
     assert cluster.revive() == []  # it is under way
-    assert select.select([pidfd], [], [], 60)[0], "a rank outlived its host"
+    assert wait_readable(pidfd, 60), "a rank outlived its host"
     os.close(pidfd)
     eventually(lambda: cluster.revive() == [] and len(cluster.hosts()) == 2, "the new raylet")
     back = cluster.hosts()[0]
@@ -154,7 +154,7 @@ def test_ep12_two_clusters_at_once_and_kill_9_of_a_driver_leaves_nothing_of_it(
         driver.kill()
         driver.wait()
     for pidfd in pidfds:
-        assert select.select([pidfd], [], [], 60)[0], "a process outlived its driver"
+        assert wait_readable(pidfd, 60), "a process outlived its driver"
         os.close(pidfd)
     assert not Path(temp).exists() and not (tmp_path / "memory").exists()
     assert not sweep.job_alive(tmp_path)
@@ -203,7 +203,7 @@ def test_ep12_the_sweep_of_a_cluster_removes_a_dead_jobs_actors_and_groups_and_n
         "removed placement group quantarion-gone-host-1 and what ran in it",
     ]
     for pidfd in pidfds:
-        assert select.select([pidfd], [], [], 60)[0], "an actor outlived the sweep"
+        assert wait_readable(pidfd, 60), "an actor outlived the sweep"
         os.close(pidfd)
     assert run(SWEEP).strip() == ""
     assert ray.get(mine.pid.remote()) == kept  # type: ignore[attr-defined]

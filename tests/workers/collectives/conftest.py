@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -14,6 +15,13 @@ from workers.collectives.exchange import ExchangeError, FlatExchange, Place, Top
 from workers.identity import StateId
 
 PLACES = tuple(Place(rank, f"host-{rank}", "127.0.0.1") for rank in range(4))
+
+
+@pytest.fixture(autouse=True)
+def descriptors_are_given_back() -> Iterator[None]:
+    """Gloo closes its sockets when nobody holds a group any more, and each gang has dozens."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

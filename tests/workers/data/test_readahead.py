@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from torch.utils.data import Dataset
 
 from workers.data.readahead import ReadAhead, ReaderDied
 from workers.data.reader import BatchReader, Request
+from workers.readable import wait_readable
 
 NUM_SAMPLES = 32
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -94,7 +94,7 @@ def end_of(pid: int) -> Callable[[], None]:
     pidfd = os.pidfd_open(pid)
 
     def wait() -> None:
-        assert select.select([pidfd], [], [], 60)[0] == [pidfd]
+        assert wait_readable(pidfd, 60)
         os.close(pidfd)
 
     return wait
