@@ -153,6 +153,9 @@ class Linear(nn.Module):
         return torch.stack([(p * gradients[name]).sum() for name, p in self.named_parameters()]).sum()
 
 
+MEMBERS: list[Member] = []
+
+
 class Member:
     """One rank: its engine, its machine, and the host it is on."""
 
@@ -167,6 +170,12 @@ class Member:
         self.engine = Engine(self.model, optimizer, machine=self.machine, faults=faults, compression=make)
         self.memory: HostMemory | None = None
         self._seat: tuple[PostalExchange, Reducer] | None = None
+        MEMBERS.append(self)
+
+    def forget(self) -> None:
+        """Let go of all memory: hooks of parameters keep an engine for ever."""
+        self.engine._reducer = self.engine._exchange = self.memory = self._seat = None
+        self.engine._pending.clear()
 
     @property
     def compression(self) -> GradientCompression:

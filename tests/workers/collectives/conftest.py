@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
+from tests.workers.collectives.abandoned import MEMBERS
 from workers.collectives.connect import Connector
 from workers.collectives.exchange import ExchangeError, FlatExchange, Place, Topology
 from workers.identity import StateId
@@ -21,6 +22,9 @@ PLACES = tuple(Place(rank, f"host-{rank}", "127.0.0.1") for rank in range(4))
 def descriptors_are_given_back() -> Iterator[None]:
     """Gloo closes its sockets when nobody holds a group any more, and each gang has dozens."""
     yield
+    for member in MEMBERS:
+        member.forget()
+    MEMBERS.clear()
     gc.collect()
 
 
