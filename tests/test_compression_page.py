@@ -10,7 +10,7 @@ import pytest
 from torch import Size
 
 from orchestrator import jobspec
-from workers.compression.choice import Choice
+from workers.compression.choice import FACTOR_CODECS, Choice
 from workers.compression.config import CompressionConfig
 from workers.compression.powersgd import PowerSGD
 from workers.compression.registry import CODECS, make_codec
@@ -32,16 +32,16 @@ def rows(page: str, head: str) -> list[list[str]]:
 def test_cc16_each_codec_is_there_with_the_bytes_that_it_sends(page: str) -> None:
     table = {name.strip("` "): size for name, size, _ in rows(page, "codec")}
     choices = {Choice.parse(text): size for text, size in table.items()}
-    assert {choice.codec for choice in choices} == {*CODECS, "powersgd"}
+    assert {choice.codec for choice in choices} == {*CODECS, *FACTOR_CODECS}
     for choice, size in choices.items():
-        if choice.codec != "powersgd":
+        if not choice.is_low_rank:
             exact = make_codec(choice.codec, **choice.parameters).nbytes(ELEMENTS) / ELEMENTS
             digits = len(size.partition(".")[2])
             assert float(size) == round(exact, digits)
 
 
 def test_cc16_the_bytes_of_powersgd_follow_the_formula(page: str) -> None:
-    [(text, formula)] = [(row[0], row[1]) for row in rows(page, "codec") if row[0].startswith("`powersgd")]
+    [(text, formula)] = [(row[0], row[1]) for row in rows(page, "codec") if row[0].startswith("`powersgd ")]
     rank = int(Choice.parse(text.strip("`")).value or 0)
     assert formula == f"4 · {rank} (rows + columns) / (rows · columns)"
     sent = PowerSGD({"w": Size([300, 200])}, rank).sizes(["w"])

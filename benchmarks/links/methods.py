@@ -141,6 +141,7 @@ METHODS: dict[str, Method] = {
         _fixed(f"topk {DENSITY}", f"top-k {DENSITY:.0%}", dense=True),
         _fixed(f"threshold {DENSITY}", f"threshold {DENSITY:.0%}", dense=True),
         _fixed(f"powersgd {RANK}", f"PowerSGD rank {RANK}", dense=True),
+        _fixed(f"powersgd-int8 {RANK}", f"PowerSGD rank {RANK}, factors in int8", dense=True),
     )
 }
 PEERS = (FP32.key, FP16.key, POWERSGD.key)

@@ -20,6 +20,7 @@ from benchmarks.links.picture import UNSHAPED_AT, draw, points
 from benchmarks.links.records import Records
 from benchmarks.links.summary import Table, always_first, exposed, learned, seconds_to_target, timings, verdicts
 from benchmarks.links.tasks import TASKS, Data, batch
+from workers.compression.choice import FACTOR_CODECS
 from workers.compression.registry import CODECS
 
 
@@ -57,7 +58,7 @@ def table(**seconds: tuple[float, ...]) -> Table:
 def test_cc27_there_is_a_cell_for_every_codec_policy_and_peer_at_every_speed_and_layout() -> None:
     cells = list(timing_cells(["mlp"], rounds=1))
     assert len(cells) == len(set(cells))
-    wanted = {f"ours-{codec}" for codec in (*CODECS, "powersgd")} | {"ours-adaptive", "ours-ladder", *PEERS}
+    wanted = {f"ours-{codec}" for codec in (*CODECS, *FACTOR_CODECS)} | {"ours-adaptive", "ours-ladder", *PEERS}
     for layout in ("2x1", "4x1", "4x2"):
         for rate in (10.0, 100.0, 1000.0, None):
             found = {cell.method for cell in cells if cell.layout == layout and RATES[cell.rate] == rate}

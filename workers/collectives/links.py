@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from workers.collectives.exchange import FlatExchange
 from workers.collectives.lanes import Lanes, Piece
+from workers.collectives.left_out import LeftOut
 from workers.collectives.tasks import Turns, Way
 from workers.compression.codec import Codec
-from workers.compression.finite import NonFiniteError
 from workers.compression.gradients import GradientCompression
-from workers.errors import TaskError
 
 FRAME_BYTES = 144
 """What gloo puts on a link for each message of an all-to-all beside its content, an empty one too: sender and receiver say
 that they are ready, and the message has a head. Only where little is sent, as with low rank, it is anything at all."""
+
+
+def _nothing_more() -> None:
+    return
 
 
 class LinkExchange:
@@ -41,20 +44,19 @@ class LinkExchange:
         """What this rank has put on links to other hosts: payloads, and gloo's frames."""
 
     def sum_shard(
-        self, number: int, cut: Lanes, local: Tensor, codec: Codec, bucket: int | None, phases: tuple[int, int]
+        self, number: int, cut: Lanes, local: Tensor, codec: Codec, phases: tuple[int, int], left_out: LeftOut
     ) -> Way:
-        """Sum `local`, float32, this rank's shard, in place; what the codec leaves out is owed to the `bucket`.
+        """Sum `local`, float32, this rank's shard, in place; `left_out` gets what the codec leaves out.
 
         Which way it is depends on the bucket alone, so all members take the same, those too that have no shard of it.
         """
         if cut.alone:
-            return self._nothing(number, bucket, phases)
+            return self._nothing(number, phases, left_out)
         if codec.name != "none":
-            assert bucket is not None
-            return self._encoded(number, cut, local, codec, bucket, phases)
+            return self._encoded(number, cut, local, codec, phases, left_out)
         if cut.even:
-            return self._one_lane(number, cut, local, phases)
-        return self._plain(number, cut, local, codec, phases)
+            return self._one_lane(number, cut, local, phases, left_out)
+        return self._plain(number, cut, local, codec, phases, left_out)
 
     def sum_directly(self, number: int, values: Tensor, phase: int, *, largest: bool) -> Way:
         """Everybody sends `values`, float32 [n], to everybody: one exchange for what is small."""
@@ -83,16 +85,14 @@ class LinkExchange:
 
     # ------------------------------------------------------------------ float32 as it is
 
-    def _nothing(self, number: int, bucket: int | None, phases: tuple[int, int]) -> Way:
-        """On one host nothing is encoded, and nothing owed."""
+    def _nothing(self, number: int, phases: tuple[int, int], left_out: LeftOut) -> Way:
+        """On one host nothing is encoded."""
         for phase in phases:
             self.turns.over(phase, number)
-        if bucket is not None:
-            self._compression.memory.settle_all(bucket)
-            self._compression.encoded(bucket)
+        left_out.nothing()
         yield from ()
 
-    def _one_lane(self, number: int, cut: Lanes, local: Tensor, phases: tuple[int, int]) -> Way:
+    def _one_lane(self, number: int, cut: Lanes, local: Tensor, phases: tuple[int, int], left_out: LeftOut) -> Way:
         """Nothing is copied on its way out, nor, where it may lie there, on its way in."""
         sizes, shares, mine = [0] * cut.world, [0] * cut.world, local[:0]
         for lane in cut.mine:
@@ -101,7 +101,7 @@ class LinkExchange:
             for member, piece in zip(lane.members, lane.pieces, strict=True):
                 sizes[member], shares[member] = _length(piece), len(mine)
         received = torch.empty(sum(shares))
-        yield from self._transfer(number, phases[0], received, local, shares, sizes)
+        yield from self._transfer(number, phases[0], received, local, shares, sizes, left_out.nothing)
         members = sum(len(lane.members) for lane in cut.mine)
         if len(mine):
             torch.sum(received.view(members, -1), dim=0, out=mine)
@@ -110,37 +110,39 @@ class LinkExchange:
         if not self._in_place:
             local.copy_(sums)
 
-    def _plain(self, number: int, cut: Lanes, local: Tensor, codec: Codec, phases: tuple[int, int]) -> Way:
-        sent, receive, send = self._pieces(cut, local, codec, None, None)
+    def _plain(
+        self, number: int, cut: Lanes, local: Tensor, codec: Codec, phases: tuple[int, int], left_out: LeftOut
+    ) -> Way:
+        sent, receive, send = self._pieces(cut, local, codec, left_out, None)
         received = torch.empty(sum(receive), dtype=torch.uint8)
-        yield from self._transfer(number, phases[0], received, sent, receive, send)
+        yield from self._transfer(number, phases[0], received, sent, receive, send, left_out.nothing)
         inbox = list(received.split(receive))
         payloads = []
         for piece, total in _shared(cut, local):
-            self._add_up(piece, inbox, codec, total, None)
+            self._add_up(piece, inbox, codec, total, left_out)
             payloads.append((piece, codec.encode(total)))
-        yield from self._sums_back(number, cut, local, codec, None, phases[1], payloads)
+        yield from self._sums_back(number, cut, local, codec, phases[1], payloads, left_out, _nothing_more)
 
     # ------------------------------------------------------------------ encoded
 
-    def _encoded(self, number: int, cut: Lanes, local: Tensor, codec: Codec, bucket: int, phases: tuple[int, int]) -> Way:
-        memory = self._compression.memory
-        memory.accelerate(bucket, cut.shard.start, local, codec)
+    def _encoded(
+        self, number: int, cut: Lanes, local: Tensor, codec: Codec, phases: tuple[int, int], left_out: LeftOut
+    ) -> Way:
+        left_out.begin(cut.shard, local, codec)
         decoded = local.clone()
-        sent, receive, send = self._pieces(cut, local, codec, bucket, decoded)
-        memory.settle_shard(bucket, cut.shard, local, decoded, codec)
+        sent, receive, send = self._pieces(cut, local, codec, left_out, decoded)
+        left_out.of_shard(cut.shard, local, decoded, codec)
         received = torch.empty(sum(receive), dtype=torch.uint8)
         yield from self._transfer(number, phases[0], received, sent, receive, send)
         inbox = list(received.split(receive))
         payloads = []
         for piece, total in _shared(cut, local):
-            self._add_up(piece, inbox, codec, total, bucket)
-            payloads.append((piece, self._encode_sum(piece, total, codec, bucket)))
-        self._compression.encoded(bucket)
-        yield from self._sums_back(number, cut, local, codec, bucket, phases[1], payloads)
+            self._add_up(piece, inbox, codec, total, left_out)
+            payloads.append((piece, self._encode_sum(piece, total, codec, left_out)))
+        yield from self._sums_back(number, cut, local, codec, phases[1], payloads, left_out, left_out.known)
 
     def _pieces(
-        self, cut: Lanes, local: Tensor, codec: Codec, bucket: int | None, decoded: Tensor | None
+        self, cut: Lanes, local: Tensor, codec: Codec, left_out: LeftOut, decoded: Tensor | None
     ) -> tuple[Tensor, list[int], list[int]]:
         """This rank's payloads to the owners, one behind the other; bytes to receive from and to send to each member.
 
@@ -158,30 +160,24 @@ class LinkExchange:
         for member, parts in enumerate(cut.others):
             for part in parts:
                 here, length = slice(part.start - start, part.stop - start), codec.nbytes(_length(part))
-                key = f"{bucket} {member} {part.start}"
-                payload = self._encode(codec, local[here], bucket, key, sent[at : at + length])
+                key = f"{left_out.bucket} {member} {part.start}"
+                payload = self._encode(codec, local[here], left_out, key, sent[at : at + length])
                 if decoded is not None:
-                    self._decode(codec, payload, decoded[here], bucket)
+                    self._decode(codec, payload, decoded[here], left_out)
                 at += length
         return sent, receive, send
 
-    def _encode_sum(self, piece: Piece, total: Tensor, codec: Codec, bucket: int) -> Tensor:
+    def _encode_sum(self, piece: Piece, total: Tensor, codec: Codec, left_out: LeftOut) -> Tensor:
         """The payload of the sum of a piece, which becomes what everybody decodes (CC-4)."""
-        memory, start = self._compression.memory, piece.part.start
-        try:
-            memory.compensate_sum(bucket, start, total)
-        except NonFiniteError:
-            raise TaskError(
-                "the sum of the ranks' gradients overflows float32, although each of them is finite: lower the learning "
-                "rate, or write clip_norm: 1.0"
-            ) from None
-        payload = self._encode(codec, total, bucket, f"{bucket} sum {start}")
+        start = piece.part.start
+        left_out.compensate_sum(start, total)
+        payload = self._encode(codec, total, left_out, f"{left_out.bucket} sum {start}")
         exact = total.clone()
-        self._decode(codec, payload, total, bucket)
-        memory.settle_sum(bucket, start, exact, total)
+        self._decode(codec, payload, total, left_out)
+        left_out.of_sum(start, exact, total)
         return payload
 
-    def _add_up(self, piece: Piece, inbox: list[Tensor], codec: Codec, total: Tensor, bucket: int | None) -> None:
+    def _add_up(self, piece: Piece, inbox: list[Tensor], codec: Codec, total: Tensor, left_out: LeftOut) -> None:
         """The sum of what all members of the piece have, in their order, into `total`, which holds what this one has."""
         parts: list[Tensor] = []
         for member in piece.members:
@@ -190,7 +186,7 @@ class LinkExchange:
             else:
                 payload, inbox[member] = _take(inbox[member], codec.nbytes(piece.size))
                 parts.append(torch.empty(piece.size))
-                self._decode(codec, payload, parts[-1], bucket)
+                self._decode(codec, payload, parts[-1], left_out)
         total.copy_(_in_order(parts))
 
     def _sums_back(
@@ -199,33 +195,43 @@ class LinkExchange:
         cut: Lanes,
         local: Tensor,
         codec: Codec,
-        bucket: int | None,
         phase: int,
         payloads: Sequence[tuple[Piece, Tensor]],
+        left_out: LeftOut,
+        meanwhile: Callable[[], None],
     ) -> Way:
         """The sums of the own pieces to all, and everybody else's into `local`."""
         start = cut.shard.start
         sent, send = _for_members(cut, payloads)
         receive = [sum(codec.nbytes(_length(part)) for part in parts) for parts in cut.others]
         received = torch.empty(sum(receive), dtype=torch.uint8)
-        yield from self._transfer(number, phase, received, sent, receive, send)
+        yield from self._transfer(number, phase, received, sent, receive, send, meanwhile)
         for mail, parts in zip(received.split(receive), cut.others, strict=True):
             for part in parts:
                 payload, mail = _take(mail, codec.nbytes(_length(part)))
-                self._decode(codec, payload, local[part.start - start : part.stop - start], bucket)
+                self._decode(codec, payload, local[part.start - start : part.stop - start], left_out)
 
     # ------------------------------------------------------------------ one operation
 
     def _transfer(
-        self, number: int, phase: int, received: Tensor, sent: Tensor, receive: list[int], send: list[int]
+        self,
+        number: int,
+        phase: int,
+        received: Tensor,
+        sent: Tensor,
+        receive: list[int],
+        send: list[int],
+        meanwhile: Callable[[], None] = _nothing_more,
     ) -> Way:
-        """Sizes in elements of `received` and `sent`, for each member."""
+        """Sizes in elements of `received` and `sent`, for each member; `meanwhile` is done while they are on their way."""
         if self._exchange.topology.world == 1:
+            meanwhile()
             return
         yield self.turns.turn(phase, number)
         operation = self._exchange.all_to_all(received, sent, receive, send, phase)
         self.turns.over(phase, number)
         begun = time.perf_counter()
+        meanwhile()
         yield operation
         payload = sum(size for size, far in zip(send, self._remote, strict=True) if far) * sent.element_size()
         self._sent(payload + FRAME_BYTES * sum(self._remote), begun)
@@ -235,18 +241,16 @@ class LinkExchange:
             self.sent_bytes += nbytes
             self._compression.transferred(nbytes, begun, time.perf_counter())
 
-    def _encode(self, codec: Codec, x: Tensor, bucket: int | None, key: str, out: Tensor | None = None) -> Tensor:
+    def _encode(self, codec: Codec, x: Tensor, left_out: LeftOut, key: str, out: Tensor | None = None) -> Tensor:
         begun = time.perf_counter()
         payload = codec.encode(x, key=key, out=out)
-        if bucket is not None:
-            self._compression.encoded_in(bucket, len(x), time.perf_counter() - begun)
+        left_out.encoded_in(len(x), time.perf_counter() - begun)
         return payload
 
-    def _decode(self, codec: Codec, payload: Tensor, out: Tensor, bucket: int | None) -> None:
+    def _decode(self, codec: Codec, payload: Tensor, out: Tensor, left_out: LeftOut) -> None:
         begun = time.perf_counter()
         codec.decode(payload, len(out), out=out)
-        if bucket is not None:
-            self._compression.decoded_in(bucket, len(out), time.perf_counter() - begun)
+        left_out.decoded_in(len(out), time.perf_counter() - begun)
 
 
 def _length(part: slice) -> int:

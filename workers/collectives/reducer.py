@@ -15,6 +15,7 @@ from torch import Tensor
 
 from workers.collectives.exchange import PHASES, FlatExchange, Hosts
 from workers.collectives.lanes import Lanes, lanes
+from workers.collectives.left_out import Collected, LeftOut, Owed
 from workers.collectives.links import LinkExchange
 from workers.collectives.shared import HostExchange, Patience
 from workers.collectives.tasks import BRIEFLY_SECONDS, Task, Tasks, Turns, Way
@@ -78,8 +79,8 @@ class Reducer:
         """Start to sum `gradient`, float32 [n], in place, as the plan in force has it compressed."""
         choice = self._compression.choice(bucket)
         number = self._take_number()
-        if choice.codec == "powersgd":
-            way = self._low_rank(number, bucket, gradient)
+        if choice.is_low_rank:
+            way = self._low_rank(number, bucket, gradient, self._compression.codec(choice))
         else:
             way = self._sharded(number, bucket, gradient, self._compression.codec(choice))
         return self._tasks.start(self._timed(bucket, way))
@@ -117,24 +118,33 @@ class Reducer:
             self._skip(number, BACK, ON_HOST)
             yield from self._links.sum_in_ring(number, gradient, OUT)
         else:
-            yield from self._over_hosts(number, gradient, codec, bucket, (OUT, BACK), ON_HOST)
+            owed = Owed(self._compression, bucket)
+            yield from self._over_hosts(number, gradient, codec, (OUT, BACK), ON_HOST, owed)
 
-    def _low_rank(self, number: int, bucket: int, gradient: Tensor) -> Way:
+    def _low_rank(self, number: int, bucket: int, gradient: Tensor, codec: Codec) -> Way:
+        """`codec`: of P and Q."""
         self._skip(number, ON_HOST)
         self._compensate(bucket, gradient)
         views = self._compression.views(bucket, gradient)
         begun = time.perf_counter()
         iteration = self._compression.powersgd(bucket).start(views)
         spent = time.perf_counter() - begun
-        yield from self._over_hosts(number, iteration.p, NONE_CODEC, None, (OUT, BACK), ON_HOST + 1)
+        left_p = torch.zeros_like(iteration.p)
+        yield from self._over_hosts(number, iteration.p, codec, (OUT, BACK), ON_HOST + 1, Collected(left_p))
         begun = time.perf_counter()
         q = iteration.middle(iteration.p)
-        own = torch.empty_like(gradient)
-        iteration.own(self._compression.views(bucket, own))
-        self._compression.memory.settle(bucket, 0, gradient, own)
-        self._compression.encoded(bucket)
-        self._compression.encoded_in(bucket, len(gradient), spent + time.perf_counter() - begun)
-        yield from self._over_hosts(number, q, NONE_CODEC, None, (OUT_AGAIN, BACK_AGAIN), ON_HOST + 2)
+        spent += time.perf_counter() - begun
+        left_q = torch.zeros_like(q)
+
+        def settle() -> None:
+            begun = time.perf_counter()
+            own = torch.empty_like(gradient)
+            iteration.own(left_p, left_q, self._compression.views(bucket, own))
+            self._compression.memory.settle(bucket, 0, gradient, own)
+            self._compression.encoded(bucket)
+            self._compression.encoded_in(bucket, len(gradient), spent + time.perf_counter() - begun)
+
+        yield from self._over_hosts(number, q, codec, (OUT_AGAIN, BACK_AGAIN), ON_HOST + 2, Collected(left_q, settle))
         begun = time.perf_counter()
         iteration.finish(q, out=views)
         self._compression.decoded_in(bucket, len(gradient), time.perf_counter() - begun)
@@ -142,15 +152,15 @@ class Reducer:
     def _exact(self, number: int, values: Tensor, largest: bool) -> Way:
         self._skip(number, OUT_AGAIN, BACK_AGAIN, ON_HOST + 1, ON_HOST + 2)
         if len(values) > DIRECT_ELEMENTS and not largest:
-            yield from self._over_hosts(number, values, NONE_CODEC, None, (OUT, BACK), ON_HOST)
+            yield from self._over_hosts(number, values, NONE_CODEC, (OUT, BACK), ON_HOST, Collected())
         else:
             self._skip(number, BACK, ON_HOST)
             yield from self._links.sum_directly(number, values, OUT, largest=largest)
 
     def _over_hosts(
-        self, number: int, values: Tensor, codec: Codec, bucket: int | None, phases: tuple[int, int], on_host: int
+        self, number: int, values: Tensor, codec: Codec, phases: tuple[int, int], on_host: int, left_out: LeftOut
     ) -> Way:
-        """Sum `values`, float32 [n], in place; what the codec leaves out is owed to the `bucket`, if it is one."""
+        """Sum `values`, float32 [n], in place; `left_out` gets what the codec leaves out."""
         cut = self._lanes_of(len(values), codec.granularity)
         operation, local = None, values
         if self._on_host is not None:
@@ -161,7 +171,7 @@ class Reducer:
             local = operation.shard
         else:
             self._skip(number, on_host)
-        yield from self._links.sum_shard(number, cut, local, codec, bucket, phases)
+        yield from self._links.sum_shard(number, cut, local, codec, phases, left_out)
         if operation is not None:
             assert self._on_host is not None
             operation.all_gather()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from workers.collectives.buckets import BucketPlan
-from workers.collectives.exchange import Abandoned, ExchangeError, FlatExchange
+from workers.collectives.exchange import SLICE_SECONDS, Abandoned, ExchangeError, FlatExchange, Underway
 from workers.collectives.reducer import Reducer
 from workers.collectives.tasks import BRIEFLY_SECONDS, Task
 from workers.comm.compression import NO_BUCKETS, State, take_over, whole_state
@@ -30,6 +30,12 @@ logger = logging.getLogger("quantarion.comm")
 
 CHECK_SECONDS = 0.1
 """How long a dead neighbour goes unnoticed."""
+
+QUIET_STEPS = 4
+"""Where nothing is encoded and nothing owed, in one pass of so many ranks tell each other how they are."""
+
+NORM_STEPS = 4
+"""In one pass of so many the norm of the gradient is computed."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,8 @@ class Iterations:
         self._tasks: list[Task] = []
         self._compressed = False
         self._flags = self._measured = torch.empty(0)
+        self._quiet = False
+        """Nothing is encoded, and nothing owed: the sum of each bucket is a single operation."""
         self._awaited: object = None
         self._since = self._checked = time.monotonic()
 
@@ -96,6 +104,13 @@ class Iterations:
     def waiting(self) -> bool:
         """Whether there is anything to be waited for."""
         return any(not task.done for task in self._tasks)
+
+    @property
+    def spare_seconds(self) -> float:
+        """How long the next bucket may be waited for before `get_on`: links go on by themselves."""
+        first = self._first
+        alone = first is not None and isinstance(first.awaited, Underway) and not self._open[-1].last
+        return BRIEFLY_SECONDS if alone else 0.0
 
     def start(self, ready: Ready) -> None:
         """Start the sum of the next bucket. Raises ExchangeError, Abandoned."""
@@ -122,7 +137,7 @@ class Iterations:
 
     def get_on(self) -> None:
         """Let the sums get on for a moment; the last one ends the iteration. Raises ExchangeError, Abandoned."""
-        if not self._move() and self._open[-1].last:
+        if not self._move(wait=self.spare_seconds == 0) and self._open[-1].last:
             self._end()
 
     def abandon(self) -> list[Ready]:
@@ -138,11 +153,14 @@ class Iterations:
         if self._compressed:
             before = StateId(self.steps, 0, NO_GENERATION, 0)
             self.compression.begin(before, NO_GENERATION, self._learning_rate())
+        plan = range(len(self.compression.plan.sizes))
+        self._quiet = self._compressed and not any(map(self.compression.alters, plan))
 
     def _go_on_plain(self) -> None:
         """The buckets before this one were as in the plan, and this one is not: each reducer has an order of its own."""
-        while self._move():
+        while self._move(wait=True):
             pass
+        self._quiet = False
         self.sent_bytes += self._reducer.sent_bytes
         self._reducer = self._plain
         self._reducer.begin()
@@ -173,15 +191,21 @@ class Iterations:
         if not self._compressed:
             return
         controller, step = self.compression.controller, self.steps + 1
-        alarmed = controller is not None and controller.alarm
-        self._flags = torch.tensor([*self._refused, alarmed], dtype=torch.float32)
-        self._tasks.append(self._reducer.sum_exactly(self._flags))
+        self._flags = torch.empty(0)
+        if not self._quiet or step % QUIET_STEPS == 0:
+            self._tell_flags()
         self._measured = torch.empty(0)
         if controller is not None and self._reducer is self._encoding:
             if controller.is_due(step):
                 self._measured = controller.measures.vector()
                 self._tasks.append(self._reducer.sum_exactly(self._measured, largest=True))
             controller.try_shadows(step, self._reducer.progress)
+
+    def _tell_flags(self) -> None:
+        controller = self.compression.controller
+        alarmed = controller is not None and controller.alarm
+        self._flags = torch.tensor([*self._refused, alarmed], dtype=torch.float32)
+        self._tasks.append(self._reducer.sum_exactly(self._flags))
 
     def _end(self) -> None:
         self.steps += 1
@@ -201,7 +225,7 @@ class Iterations:
             ready.reduced.set_result(ready.gradient)
 
     def _commit(self) -> None:
-        *refused, alarmed = self._flags.tolist()
+        *refused, alarmed = self._flags.tolist() if len(self._flags) else [0.0] * (len(self._values) + 1)
         for values, flag in zip(self._values, refused, strict=True):
             if flag:
                 values.fill_(math.nan)
@@ -210,19 +234,26 @@ class Iterations:
         if controller is not None:
             for decision in controller.decide(self.steps, self._measured, controller.world, alarmed=alarmed > 0):
                 logger.info("%s", decision)
-            if not any(refused):
+            if not any(refused) and self.steps % NORM_STEPS == 0:
                 controller.measures.gradient_norm(sum(float(torch.dot(v, v)) for v in self._values) ** 0.5)
 
-    def _move(self) -> bool:
+    def _move(self, *, wait: bool) -> bool:
         """Let the sums get on for a moment; False where all are done."""
         self._reducer.progress()
-        first = next((task for task in self._tasks if not task.done), None)
+        first = self._first
         if first is None:
             return False
         self._watch(first.awaited)
         assert first.awaited is not None
-        first.awaited.block(BRIEFLY_SECONDS)
+        if wait:
+            lonely = self._quiet or sum(not task.done for task in self._tasks) == 1
+            first.awaited.block(SLICE_SECONDS if lonely else BRIEFLY_SECONDS)
         return True
+
+    @property
+    def _first(self) -> Task | None:
+        """Of what is on its way, what was begun first."""
+        return next((task for task in self._tasks if not task.done), None)
 
     def _watch(self, awaited: object) -> None:
         now = time.monotonic()

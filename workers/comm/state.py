@@ -37,8 +37,9 @@ class CommState:
     Args:
         policy: `adaptive` measures links and codecs, and decides; `latency_ladder` goes by the round-trip time alone;
             `fixed` is always `codec`.
-        codec: `none`, `bf16`, `fp16`, `int8`, `int4`, `sign`, `topk 0.01`, `threshold 0.01`, `powersgd 4`.
-        dense_steps: steps before `sign`, `topk`, `threshold` and `powersgd`; until then it is `int8` (CC-14).
+        codec: `none`, `bf16`, `fp16`, `int8`, `int4`, `sign`, `topk 0.01`, `threshold 0.01`, `powersgd 4`,
+            `powersgd-int8 4`.
+        dense_steps: steps before `sign`, `topk`, `threshold` and low rank; until then it is `int8` (CC-14).
         model: its names are those of `state_dict`; without it they are places in the order of parameters.
         optimizer, follow_learning_rate: scale what error feedback keeps when the optimizer's learning rate changes, by
             old/new between 0.5 and 2; for optimizers whose update is the learning rate times the gradient (CC-11).

@@ -57,7 +57,7 @@ class CommThread:
         """The next bucket; until it is there, the others get on."""
         while self._iterations.waiting:
             try:
-                return self._buckets.get_nowait()
+                return self._buckets.get(timeout=self._iterations.spare_seconds)
             except queue.Empty:
                 self._iterations.get_on()
         return self._buckets.get()

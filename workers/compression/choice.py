@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Self
 
-PARAMETERS = {"topk": "density", "threshold": "density", "powersgd": "rank"}
+PARAMETERS = {"topk": "density", "threshold": "density", "powersgd": "rank", "powersgd-int8": "rank"}
 """What `Choice.value` is, for the codecs that have one."""
+
+FACTOR_CODECS = {"powersgd": "none", "powersgd-int8": "int8"}
+"""Codecs of low rank, and how P and Q travel."""
 
 
 @dataclass(frozen=True, order=True)
 class Choice:
-    """`value` is the density of topk and threshold, the rank of powersgd; the others have none."""
+    """`value` is the density of topk and threshold, the rank of powersgd and powersgd-int8; the others have none."""
 
     codec: str
     value: float | None = None
@@ -35,6 +38,15 @@ class Choice:
         return choice
 
     @property
+    def is_low_rank(self) -> bool:
+        return self.codec in FACTOR_CODECS
+
+    @property
+    def rank(self) -> int:
+        """0 where it is not of low rank."""
+        return int(self.value or 0) if self.is_low_rank else 0
+
+    @property
     def parameters(self) -> Mapping[str, float]:
         """For `make_codec` and `PowerSGD`."""
         return {} if self.value is None else {PARAMETERS.get(self.codec, "value"): self.value}
@@ -44,7 +56,7 @@ class Choice:
         from workers.compression.powersgd import PowerSGD  # these load torch, which who only reads a JobSpec has no use for
         from workers.compression.registry import make_codec
 
-        if self.codec == "powersgd":
+        if self.is_low_rank:
             rank = self.value
             PowerSGD({}, int(rank) if rank is not None and rank == int(rank) else rank)  # type: ignore[arg-type]
         else:

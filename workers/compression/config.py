@@ -46,5 +46,4 @@ class CompressionConfig(ControllerConfig):
         """The highest rank of PowerSGD that may be in force; 0 where none may."""
         if self.policy != "fixed":
             return MAX_RANK
-        choice = Choice.parse(self.codec)
-        return int(choice.value or 0) if choice.codec == "powersgd" else 0
+        return Choice.parse(self.codec).rank

@@ -20,7 +20,7 @@ from workers.compression.codec import Codec
 from workers.compression.controller.controller import LEVEL, Controller
 from workers.compression.finite import NonFiniteError
 from workers.compression.powersgd import PowerSGD
-from workers.compression.registry import make_codec
+from workers.compression.registry import codec_of
 from workers.identity import Generation, StateId
 
 
@@ -75,14 +75,14 @@ class GradientCompression:
         return self.choices[bucket]
 
     def codec(self, choice: Choice) -> Codec:
-        """Raises CodecError where there is none such."""
+        """Of what travels. Raises CodecError where there is none such."""
         if choice not in self._codecs:
-            self._codecs[choice] = make_codec(choice.codec, **choice.parameters)
+            self._codecs[choice] = codec_of(choice)
         return self._codecs[choice]
 
     def powersgd(self, bucket: int) -> PowerSGD:
         """Of the rank that is in force for the bucket."""
-        rank = int(self.choices[bucket].value or 0)
+        rank = self.choices[bucket].rank
         if rank not in self._low_rank:
             self._low_rank[rank] = PowerSGD(self._shapes, rank, self._seed)
         return self._low_rank[rank]
@@ -151,7 +151,7 @@ class GradientCompression:
             self._choose(before.step + 1)
         at = 0
         for bucket, choice in enumerate(self.choices):
-            if choice.codec == "powersgd":
+            if choice.is_low_rank:
                 codec = self.powersgd(bucket)
                 for name in filter(codec.compresses, self._names(bucket)):
                     like = codec.q(name)
@@ -194,7 +194,7 @@ class GradientCompression:
     def _drafts(self) -> Iterator[Tensor]:
         """The Q^T that are pending, in an order that is the same on all ranks."""
         for bucket, choice in enumerate(self.choices):
-            if choice.codec == "powersgd":
+            if choice.is_low_rank:
                 codec = self.powersgd(bucket)
                 yield from (codec.drafts()[name] for name in self._names(bucket) if codec.compresses(name))
 

@@ -176,19 +176,22 @@ class Iteration:
             torch.matmul(reduced[name], self._matrix(name), out=part)
         return self._own_q.clone()
 
-    def own(self, out: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
+    def own(self, left_p: Tensor, left_q: Tensor, out: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
         """This rank's share of what `finish` will return, known before Q is reduced; after `middle`.
 
         Args:
+            left_p, left_q: what of the sums of P and Q was left out when they were encoded, float32 as those, and is this
+                rank's to owe; zeros where they travelled as they are. Of P only what is uncompressed counts: another basis
+                leaves out nothing.
             out: where to put it: for every parameter contiguous float32 of its shape. The system's fresh memory takes
                 longer to get than this takes to compute.
         """
         out = self._room(out)
-        p, q = self._thin(self._reduced_p, rows=True), self._thin(self._own_q, rows=False)
+        p, q = self._thin(self._reduced_p, rows=True), self._thin(self._own_q.sub_(left_q), rows=False)
         for name, shape in self._low.items():
             torch.matmul(p[name].T, q[name], out=out[name].view(shape))
-        for name in self._dense:
-            out[name].copy_(self._gradients[name])
+        for name, left in self._uncompressed(left_p).items():
+            torch.sub(self._gradients[name], left, out=out[name])
         return out
 
     def finish(self, q_reduced: Tensor, out: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:

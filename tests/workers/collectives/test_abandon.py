@@ -26,7 +26,7 @@ from workers.compression.gradients import GradientCompression
 from workers.compression.setup import compression_of
 
 SHAPES = {"a": (30, 50), "b": (30,), "c": (40, 30), "d": (40,)}
-CODECS = ("none", "bf16", "fp16", "int8", "int4", "sign", "topk 0.05", "threshold 0.05", "powersgd 2")
+CODECS = ("none", "bf16", "fp16", "int8", "int4", "sign", "topk 0.05", "threshold 0.05", "powersgd 2", "powersgd-int8 2")
 WITHOUT_LOSS = {"none"}
 ROUNDED = 2e-6
 """What float32 may lose of a step's largest gradient; the least that a codec owes, fp16, is a hundred times that."""
@@ -51,7 +51,7 @@ def always(text: str) -> Make:
 
 def changing(plan: BucketPlan) -> GradientCompression:
     """Another codec for each bucket, and every two steps others."""
-    texts = ["int8", "topk 0.05", "none", "powersgd 2", "sign", "none", "none", "int4", "powersgd 1"]
+    texts = ["int8", "topk 0.05", "none", "powersgd 2", "sign", "none", "none", "int4", "powersgd-int8 1"]
 
     def policy(step: int) -> Plan:
         return tuple(Choice.parse(texts[(step // 2 + bucket) % len(texts)]) for bucket in range(len(plan.sizes)))
@@ -180,10 +180,10 @@ def ends(account: Account) -> list[Cut]:
     one = account.ranks.members[0]
     plan = one.compression._policy(one.machine.state.step + 1)
     in_ring = len(account.ranks.hosts) == len(account.ranks.members)
-    low_rank = [choice.codec == "powersgd" for choice in plan]
+    low_rank = [choice.is_low_rank for choice in plan]
     found = [Cut(BACK_AGAIN, index) for index in range(sum(low_rank))]
     sharded = [choice for choice in plan if not (choice == NONE and in_ring)]
-    found += [Cut(BACK, index) for index, choice in enumerate(sharded) if choice.codec != "powersgd"]
+    found += [Cut(BACK, index) for index, choice in enumerate(sharded) if not choice.is_low_rank]
     return found or [TAIL]
 
 

@@ -21,7 +21,7 @@ PLAN = plan_buckets(
     first_bytes=2000,
     bucket_bytes=6000,
 )
-CHOICES = ("none", "bf16", "fp16", "int8", "int4", "sign", "topk 0.05", "threshold 0.05", "powersgd 2")
+CHOICES = ("none", "bf16", "fp16", "int8", "int4", "sign", "topk 0.05", "threshold 0.05", "powersgd 2", "powersgd-int8 2")
 SHAPES = ([1, 1], [1, 1, 1], [2], [2, 2], [2, 1], [3, 2, 1])
 WITHOUT_LOSS = {"none"}
 

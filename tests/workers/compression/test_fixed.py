@@ -14,7 +14,7 @@ PLAN = plan_buckets([("a", Size([500, 10])), ("b", Size([10]))], tail=3, first_b
 
 
 @pytest.mark.parametrize(
-    "codec", ["none", "bf16", "fp16", "int8", "int4", "sign", "topk 0.1", "powersgd 4", "threshold 0.02"]
+    "codec", ["none", "bf16", "fp16", "int8", "int4", "sign", "topk 0.1", "powersgd 4", "powersgd-int8 4", "threshold 0.02"]
 )
 @pytest.mark.parametrize(("planned", "start"), [(60, 10), (500, 25)])
 def test_cc14_cc22_one_codec_from_the_first_step_or_the_end_of_the_dense_start_on(
@@ -23,7 +23,7 @@ def test_cc14_cc22_one_codec_from_the_first_step_or_the_end_of_the_dense_start_o
     config = CompressionConfig(codec=codec)
     assert config.compresses == (codec != "none")
     choices = compression_of(PLAN, config, planned)._policy
-    late = codec.split()[0] in {"sign", "topk", "threshold", "powersgd"}
+    late = codec.split()[0] in {"sign", "topk", "threshold", "powersgd", "powersgd-int8"}
     for step in range(1, planned + 1):
         expected = Choice("int8") if late and step <= start else Choice.parse(codec)
         assert choices(step) == (expected,) * 2

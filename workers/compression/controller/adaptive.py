@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from workers.compression.choice import NONE
 from workers.compression.controller import records
@@ -26,6 +27,9 @@ COHERENCE_FALLS = 0.05
 SHOWS = 4.0
 """Times as long as the latency, which is the noise too, the largest transfer has to take for its time to tell the speed."""
 
+TOLERATED = 1.2
+"""Of the budget, what is in force may seem to need before it is given up: errors are noisy."""
+
 LIKE = 1.5
 """Times slower at most than it was, a link is about as it was."""
 
@@ -45,7 +49,7 @@ def adaptive(
     - at once where the link has collapsed, to any choice that takes `change` less; in the middle of a window, after an
       alarm, for this reason only;
     - at once where the plan in force is not within the error budget, to one that loses less;
-    - all of them at once to `none` where the plan has turned out no faster than `none` was over such a link. What was in
+    - all of them at once to `none` where steps have turned out no faster than with `none` over such a link. What was in
       force is out for a while then.
     """
     line = measured.lines.get(buckets[0].level)
@@ -97,8 +101,7 @@ class _Window:
         before = state.seconds_per_byte
         self.collapsed = before is not None and line.seconds_per_byte > config.collapse * before
         self.streaks = [self._streaks(i) for i in range(len(facts))]
-        self.over = self._error(self.present) > self.budget.allowed
-        self.measured_exposed = self._measured_exposed()
+        self.over = self._error(self.present) > TOLERATED * self.budget.allowed
 
     # ------------------------------------------------------------------ what there is to choose from
 
@@ -127,7 +130,10 @@ class _Window:
         """Whether a change to `option` is worth it: `none` is where what is in force does not beat it by `worth`."""
         if option.choice == NONE and self.gain(i, option) > -self.config.worth / (1 - self.config.worth):
             return True
-        return self.gain(i, option) >= self.config.change
+        saved = self.gain(i, option) * own_exposed(self.durations, self.hidden, i, self.durations[i])
+        return self.gain(i, option) >= self.config.change and saved >= self.config.worth * (
+            self.measured.step_seconds or 0.0
+        )
 
     def _streaks(self, i: int) -> dict[str, int]:
         before = self.state.buckets[i].streaks
@@ -170,9 +176,23 @@ class _Window:
         if chosen is None:  # within the budget, but not once every error is rounded up
             return self.present
         found = [options[index] for options, index in zip(allowed, chosen, strict=True)]
-        none, now = (exposed([option.seconds for option in each], self.hidden) for each in (self.none, found))
-        worthless = not self.state.chosen and now >= (1 - self.config.worth) * none
-        return self.present if worthless else found
+        return found if self.state.chosen or self._worth(found) else self.present
+
+    def _worth(self, found: list[Option]) -> bool:
+        """Whether the first plan is."""
+        now = exposed([option.seconds for option in found], self.hidden)
+        least = self.config.worth * max(self._none_exposed, self.measured.step_seconds or 0.0)
+        return self._can_tell and self._none_exposed - now > least
+
+    @property
+    def _can_tell(self) -> bool:
+        """It is known how long a step takes when nothing is encoded, to compare with; or that the exchange takes longer
+        than backward, where any plan that promises something is better."""
+        return self.measured.step_seconds is not None or self._none_exposed >= max(self.hidden)
+
+    @cached_property
+    def _none_exposed(self) -> float:
+        return exposed([option.seconds for option in self.none], self.hidden)
 
     def _reason(self, old: Option, new: Option) -> str:
         if self.over and new.error < old.error:
@@ -187,24 +207,20 @@ class _Window:
 
     # ------------------------------------------------------------------ the outcome
 
-    def _measured_exposed(self) -> Value:
-        """Seconds from the end of backward to the end of the last exchange, as they were."""
-        pairs = list(zip(self.measured.took, self.hidden, strict=True))
-        took = [took - hidden for took, hidden in pairs if took is not None]
-        return max(took) if took and len(took) == len(pairs) else None
-
     @property
     def disappoints(self) -> bool:
-        """What is encoded takes no less time than it took when nothing was, and the link is about as it was then."""
-        state, now = self.state, self.measured_exposed
-        if all(option.choice == NONE for option in self.present) or now is None or state.none_exposed is None:
+        """Steps with what is encoded take no less time than they took when nothing was, over such a link."""
+        state, now = self.state, self.measured.step_seconds
+        if not self.is_whole or now is None or state.none_step_seconds is None or self._sends_all:
             return False
-        changed = max((bucket.changed or 0 for bucket in state.buckets), default=0)
-        settled = self.is_whole and self.step - max(changed, state.none_step) >= 2 * self.config.every
         like = state.none_seconds_per_byte is not None and (
             self.line.seconds_per_byte <= LIKE * state.none_seconds_per_byte
         )
-        return settled and like and now > (1 - self.config.worth) * state.none_exposed
+        return like and now > (1 - self.config.worth) * state.none_step_seconds
+
+    @property
+    def _sends_all(self) -> bool:
+        return all(option.choice == NONE for option in self.present)
 
     def outcome(self) -> tuple[ControllerState, list[Record]]:
         disappoints = self.disappoints
@@ -221,15 +237,19 @@ class _Window:
             self.state,
             buckets=tuple(after),
             step=self.step,
-            chosen=self.state.chosen or any(len(options) > 1 for options in self.options),
+            chosen=self.state.chosen or self._had_a_choice,
             seconds_per_byte=self._smoothed(),
             gradient_norm=_or(self.measured.gradient_norm, self.state.gradient_norm),
             coherence=_or(self.measured.coherence, self.state.coherence),
         )
-        if self.is_whole and self.measured_exposed is not None and all(each.choice == NONE for each in self.present):
-            spent = self.line.seconds_per_byte
-            state = replace(state, none_exposed=self.measured_exposed, none_seconds_per_byte=spent, none_step=self.step)
+        if self.measured.step_seconds is not None and self._sends_all:
+            took, spent = self.measured.step_seconds, self.line.seconds_per_byte
+            state = replace(state, none_step_seconds=took, none_seconds_per_byte=spent)
         return state, [*decisions, self._plan(chosen)]
+
+    @property
+    def _had_a_choice(self) -> bool:
+        return self._can_tell and any(len(options) > 1 for options in self.options)
 
     def _changed(self, i: int, new: Option, reason: str) -> BucketState:
         before = self.state.buckets[i]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from workers.compression.choice import NONE, Choice
+from workers.compression.choice import FACTOR_CODECS, NONE, Choice
 
-LATE = frozenset({"topk", "threshold", "sign", "powersgd"})
+LATE = frozenset({"topk", "threshold", "sign", *FACTOR_CODECS})
 """Codecs that need a dense start (CC-14)."""
 
 INT8 = Choice("int8")
@@ -18,11 +18,11 @@ CANDIDATES = (
     Choice("topk", 0.1),
     Choice("topk", 0.05),
     Choice("topk", 0.01),
-    Choice("powersgd", 16),
-    Choice("powersgd", 8),
-    Choice("powersgd", 4),
-    Choice("powersgd", 2),
-    Choice("powersgd", 1),
+    Choice("powersgd-int8", 16),
+    Choice("powersgd-int8", 8),
+    Choice("powersgd-int8", 4),
+    Choice("powersgd-int8", 2),
+    Choice("powersgd-int8", 1),
     Choice("sign"),
 )
 """Of equals the first is taken. What is measured of each has a place in the vector that ranks reduce."""

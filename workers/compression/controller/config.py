@@ -22,7 +22,7 @@ class ControllerConfig(Config):
         description="`adaptive` measures and decides; `latency_ladder` goes by the round-trip time; `fixed` is `codec`.",
     )
     codec: Annotated[str, AfterValidator(_known_choice)] = Field(
-        "none", description="The codec of the policy `fixed`: `int8`, `topk 0.01`, `powersgd 4`."
+        "none", description="The codec of the policy `fixed`: `int8`, `topk 0.01`, `powersgd-int8 4`."
     )
     error_budget: float = Field(
         0.1,
@@ -47,6 +47,6 @@ class ControllerConfig(Config):
     pause: int = Field(100, ge=0, description="Steps in which a bucket changes once.", json_schema_extra=unit("steps"))
     collapse: float = Field(3.0, gt=1, description="How many times slower than of late a link has collapsed.")
     dense_steps: Count = Field(
-        10, description="Least steps before `topk`, `threshold`, `sign` and `powersgd`.", json_schema_extra=unit("steps")
+        10, description="Least steps before `topk`, `threshold`, `sign` and low rank.", json_schema_extra=unit("steps")
     )
     dense_share: float = Field(0.05, ge=0, le=1, description="The same as a share of the planned steps.")

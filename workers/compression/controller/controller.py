@@ -13,6 +13,7 @@ from torch import Tensor
 from workers.collectives.buckets import BucketPlan
 from workers.collectives.exchange import Hosts
 from workers.compression.choice import Choice, Plan
+from workers.compression.codec import Codec
 from workers.compression.controller.config import ControllerConfig
 from workers.compression.controller.layout import Layout
 from workers.compression.controller.measures import Measures
@@ -22,7 +23,7 @@ from workers.compression.controller.shadows import Pair
 from workers.compression.controller.state import ControllerState, initial_state
 from workers.compression.controller.wire import BucketFacts
 from workers.compression.powersgd import PowerSGD
-from workers.compression.registry import make_codec
+from workers.compression.registry import codec_of
 
 LEVEL = "hosts"
 EDGES = 2
@@ -48,6 +49,8 @@ class Controller:
         self._next: Pair | None = None
         self.is_calm = True
         """No shadow is in the way of the exchange, whose times are then its own."""
+        self._begun: tuple[int, float] | None = None
+        """The last step, and when it began."""
         self._copies: dict[int, Tensor] = {}
         self._shadow_codecs: dict[int, PowerSGD] = {}
         self._shapes = {slot.name: slot.shape for slot in plan.slots}
@@ -93,8 +96,10 @@ class Controller:
             alarmed: whether a rank has found its link collapsed.
         """
         if len(reduced):
-            facts = self.facts(*world)
+            facts, before = self.facts(*world), self.state.plan
             self.state, records = decide(self.state, self._layout.read(reduced), step, facts, self._config)
+            if self.state.plan != before:
+                self.measures.plan_changed()
             return records
         if alarmed and self._config.policy == "adaptive":
             self.state = replace(self.state, alarmed=True)
@@ -109,6 +114,10 @@ class Controller:
 
     def begin_step(self, step: int) -> None:
         """Whether gradients have to be copied for shadows is known from here on."""
+        now = time.perf_counter()
+        if self._begun is not None and self._begun[0] == step - 1 and self.is_calm:
+            self.measures.stepped(now - self._begun[1])
+        self._begun = step, now
         self._copies.clear()
         self._next = self.measures.next_shadow(step, self.state.plan) if self._config.policy == "adaptive" else None
         self.is_calm = self._next is None
@@ -138,23 +147,26 @@ class Controller:
         if not 0.0 < energy < float("inf"):
             return
         encode, decode, decoded = (
-            self._low_rank(pair, gradient) if pair.choice.codec == "powersgd" else _coded(pair.choice, gradient)
+            self._low_rank(pair, gradient) if pair.choice.is_low_rank else _coded(pair.choice, gradient)
         )
         self.measures.encoded(pair.choice, len(gradient), encode)
         self.measures.decoded(pair.choice, len(gradient), decode)
         self.measures.gain(pair.bucket, pair.choice, float(torch.dot(decoded, decoded)) / energy, energy)
 
     def _low_rank(self, pair: Pair, gradient: Tensor) -> tuple[float, float, Tensor]:
-        rank = int(pair.choice.value or 0)
+        rank, factors = pair.choice.rank, codec_of(pair.choice)
         codec = self._shadow_codecs.setdefault(rank, PowerSGD(self._shapes, rank, self._seed))
         decoded = torch.empty_like(gradient)
         views, room = self._views(pair.bucket, gradient), self._views(pair.bucket, decoded)
         begun = time.perf_counter()
         iteration = codec.start(views)
-        q = iteration.middle(iteration.p)
-        iteration.own(room)
+        p = _through(factors, iteration.p)
+        left_p = iteration.p.sub_(p)
+        q = iteration.middle(p)
+        sent = _through(factors, q)
+        iteration.own(left_p, q.sub_(sent), room)
         between = time.perf_counter()
-        iteration.finish(q, room)
+        iteration.finish(sent, room)
         ended = time.perf_counter()
         codec.commit()
         return between - begun, ended - between, decoded
@@ -181,9 +193,14 @@ class Controller:
 
 def _coded(choice: Choice, gradient: Tensor) -> tuple[float, float, Tensor]:
     """Seconds to encode and to decode, and what came out."""
-    codec = make_codec(choice.codec, **choice.parameters)
+    codec = codec_of(choice)
     begun = time.perf_counter()
     payload = codec.encode(gradient)
     between = time.perf_counter()
     decoded = codec.decode(payload, len(gradient))
     return between - begun, time.perf_counter() - between, decoded
+
+
+def _through(codec: Codec, values: Tensor) -> Tensor:
+    """What comes out at the other end."""
+    return codec.decode(codec.encode(values), len(values))

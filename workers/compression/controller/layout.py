@@ -28,6 +28,7 @@ class Measured:
         lines: by level. Of all ranks that of the fastest: in a collective, each waits for those that begin it later, so the
             last of them has the time of the transfer itself.
         round_trip: mean of the last ones, seconds; the shortest, as the others have waited for somebody.
+        step_seconds: of a whole step under the plan in force; the shortest.
         gradient_norm, coherence: of the window; equal on all ranks, or the largest norm and the least coherence.
         encode, decode: seconds per element of each candidate; the slowest rank's.
         hidden: seconds of backward that were left when the exchange of each bucket could begin; the fewest.
@@ -38,6 +39,7 @@ class Measured:
 
     lines: dict[str, Line | None]
     round_trip: Value
+    step_seconds: Value
     gradient_norm: Value
     coherence: Value
     encode: tuple[Value, ...]
@@ -67,13 +69,14 @@ class Layout:
     @property
     def length(self) -> int:
         """K."""
-        return 2 * len(self._levels) + 3 + 2 * len(CANDIDATES) + (3 + len(CANDIDATES)) * self._num_buckets
+        return 2 * len(self._levels) + 4 + 2 * len(CANDIDATES) + (3 + len(CANDIDATES)) * self._num_buckets
 
     def write(self, measured: Measured) -> Tensor:
         """float32 [K]; -inf where nothing was measured, and the negative of what is to be reduced to the smallest."""
         lines = [measured.lines.get(level) for level in self._levels]
         values = [None if line is None else -line.seconds(size) for line in lines for size in (NEAR, FAR)]
-        values += [_negative(measured.round_trip), measured.gradient_norm, _negative(measured.coherence)]
+        values += [_negative(measured.round_trip), _negative(measured.step_seconds)]
+        values += [measured.gradient_norm, _negative(measured.coherence)]
         values += [*measured.encode, *measured.decode]
         values += [_negative(value) for value in (*measured.hidden, *measured.took)]
         values += measured.energy
@@ -93,13 +96,13 @@ class Layout:
             return tuple(next(rest) for _ in range(count))
 
         lines = {level: _line(*map(_negative, take(2))) for level in self._levels}
-        round_trip, gradient_norm, coherence = take(3)
+        round_trip, step_seconds, gradient_norm, coherence = take(4)
         encode, decode = take(len(CANDIDATES)), take(len(CANDIDATES))
         hidden, took = (tuple(map(_negative, take(self._num_buckets))) for _ in range(2))
         energy = take(self._num_buckets)
         errors = tuple(take(len(CANDIDATES)) for _ in range(self._num_buckets))
-        round_trip, coherence = _negative(round_trip), _negative(coherence)
-        return Measured(lines, round_trip, gradient_norm, coherence, encode, decode, hidden, took, energy, errors)
+        waits = (_negative(round_trip), _negative(step_seconds))
+        return Measured(lines, *waits, gradient_norm, _negative(coherence), encode, decode, hidden, took, energy, errors)
 
 
 def _negative(value: Value) -> Value:

@@ -20,6 +20,9 @@ ROUND_TRIPS = 10
 CODINGS = 16
 GAINS = 10
 STEPS = 20
+ENOUGH_STEPS = 10
+"""So many tell how long a step takes."""
+NORMS = 5
 
 UNKNOWN_LINK = Line(0.0, 1e-8)
 """Until one is measured: only to say what is tried first."""
@@ -46,7 +49,8 @@ class Measures:
         self._took = [deque[float](maxlen=STEPS) for _ in buckets]
         self._energy = [deque[float](maxlen=GAINS) for _ in buckets]
         self._gains: dict[Pair, deque[float]] = defaultdict(lambda: deque(maxlen=GAINS))
-        self._norms: deque[float] = deque(maxlen=STEPS)
+        self._steps: deque[float] = deque(maxlen=STEPS)
+        self._norms: deque[float] = deque(maxlen=NORMS)
         self._coherence: deque[float] = deque(maxlen=STEPS)
         self._buckets = tuple(buckets)
         self._shadows = Shadows(buckets, self._saves)
@@ -54,6 +58,7 @@ class Measures:
     def begin_generation(self, buckets: Sequence[BucketFacts]) -> None:
         """There may be other hosts from now on; the buckets hold the same parameters. Links are measured anew."""
         self._buckets = tuple(buckets)
+        self._steps.clear()
         for level in self._links:
             self._links[level] = Link()
         self._shadows.begin_generation(buckets)
@@ -95,6 +100,14 @@ class Measures:
     def took(self, bucket: int, seconds: float) -> None:
         """From when the exchange of `bucket` could begin to its end: to be compared with what was predicted."""
         self._took[bucket].append(seconds)
+
+    def stepped(self, seconds: float) -> None:
+        """From the beginning of a step to that of the next one, in which nothing was tried beside the exchange."""
+        self._steps.append(seconds)
+
+    def plan_changed(self) -> None:
+        """Steps of the last plan say nothing of this one."""
+        self._steps.clear()
 
     def gain(self, bucket: int, choice: Choice, gain: float, energy: float | None = None) -> None:
         """|decoded|²/|g+e|² of `choice` on `bucket`, and `energy` = |g+e|².
@@ -151,6 +164,7 @@ class Measures:
         return Measured(
             lines={level: link.settle() for level, link in self._links.items()},
             round_trip=_mean(self._round_trips),
+            step_seconds=_median(self._steps) if len(self._steps) >= ENOUGH_STEPS else None,
             gradient_norm=_mean(self._norms),
             coherence=_mean(self._coherence),
             encode=tuple(_rate(self._encode.get(choice)) for choice in CANDIDATES),

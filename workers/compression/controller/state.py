@@ -41,8 +41,8 @@ class ControllerState:
         chosen: whether the first choice was made, which is not held back as a change is.
         seconds_per_byte: of the link, smoothed over the windows; None before it was measured.
         gradient_norm, coherence: of the last window.
-        none_exposed: seconds of the exchange that backward did not hide in the last window in which nothing was encoded,
-            and `none_seconds_per_byte` of the link then, at the end of step `none_step`; None where there was none.
+        none_step_seconds: of a step in the last window in which nothing was encoded, and `none_seconds_per_byte` of the
+            link then; None where there was none.
         alarmed: the next step is a decision's too, since a rank finds its link collapsed (`Measures.alarm`). Set from what
             is reduced with every step, and taken back by `decide`.
     """
@@ -54,9 +54,8 @@ class ControllerState:
     seconds_per_byte: float | None = None
     gradient_norm: float | None = None
     coherence: float | None = None
-    none_exposed: float | None = None
+    none_step_seconds: float | None = None
     none_seconds_per_byte: float | None = None
-    none_step: int = 0
     alarmed: bool = False
 
     @property
@@ -74,9 +73,8 @@ class ControllerState:
             "seconds_per_byte": self.seconds_per_byte,
             "gradient_norm": self.gradient_norm,
             "coherence": self.coherence,
-            "none_exposed": self.none_exposed,
+            "none_step_seconds": self.none_step_seconds,
             "none_seconds_per_byte": self.none_seconds_per_byte,
-            "none_step": self.none_step,
             "alarmed": self.alarmed,
             "buckets": [
                 {

@@ -10,7 +10,7 @@ from torch import Size
 
 from workers.compression.choice import Choice
 from workers.compression.powersgd import PowerSGD
-from workers.compression.registry import make_codec
+from workers.compression.registry import codec_of
 from workers.compression.shards import cut
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -57,25 +57,26 @@ def transfers(facts: BucketFacts, choice: Choice) -> tuple[int, ...]:
     """Bytes that a rank puts on links in each of a bucket's transfers, one after the other; of all ranks, the most.
 
     Sharded: the others' pieces to their owners; then the sum of the own piece to H − 1 others.
-    `powersgd`: P, then Q, each as float32 and each in two transfers, out and back; a piece of it for each of the H · L
-    ranks, of which H · L − L are on other hosts.
+    Low rank: P, and then Q, the same way.
     """
-    if choice.codec == "powersgd":
-        low_rank = PowerSGD({name: Size(shape) for name, shape in facts.shapes}, int(choice.value or 0))
-        world, remote = facts.hosts * facts.local_ranks, (facts.hosts - 1) * facts.local_ranks
-        sizes = low_rank.sizes([name for name, _ in facts.shapes])
-        return tuple(4 * -(-size // world) * remote for size in sizes for _ in ("out", "back"))
-    codec = make_codec(choice.codec, **choice.parameters)
-    pieces = [codec.nbytes(p.stop - p.start) for p in cut(facts.share, facts.hosts, codec.granularity)]
-    return sum(pieces) - min(pieces), (facts.hosts - 1) * max(pieces)
+    codec, sizes = codec_of(choice), [facts.elements]
+    if choice.is_low_rank:
+        low_rank = PowerSGD({name: Size(shape) for name, shape in facts.shapes}, choice.rank)
+        sizes = list(low_rank.sizes([name for name, _ in facts.shapes]))
+    found: list[int] = []
+    for size in sizes:
+        shard = -(-size // facts.local_ranks)
+        pieces = [codec.nbytes(p.stop - p.start) for p in cut(shard, facts.hosts, codec.granularity)]
+        found += [sum(pieces) - min(pieces), (facts.hosts - 1) * max(pieces)]
+    return tuple(found)
 
 
 def work(facts: BucketFacts, choice: Choice) -> Work:
     """Sharded: encoded are the others' pieces and the sum of the own one. Decoded are everybody's parts of the own piece
-    and the others' sums; and, but for `none`, for the residuals, all that was encoded. `powersgd` works on the whole
+    and the others' sums; and, but for `none`, for the residuals, all that was encoded. Low rank works on the whole
     bucket, which counts once: `encoded` is the time of P, Q and what of it is the rank's own, `decoded` that of the rest.
     """
-    if choice.codec == "powersgd":
+    if choice.is_low_rank:
         return Work(facts.elements, facts.elements)
     others = 1 - 1 / facts.hosts
     return Work(facts.share, facts.share * (2 * others + (choice.codec != "none")))

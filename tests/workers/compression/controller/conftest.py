@@ -26,11 +26,11 @@ ERRORS = {
     "topk 0.1": 0.25,
     "topk 0.05": 0.4,
     "topk 0.01": 0.7,
-    "powersgd 16": 0.02,
-    "powersgd 8": 0.07,
-    "powersgd 4": 0.2,
-    "powersgd 2": 0.3,
-    "powersgd 1": 0.4,
+    "powersgd-int8 16": 0.02,
+    "powersgd-int8 8": 0.07,
+    "powersgd-int8 4": 0.2,
+    "powersgd-int8 2": 0.3,
+    "powersgd-int8 1": 0.4,
     "sign": 0.6,
 }
 """1 − gain, about what an MLP's gradients have."""
@@ -57,6 +57,7 @@ def measured(
     gradient_norm: float | None = None,
     coherence: float | None = None,
     round_trip: float | None = None,
+    step_seconds: float | None = None,
     overrides: Mapping[tuple[int, str], float] | None = None,
 ) -> Measured:
     """`errors` None: no gain was measured. `overrides`: of a bucket and a candidate."""
@@ -69,6 +70,7 @@ def measured(
     return Measured(
         lines={"hosts": line},
         round_trip=round_trip,
+        step_seconds=step_seconds,
         gradient_norm=gradient_norm,
         coherence=coherence,
         encode=rate,
@@ -90,6 +92,7 @@ def any_measures(draw: st.DrawFn, buckets: int = 2) -> Measured:
     return Measured(
         lines={"hosts": draw(st.none() | lines)},
         round_trip=draw(st.none() | st.floats(0, 0.1)),
+        step_seconds=draw(st.none() | st.floats(0, 3)),
         gradient_norm=draw(st.none() | st.floats(0, 10)),
         coherence=draw(st.none() | st.floats(-1, 1)),
         encode=tuple(draw(rate) for _ in CANDIDATES),

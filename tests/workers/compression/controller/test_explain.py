@@ -31,7 +31,7 @@ def test_cc23_a_line_for_each_change_and_the_plan_with_predicted_and_measured_ti
             assert any(line.startswith(str(event["step"])) and event["to"] in line for line in lines)
     assert any("the link has collapsed" in line and "10 Mbit/s" in line for line in lines)
     present = lines[next(i for i, line in enumerate(lines) if line.startswith("The plan after step 60")) :]
-    assert any("123.4" in line and "powersgd 8" in line for line in present)
+    assert any("123.4" in line and "powersgd-int8 8" in line for line in present)
     predicted = events[-1]["predicted"][1] * 1e3
     assert any(f"{predicted:.1f}" in line and "123.4" in line for line in present)
     assert not any(line != line.rstrip() for line in lines)

@@ -17,7 +17,7 @@ from workers.compression.controller.knapsack import UNITS, least_lossy
 from workers.compression.controller.link import Line
 from workers.compression.controller.wire import BucketFacts, transfers, work
 from workers.compression.powersgd import PowerSGD
-from workers.compression.registry import make_codec
+from workers.compression.registry import codec_of, make_codec
 from workers.compression.shards import sent_bytes
 
 TIMES = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), min_size=1, max_size=6)
@@ -28,22 +28,22 @@ TIMES = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), min_size=1, max_
 def test_cc18_bytes_are_those_of_the_rank_that_sends_most(choice: Choice, hosts: int) -> None:
     for facts in mlp(hosts):
         total = sum(transfers(facts, choice))
-        if choice.codec == "powersgd":
+        if choice.is_low_rank:
             codec = PowerSGD({name: torch.Size(shape) for name, shape in facts.shapes}, int(choice.value or 0))
-            numbers = sum(codec.sizes([name for name, _ in facts.shapes]))
-            exact = 8 * numbers * (hosts - 1) / hosts
-            assert exact <= total <= exact + 4 * 4 * hosts
+            factors = codec_of(choice)
+            sizes = codec.sizes([name for name, _ in facts.shapes])
+            most = sum(max(sent_bytes(factors, size, hosts, index) for index in range(hosts)) for size in sizes)
+            assert most <= total <= 1.01 * most + 16 * factors.granularity
         else:
             codec_ = make_codec(choice.codec, **choice.parameters)
             most = max(sent_bytes(codec_, facts.elements, hosts, index) for index in range(hosts))
             assert most <= total <= 1.01 * most + 8 * codec_.granularity
 
 
-def test_cc18_ranks_of_a_host_share_a_bucket_but_not_low_rank() -> None:
-    shapes = (("w", (512, 512)),)
-    one, two = BucketFacts(shapes, 4), BucketFacts(shapes, 4, local_ranks=2)
-    assert sum(transfers(two, NONE)) == sum(transfers(one, NONE)) / 2
-    assert sum(transfers(two, Choice("powersgd", 4))) == sum(transfers(one, Choice("powersgd", 4)))
+@pytest.mark.parametrize("choice", [NONE, Choice("powersgd", 4)], ids=str)
+def test_cc18_ranks_of_a_host_share_what_they_send(choice: Choice) -> None:
+    one, two = (BucketFacts((("w", (512, 512)),), 4, local_ranks=ranks) for ranks in (1, 2))
+    assert sum(transfers(two, choice)) == sum(transfers(one, choice)) / 2
 
 
 def test_cc18_seconds_are_latencies_bytes_and_coding() -> None:

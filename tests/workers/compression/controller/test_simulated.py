@@ -107,7 +107,7 @@ def test_cc21_the_plan_follows_1000_to_10_to_1000_mbit_within_its_windows() -> N
         slow = gang.plans[205:]
         first = changes(gang.plans)[0]
         assert 205 < first <= 225
-        assert slow[20][1].codec == "powersgd" and len(set(slow[40:])) == 1
+        assert slow[20][1].codec == "powersgd-int8" and len(set(slow[40:])) == 1
         gang.run(FAST, 200)
         assert gang.plans[-1] == (NONE, NONE)
         assert 405 < changes(gang.plans)[-1] <= 405 + 20 + 3 * 20

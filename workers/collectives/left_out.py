@@ -1,0 +1,130 @@
+"""What becomes of what a codec leaves out of a sum between hosts (CC-10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from workers.compression.codec import Codec
+from workers.compression.finite import NonFiniteError, is_finite
+from workers.compression.gradients import GradientCompression
+from workers.errors import TaskError
+
+OVERFLOW = (
+    "the sum of the ranks' gradients overflows float32, although each of them is finite: lower the learning rate, or write "
+    "clip_norm: 1.0"
+)
+
+
+class LeftOut(Protocol):
+    """Of one vector, float32 [n], on its way. Tensors are float32; `start` and `shard` are places in the vector."""
+
+    bucket: str
+    """Of codecs that remember what they have sent: by which name."""
+
+    def begin(self, shard: slice, local: Tensor, codec: Codec) -> None:
+        """`local`, the host's sum of the shard, is about to be encoded; may be changed in place."""
+
+    def of_shard(self, shard: slice, exact: Tensor, decoded: Tensor, codec: Codec) -> None:
+        """This rank has sent a shard to the owners of its pieces, and it came out as `decoded`."""
+
+    def compensate_sum(self, start: int, total: Tensor) -> None:
+        """Add to the sum of a piece what its owner, this rank, owes, in place. Raises TaskError where it overflows."""
+
+    def of_sum(self, start: int, exact: Tensor, decoded: Tensor) -> None:
+        """The sum of a piece came out as `decoded`."""
+
+    def known(self) -> None:
+        """All of the above is done."""
+
+    def nothing(self) -> None:
+        """The vector is summed as it is; nothing of the above is called."""
+
+    def encoded_in(self, elements: int, seconds: float) -> None: ...
+
+    def decoded_in(self, elements: int, seconds: float) -> None: ...
+
+
+class Owed:
+    """It is owed to the bucket that the vector is."""
+
+    def __init__(self, compression: GradientCompression, bucket: int) -> None:
+        self._compression, self._memory, self._index = compression, compression.memory, bucket
+        self.bucket = str(bucket)
+
+    def begin(self, shard: slice, local: Tensor, codec: Codec) -> None:
+        self._memory.accelerate(self._index, shard.start, local, codec)
+
+    def of_shard(self, shard: slice, exact: Tensor, decoded: Tensor, codec: Codec) -> None:
+        self._memory.settle_shard(self._index, shard, exact, decoded, codec)
+
+    def compensate_sum(self, start: int, total: Tensor) -> None:
+        try:
+            self._memory.compensate_sum(self._index, start, total)
+        except NonFiniteError:
+            raise TaskError(OVERFLOW) from None
+
+    def of_sum(self, start: int, exact: Tensor, decoded: Tensor) -> None:
+        self._memory.settle_sum(self._index, start, exact, decoded)
+
+    def known(self) -> None:
+        self._compression.encoded(self._index)
+
+    def nothing(self) -> None:
+        self._memory.settle_all(self._index)
+        self.known()
+
+    def encoded_in(self, elements: int, seconds: float) -> None:
+        self._compression.encoded_in(self._index, elements, seconds)
+
+    def decoded_in(self, elements: int, seconds: float) -> None:
+        self._compression.decoded_in(self._index, elements, seconds)
+
+
+class Collected:
+    """It is put into a vector: of P or Q, of which the bucket's residual is made.
+
+    Args:
+        into: float32 [n], zeros; None where nothing is ever encoded.
+        known: called once all of it is there.
+    """
+
+    bucket = ""
+
+    def __init__(self, into: Tensor | None = None, known: Callable[[], None] = lambda: None) -> None:
+        self._into, self._known = into, known
+
+    def begin(self, shard: slice, local: Tensor, codec: Codec) -> None:
+        _check(local)
+
+    def of_shard(self, shard: slice, exact: Tensor, decoded: Tensor, codec: Codec) -> None:
+        self._add(shard.start, exact, decoded)
+
+    def compensate_sum(self, start: int, total: Tensor) -> None:
+        _check(total)
+
+    def of_sum(self, start: int, exact: Tensor, decoded: Tensor) -> None:
+        self._add(start, exact, decoded)
+
+    def known(self) -> None:
+        self._known()
+
+    def nothing(self) -> None:
+        self._known()
+
+    def encoded_in(self, elements: int, seconds: float) -> None:
+        return
+
+    def decoded_in(self, elements: int, seconds: float) -> None:
+        return
+
+    def _add(self, start: int, exact: Tensor, decoded: Tensor) -> None:
+        assert self._into is not None
+        self._into[start : start + len(exact)].add_(exact).sub_(decoded)
+
+
+def _check(values: Tensor) -> None:
+    if not is_finite(values):
+        raise TaskError(OVERFLOW)
