@@ -3,6 +3,7 @@
     python -m benchmarks.links
     python -m benchmarks.links --keep --accuracy
     python -m benchmarks.links --keep --limit
+    python -m benchmarks.links --keep --change
     python -m benchmarks.links --model mlp --only '4x1,100,ddp-*'
 
 Cells are measured one after the other, all methods in turn, in rounds. Every cell is written to --out at once; with --keep
@@ -33,6 +34,7 @@ from benchmarks.links.cells import (
     measure_time,
     timing_cells,
 )
+from benchmarks.links.change import ChangeCell, change_cells, draw_change, measure_change
 from benchmarks.links.gang import CellFailed, Hosts
 from benchmarks.links.limit import LimitCell, limit_cells, measure_limit
 from benchmarks.links.methods import COMM, METHODS, NONE
@@ -51,6 +53,8 @@ def chosen(options: argparse.Namespace) -> list[Cell]:
     """The cells that the command line asks for, of methods that are here."""
     if options.limit:
         cells: list[Cell] = list(limit_cells())
+    elif options.change:
+        cells = list(change_cells(options.model))
     elif options.accuracy:
         cells = list(accuracy_cells(options.model, options.seeds, options.accuracy_layout))
     else:
@@ -66,6 +70,8 @@ def measure(hosts: Hosts, cell: Cell, effort: Effort, options: argparse.Namespac
     try:
         if isinstance(cell, LimitCell):
             found = measure_limit(hosts, cell)
+        elif isinstance(cell, ChangeCell):
+            found = measure_change(hosts, cell)
         elif cell.kind == "accuracy":
             found = measure_accuracy(hosts, cell, options.train_steps or TASKS[cell.model].steps)
         else:
@@ -122,6 +128,9 @@ def write(records: Records, path: Path, accuracy_layout: str) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         print("no pictures: install matplotlib with: pip install 'quantarion[picture]'", file=sys.stderr)
         return
+    changed = records.of("change")
+    for model in dict.fromkeys(record["model"] for record in changed):
+        draw_change(changed, model, path.with_name(f"{path.stem}-change-{model}.png"))
     for layout in LAYOUTS:
         models = [model for model in TASKS if layout in layouts_of(timed, model)]
         if tables := {TASKS[model].title: timings(timed, model, layout) for model in models}:
@@ -131,7 +140,7 @@ def write(records: Records, path: Path, accuracy_layout: str) -> None:
 def command_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
     """The command line for the foot of the page: what decides the results, and no path of this machine."""
     words = ["python", "-m", "benchmarks.links"]
-    words += [f"--{part}" for part in ("accuracy", "limit") if getattr(options, part)]
+    words += [f"--{part}" for part in ("accuracy", "limit", "change") if getattr(options, part)]
     words += [word for pattern in options.only for word in ("--only", pattern)]
     for name in ("model", "steps", "least", "seconds", "rounds", "react", "seeds", "train_steps", "accuracy_layout"):
         value = getattr(options, name)
@@ -149,6 +158,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--accuracy", action="store_true", help="train with each method and seed, instead of timing steps")
     part.add_argument("--limit", action="store_true", help="one bucket's exchange against the limit of its links (CC-8)")
+    part.add_argument("--change", action="store_true", help="links that change their speed while they are used (CC-21)")
     part.add_argument("--page-only", action="store_true", help="measure nothing; make the page of what --out holds")
     parser.add_argument("--model", default=",".join(TASKS), help="names, separated by commas")
     parser.add_argument("--only", action="append", default=[], metavar="LAYOUT,RATE,METHOD", help="* stands for any")
@@ -213,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"benchmarks.links: {error}", file=sys.stderr)
         return 2
     finally:
-        if any(map(records.of, ("time", "accuracy", "limit"))):
+        if any(map(records.of, ("time", "accuracy", "limit", "change"))):
             write(records, options.page, options.accuracy_layout)
     return 1 if any(cell not in records for cell in cells) else 0
 

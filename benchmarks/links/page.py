@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean, median, stdev
 
 from benchmarks.links.cells import LAST_EVALUATIONS, LAST_STEPS, RATES, REACT_STEPS, TITLES, WARM_UP, Record
+from benchmarks.links.change import change_section
 from benchmarks.links.limit import BOUND, EXCHANGES, WAYS, least_seconds
 from benchmarks.links.methods import ADAPTIVE, ALONE, FP32, METHODS, START
 from benchmarks.links.records import Records, in_order
@@ -49,6 +50,7 @@ def page(records: Records, accuracy_layout: str) -> str:
         "",
     ]
     timed, trained, limited = records.of("time"), records.of("accuracy"), records.of("limit")
+    changed = records.of("change")
     for model in in_order({record["model"] for record in (*timed, *trained)}, TASKS):
         task = TASKS[model]
         lines += [
@@ -60,9 +62,10 @@ def page(records: Records, accuracy_layout: str) -> str:
         for layout in layouts_of(timed, model):
             lines += _section(timed, trained, model, layout)
         lines += _learning(trained, model)
+    lines += change_section(changed)
     lines += _limit(limited)
     lines += _failed(records.failed())
-    commands = dict.fromkeys(record["command"] for record in (*timed, *trained, *limited))
+    commands = dict.fromkeys(record["command"] for record in (*timed, *trained, *limited, *changed))
     return "\n".join([*lines, made_by("\n".join(commands)), ""])
 
 

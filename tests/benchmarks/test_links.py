@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.links.cells import LAYOUTS, RATES, Cell, Effort, accuracy_cells, timing_cells
+from benchmarks.links.change import STEPS, change_cells, change_section, spent
 from benchmarks.links.limit import duration, least_seconds
 from benchmarks.links.methods import ADAPTIVE, ALONE, FP16, FP32, METHODS, NONE, PEERS, POWERSGD, START
 from benchmarks.links.page import page
@@ -195,6 +196,24 @@ def test_cc28_only_what_is_near_the_fastest_peer_everywhere_is_first() -> None:
     assert always_first(table(**steps)) == [ADAPTIVE.label]
     assert always_first(table(**steps, ours_none=(0.01, 0.01, 0.01))) == [ADAPTIVE.label]  # not measured at 10
     assert always_first(table(**{**steps, "ours_adaptive": (0.043, 0.05, 0.05, 0.1)})) == []
+
+
+def test_cc21_a_change_counts_every_step_of_what_reacts_and_compares_it_with_the_best_of_each_stretch() -> None:
+    def record(key: str, *stretches: list[float]) -> dict[str, Any]:
+        return {"kind": "change", "model": "mlp", "method": key, "stretches": list(stretches)}
+
+    fast, slow = [0.1] * STEPS, [1.0] * 10 + [0.2] * (STEPS - 10)
+    adaptive = record(ADAPTIVE.key, fast, slow, fast)
+    none, int8 = record(NONE.key, [0.1] * 3, [4.0, 5.0, 60.0], [0.1] * 3), record("ours-int8", [0.3], [0.5], [0.3])
+    assert spent(adaptive) == pytest.approx([0.1 * STEPS, 10 + 0.2 * (STEPS - 10), 0.1 * STEPS])
+    assert spent(none) == pytest.approx([0.1 * STEPS, 5.0 * STEPS, 0.1 * STEPS])
+    assert spent(record(ADAPTIVE.key, [0.5, 1.0])) == pytest.approx([0.5 + (STEPS - 1) * 1.0])
+    text = "\n".join(change_section([adaptive, none, int8]))
+    ratio = sum(spent(adaptive)) / (0.7 * STEPS)
+    assert f"Adaptive: {ratio:.3f} of the best, met (1.10)." in text
+    assert "MISSED" in "\n".join(change_section([record(ADAPTIVE.key, fast, [1.0] * STEPS, fast), none, int8]))
+    cells = list(change_cells(["mlp"]))
+    assert {cell.method for cell in cells} == {*METHODS} - {ALONE.key} and len({*cells}) == len(cells)
 
 
 def test_cc8_the_limit_is_that_of_a_ring() -> None:
