@@ -46,8 +46,12 @@ class CommState:
         seed: of PowerSGD's first Q; the same on all ranks.
 
     Raises:
-        ValueError: an option cannot work; CodecError, which is one, where it is the codec.
+        ValueError: an option cannot work; CodecError, which is one, where it is the codec. Or QUANTARION_GROUP is not the
+            same on all ranks of a host.
         RuntimeError: there is no process group.
+
+    The environment variable QUANTARION_GROUP names the group of hosts that this host is in, a site or a rack; gradients are
+    encoded between groups then. Without it all are in one.
     """
 
     def __init__(

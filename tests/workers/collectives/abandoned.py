@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.collectives.buckets import BucketPlan
-from workers.collectives.exchange import Abandoned, Done, FlatExchange, Hosts, Place, Topology, Underway
+from workers.collectives.exchange import INSIDE, Abandoned, Done, FlatExchange, Hosts, Place, Topology, Underway
 from workers.collectives.reducer import Reducer
 from workers.collectives.shared import HostExchange, HostMemory
 from workers.compression.gradients import GradientCompression
@@ -101,7 +101,10 @@ class PostalExchange(FlatExchange):
         return [*self._abandoned, *self._missing.values()]
 
     def all_to_all(self, received: Tensor, sent: Tensor, receive: list[int], send: list[int], phase: int = 0) -> Underway:
-        return self._exchange(phase, list(sent.split(send)), list(received.split(receive)), lambda: None)
+        members = range(self.topology.world) if phase < INSIDE else self.topology.group
+        letters, rooms = sent.split(send), received.split(receive)
+        assert sum(send[m] for m in members) == len(sent) and sum(receive[m] for m in members) == len(received)
+        return self._exchange(phase, {m: letters[m] for m in members}, {m: rooms[m] for m in members}, lambda: None)
 
     def all_reduce(self, buffer: Tensor, *, largest: bool = False) -> Underway | Done:
         world = self.topology.world
@@ -110,16 +113,18 @@ class PostalExchange(FlatExchange):
         def add_up() -> None:
             buffer.copy_(parts.amax(dim=0) if largest else parts.sum(dim=0))
 
-        return self._exchange(0, [buffer] * world, list(parts.unbind()), add_up)
+        return self._exchange(0, dict.fromkeys(range(world), buffer), dict(enumerate(parts.unbind())), add_up)
 
-    def _exchange(self, phase: int, sent: list[Tensor], received: list[Tensor], then: Callable[[], None]) -> Letters:
+    def _exchange(
+        self, phase: int, sent: Mapping[int, Tensor], missing: dict[int, Tensor], then: Callable[[], None]
+    ) -> Letters:
+        """What goes to each member, and room for what comes from each."""
         mine, post = self.topology.index, self._post
         operation = Cut(phase, self._issued[phase])
         in_step = Cut(phase, operation.number - self._begun.get(phase, 0))
         self._issued[phase] += 1
-        for member, letter in enumerate(sent):
+        for member, letter in sent.items():
             post.put(operation, mine, member, letter)
-        missing = dict(enumerate(received))
         serial = sum(self._issued.values())
         self._missing |= {(serial, member): room for member, room in missing.items()}
 
@@ -195,7 +200,7 @@ class Member:
     def sit(self, topology: Topology, post: Post, hosts: Hosts, shared: HostExchange | None) -> None:
         """Take a place in a new generation."""
         abandoned = self._seat[0].bury() if self._seat else []
-        self.compression.begin_generation(hosts)
+        self.compression.begin_generation(topology.units(hosts))
         exchange = PostalExchange(topology, post, abandoned)
         self._seat = exchange, Reducer(exchange, hosts, shared, self.compression)
         self.machine.train()
@@ -234,11 +239,17 @@ class Ranks:
         folder: for the memory that the ranks of a host share.
         shapes: of the parameters, by name.
         make: what each rank keeps to compress its gradients.
+        groups: the name of the group of each host, in the next generation; those it does not name are in one.
     """
 
     def __init__(
-        self, folder: Path, shapes: Mapping[str, Sequence[int]], make: Callable[[BucketPlan], GradientCompression]
+        self,
+        folder: Path,
+        shapes: Mapping[str, Sequence[int]],
+        make: Callable[[BucketPlan], GradientCompression],
+        groups: Mapping[int, str] | None = None,
     ) -> None:
+        self.groups = dict(groups or {})
         self._folder, self._shapes, self._make = folder, shapes, make
         self.members: list[Member] = []
         self.generation = NO_GENERATION
@@ -287,7 +298,8 @@ class Ranks:
     def _connect(self) -> None:
         hosts = sorted({member.host for member in self.members})
         by_host: Hosts = tuple(tuple(i for i, m in enumerate(self.members) if m.host == host) for host in hosts)
-        places = tuple(Place(i, f"host-{m.host}", "") for i, m in enumerate(self.members))
+        groups = self.groups
+        places = tuple(Place(i, f"host-{m.host}", "", groups.get(m.host, "")) for i, m in enumerate(self.members))
         post = Post()
         for member in self.members:
             if member.memory is None:
@@ -302,6 +314,7 @@ class Ranks:
 
         list(self._threads.map(connect, range(len(places))))
         self.hosts = by_host
+        self.units = self.members[0].exchange.topology.units(by_host)
 
     def _memory(self, index: int) -> HostMemory:
         memory = self.members[index].memory
@@ -345,7 +358,7 @@ class Ranks:
                 return None
             assert member.machine.phase is RankState.TRAINING
             assert member.machine.may_apply(self.generation)
-            meta: dict[str, Any] = {"kind": "step", "hosts": [len(self.hosts), min(map(len, self.hosts))]}
+            meta: dict[str, Any] = {"kind": "step", "hosts": [len(self.units), min(map(len, self.units))]}
             return engine.apply_step(meta, self.generation)
 
         running = {m.number: self._threads.submit(one, i) for i, m in enumerate(self.members)}
