@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.optim import Optimizer
 
+from workers.collectives.exchange import Groups, Hosts
 from workers.comm.compression import State, merged
 from workers.comm.hosts import join
 from workers.comm.iterations import Iterations, Ready
@@ -72,7 +73,7 @@ class CommState:
         if not dist.is_initialized():
             raise RuntimeError("there is no process group: call torch.distributed.init_process_group before CommState()")
         joined = join(process_group)
-        world = joined.exchange.topology.world
+        world, self._groups = joined.exchange.topology.world, joined.exchange.topology.groups
         self._closing = threading.Event()
         self._neighbours = Neighbours(joined.exchange, joined.run)
         self._iterations = Iterations(
@@ -108,9 +109,14 @@ class CommState:
         return self._iterations.compression.choices if self._iterations.compression.plan.slots else ()
 
     @property
-    def hosts(self) -> tuple[tuple[int, ...], ...]:
+    def hosts(self) -> Hosts:
         """The ranks that exchange through shared memory; one that shares none is by itself. All, before the first pass."""
         return self._neighbours.hosts
+
+    @property
+    def groups(self) -> Groups:
+        """The ranks of each group of hosts."""
+        return self._groups
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint, between two steps: the `residuals` of this rank, and what is the same on all ranks: `steps`,

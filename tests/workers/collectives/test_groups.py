@@ -1,4 +1,4 @@
-"""CC-1, CC-4, CC-10 to CC-13, CC-17 with several groups of hosts: what is summed, owed, sent, and told to the controller."""
+"""CC-1, CC-4, CC-10 to CC-13, CC-17 with groups of hosts: what is summed, owed, sent, and told to the controller."""
 
 from __future__ import annotations
 
