@@ -67,8 +67,8 @@ def test_cc1_cc4_groups_of_hosts_come_from_the_environment(tmp_path: Path, shape
 def test_cc25_ranks_of_one_host_in_two_groups_are_refused_on_all_ranks(tmp_path: Path) -> None:
     told = run(tmp_path, (1, 2), scenarios.ranks_of_a_host_differ_in_their_group)
     assert set(told) == {
-        "ranks 1 and 2 share a host, and QUANTARION_GROUP is not the same for both: write one name for all ranks of a host, "
-        "as in QUANTARION_GROUP=site-a torchrun ..."
+        "ranks 1 and 2 share a host, and QUANTARION_GROUP is not the same for both: write one name for all ranks of a "
+        "host, as in QUANTARION_GROUP=site-a torchrun ..."
     }
 
 

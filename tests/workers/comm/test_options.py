@@ -39,9 +39,7 @@ def test_cc25_hosts_and_groups_are_what_ranks_say() -> None:
     assert [place.rank for place in places] == [0, 1, 2, 3, 4]
     assert [place.host for place in places] == ["0", "1", "0", "3", "1"]
     assert [place.group for place in places] == ["0", "0", "0", "3", "0"]
-    with pytest.raises(
-        ValueError, match="^ranks 1 and 4 share a host, and QUANTARION_GROUP is not the same for both: write"
-    ):
+    with pytest.raises(ValueError, match="ranks 1 and 4 share a host, and QUANTARION_GROUP is not the same for both"):
         places_of([7, -3, 7, 5, -3], [1, 1, 1, 2, 2])
 
 
