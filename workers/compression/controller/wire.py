@@ -57,14 +57,13 @@ def transfers(facts: BucketFacts, choice: Choice) -> tuple[int, ...]:
     """Bytes that a rank puts on links in each of a bucket's transfers, one after the other; of all ranks, the most.
 
     Sharded: the others' pieces to their owners; then the sum of the own piece to H − 1 others.
-    `powersgd`: P, then Q, each as float32 and each in two transfers, out and back; a piece of it for each of the H · L
-    ranks, of which H · L − L are on other hosts.
+    `powersgd`: P, then Q, each as float32 and each in two transfers, out and back, by the same way: 1/L for each rank.
     """
     if choice.codec == "powersgd":
         low_rank = PowerSGD({name: Size(shape) for name, shape in facts.shapes}, int(choice.value or 0))
-        world, remote = facts.hosts * facts.local_ranks, (facts.hosts - 1) * facts.local_ranks
         sizes = low_rank.sizes([name for name, _ in facts.shapes])
-        return tuple(4 * -(-size // world) * remote for size in sizes for _ in ("out", "back"))
+        pieces = [-(-size // (facts.hosts * facts.local_ranks)) for size in sizes]
+        return tuple(4 * piece * (facts.hosts - 1) for piece in pieces for _ in ("out", "back"))
     codec = make_codec(choice.codec, **choice.parameters)
     pieces = [codec.nbytes(p.stop - p.start) for p in cut(facts.share, facts.hosts, codec.granularity)]
     return sum(pieces) - min(pieces), (facts.hosts - 1) * max(pieces)
