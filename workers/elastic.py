@@ -589,7 +589,7 @@ class Job:
 
     def entered(self) -> None:
         first = self._rank.index == 0
-        self._units = self._rank.exchange_in_use.topology.units(self._rank.hosts)
+        self._units = self._rank.topology.units(self._rank.hosts)
         self._engine.compression.begin_generation(self._units)
         self._reducer = self._new_reducer()
         self._log.write_from_now_on(first)
