@@ -135,7 +135,7 @@ class LinkExchange:
         yield from self._from_owners(number, cut, local, phases[1])
 
     def _in_group(self, number: int, inside: Lanes, local: Tensor, between: Way, phases: tuple[int, int]) -> Way:
-        """The way `between` groups is of what this member has added up of its group, and comes first to nothing else."""
+        """The way `between` groups, which is of what this member owns of its group's sum, and what is around it."""
         out, back = (INSIDE + phase for phase in phases)
         if inside.alone:
             self.turns.over(out, number)

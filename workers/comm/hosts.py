@@ -20,7 +20,6 @@ from workers.collectives.exchange import PHASES, FlatExchange, Place, Topology
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """Two machines of one name, as containers may be, differ in this."""
 
-
 GROUP = "QUANTARION_GROUP"
 """The variable that names the group of a host."""
 
@@ -60,9 +59,8 @@ def join(group: dist.ProcessGroup | None) -> Joined:
     topology = Topology(places_of(keys, near), dist.get_rank(parent))
     if len(topology.groups) > 1:
         together = [dist.get_global_rank(parent, member) for member in topology.group]
-        inside = [
-            _new_group(together, timeout) for _ in range(PHASES)
-        ]  # of a rank alone too: names of later groups count them
+        # Of a rank alone too: torch names a later group of some ranks by how many each of them has.
+        inside = [_new_group(together, timeout) for _ in range(PHASES)]
     return Joined(FlatExchange(topology, groups, inside), numbers[0], timeout.total_seconds())
 
 

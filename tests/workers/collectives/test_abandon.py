@@ -17,7 +17,8 @@ import torch
 from torch import Size, Tensor
 
 import workers.engine
-from tests.workers.collectives.abandoned import Cut, Member, Outcome, Ranks
+from tests.workers.collectives.abandoned import Member, Outcome, Ranks
+from tests.workers.collectives.letters import Cut
 from workers.collectives.buckets import BucketPlan, plan_buckets
 from workers.collectives.exchange import INSIDE
 from workers.collectives.reducer import BACK, BACK_AGAIN, OUT

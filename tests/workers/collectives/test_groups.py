@@ -241,8 +241,7 @@ def send_one_bucket(gang: Gang, sent: list[Sent]) -> int:
 def test_cc1_a_group_sends_as_much_as_one_host_would(
     store: str, tmp_path: Path, shape: list[int], sent: list[Sent]
 ) -> None:
-    """To other groups 2 (G − 1)/G · 4n bytes over all groups' mean, however many hosts it has; and inside of it nobody
-    sends to another group."""
+    """To other groups 2 (G − 1)/G · 4n bytes, however many hosts it has; and in the phases inside of it nothing."""
     groups = "aabb" if len(shape) == 4 else "ab"
     gang = Gang(store, tmp_path, shape, [uncompressed() for _ in range(sum(shape))], groups=groups)
     n = send_one_bucket(gang, sent)
