@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from workers.collectives.buckets import BucketPlan
-from workers.collectives.exchange import Abandoned, ExchangeError
+from workers.collectives.exchange import Abandoned, ExchangeError, Groups, Hosts
 from workers.collectives.reducer import Reducer
 from workers.compression.finite import NonFiniteError
 from workers.compression.gradients import GradientCompression
@@ -168,6 +168,7 @@ class Job:
             sync=self.config.sync if self.config.sync.merges else None,
         )
         self._reducer: Reducer | None = None
+        self._units: Hosts | Groups = ()
         self._skipped = 0
         if after_round is not None:
             self._engine.after_round = after_round
@@ -426,7 +427,7 @@ class Job:
             "ranks": self._rank.world,
             "phase": self.phase,
             "loss_scale": self._engine.loss_scale,
-            "hosts": [len(self._rank.hosts), min(map(len, self._rank.hosts))],
+            "hosts": [len(self._units), min(map(len, self._units))],
         }
         refused = self._engine.compression.non_finite
         commit = self._engine.apply_step(meta, generation)
@@ -588,7 +589,8 @@ class Job:
 
     def entered(self) -> None:
         first = self._rank.index == 0
-        self._engine.compression.begin_generation(self._rank.hosts)
+        self._units = self._rank.topology.units(self._rank.hosts)
+        self._engine.compression.begin_generation(self._units)
         self._reducer = self._new_reducer()
         self._log.write_from_now_on(first)
         self._plan()
@@ -597,9 +599,10 @@ class Job:
             self._keep_the_end(self._result)
 
     def _new_reducer(self) -> Reducer | None:
-        """None where gloo's own all-reduce does: nothing is encoded, and no memory is shared; or sums have one order."""
+        """None where gloo's own all-reduce does: nothing is encoded, no memory is shared, and all are in one group; or sums
+        have one order."""
         rank = self._rank
-        if self.config.reproducible or (not self.config.wire.compresses and len(rank.hosts) == rank.world):
+        if self.config.reproducible or (not self.config.wire.compresses and len(self._units) == rank.world):
             return None
         return Reducer(rank.exchange_in_use, rank.hosts, rank.host_exchange, self._engine.compression)
 

@@ -43,7 +43,8 @@ class SoloRank:
         self.folder = Path(tempfile.mkdtemp(prefix="quantarion-solo-"))
         self.page, self.link = _NoPage(), _NoLink()
         self.engine: Any = None
-        self.exchange_in_use = FlatExchange(Topology((Place(0, "solo", "127.0.0.1"),), 0))
+        self.topology = Topology((Place(0, "solo", "127.0.0.1"),), 0)
+        self.exchange_in_use = FlatExchange(self.topology)
 
         self.hosts = ((0,),)
         self.host_exchange = None

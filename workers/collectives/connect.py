@@ -45,10 +45,14 @@ class Connector:
         def work() -> None:
             try:
                 client = _store_client(store_address)
-                stores = [dist.PrefixStore(f"{prefix}/{phase}", client) for phase in range(PHASES)]
-                groups = [_gloo_group(store, topology, timeout) for store in stores]
+                everybody = tuple(range(topology.world))
+                groups = _gloo_groups(client, prefix, topology, everybody, timeout)
                 _check_agreement(groups[0], topology, state)
-                outcome.append(groups)
+                inside: list[Any] = []
+                if 1 < len(topology.group) < topology.world:
+                    prefix_inside = f"{prefix}/group of {topology.group[0]}"
+                    inside = _gloo_groups(client, prefix_inside, topology, topology.group, timeout)
+                outcome.append((groups, inside))
             except BaseException as error:
                 outcome.append(error)
             done.set()
@@ -60,7 +64,7 @@ class Connector:
         result = outcome[0]
         if isinstance(result, BaseException):
             raise ExchangeError(str(result).split("\n")[0])
-        return FlatExchange(topology, result)
+        return FlatExchange(topology, *result)
 
 
 def _store_client(address: str) -> dist.Store:
@@ -68,14 +72,22 @@ def _store_client(address: str) -> dist.Store:
     return dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=10))
 
 
-def _gloo_group(store: dist.Store, topology: Topology, timeout: float) -> Any:
+def _gloo_groups(
+    client: dist.Store, prefix: str, topology: Topology, members: tuple[int, ...], timeout: float
+) -> list[Any]:
+    """One of these members for each phase."""
+    stores = [dist.PrefixStore(f"{prefix}/{phase}", client) for phase in range(PHASES)]
+    return [_gloo_group(store, topology, members, timeout) for store in stores]
+
+
+def _gloo_group(store: dist.Store, topology: Topology, members: tuple[int, ...], timeout: float) -> Any:
     gloo: Any = dist.ProcessGroupGloo  # its type stub lacks what it has
     options = gloo._Options()
     address = topology.places[topology.index].address
     options._devices = [gloo.create_device(hostname=address)]
     options._timeout = timedelta(seconds=timeout)
     options._threads = 2
-    return gloo(store, topology.index, topology.world, options)
+    return gloo(store, members.index(topology.index), len(members), options)
 
 
 def _check_agreement(group: Any, topology: Topology, state: StateId) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -27,6 +28,10 @@ PHASES = 4
 """Of a bucket's way: two exchanges, each of shards to their owners and of sums to everybody. Each phase has its own gloo
 group, as gloo matches the operations of a group by their order, and a phase of one bucket must not wait for another's."""
 
+INSIDE = PHASES
+"""Where hosts are in several groups, `INSIDE + p` is what belongs to phase p among the members of one group. It has gloo
+groups of its own, one for each group of hosts: there nobody waits for a slow link."""
+
 
 class Abandoned(Exception):
     """A directive came: the operation is given up, its result is garbage."""
@@ -38,11 +43,13 @@ class ExchangeError(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """One member's seat: its number, its host, and the address its sockets bind to."""
+    """One member's seat: its number, its host, the address its sockets bind to, and the group of its host: the hosts of a
+    site or a rack, between which links are faster than to those of other groups. All members of a host have the same."""
 
     rank: int
     host: str
     address: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,9 +63,28 @@ class Topology:
     def world(self) -> int:
         return len(self.places)
 
+    @cached_property
+    def groups(self) -> Groups:
+        found: dict[str, list[int]] = {}
+        for member, place in enumerate(self.places):
+            found.setdefault(place.group, []).append(member)
+        return tuple(map(tuple, found.values()))
+
+    @cached_property
+    def group(self) -> tuple[int, ...]:
+        """The members of ours, this one too."""
+        return next(group for group in self.groups if self.index in group)
+
+    def units(self, hosts: Hosts) -> Hosts | Groups:
+        """Between what gradients are encoded: groups where there are several, `hosts` otherwise."""
+        return self.groups if len(self.groups) > 1 else hosts
+
 
 Hosts = tuple[tuple[int, ...], ...]
 """Members by host, each host's in rank order."""
+
+Groups = tuple[tuple[int, ...], ...]
+"""Members by group, each group's in rank order."""
 
 
 class Pending(Protocol):
@@ -135,11 +161,16 @@ class Done:
 
 
 class FlatExchange:
-    """Gloo's collectives over all ranks alike, in the groups of a generation; in none for a world of one."""
+    """Gloo's collectives, in the process groups of a generation; in none for a world of one.
 
-    def __init__(self, topology: Topology, groups: Sequence[Any] = ()) -> None:
+    Args:
+        groups: of gloo over all members, one for each phase.
+        inside: over the members of this one's group, one for each phase; none where nobody asks for such an exchange.
+    """
+
+    def __init__(self, topology: Topology, groups: Sequence[Any] = (), inside: Sequence[Any] = ()) -> None:
         self.topology = topology
-        self._groups = groups
+        self._groups, self._inside = groups, inside
         self._flying: list[Underway] = []
 
     def all_reduce(self, buffer: torch.Tensor, *, largest: bool = False) -> Underway | Done:
@@ -164,9 +195,12 @@ class FlatExchange:
         self, received: torch.Tensor, sent: torch.Tensor, receive: list[int], send: list[int], phase: int = 0
     ) -> Underway:
         """Start to send `send[m]` elements of `sent` to member m, one member's behind the other's, and to receive
-        `receive[m]` of them."""
+        `receive[m]` of them; from `INSIDE` on among the members of this one's group, the others' sizes are 0."""
         options = dist.AllToAllOptions()
-        return self._start(lambda: self._groups[phase].alltoall_base(received, sent, receive, send, options))
+        if phase < INSIDE:
+            return self._start(lambda: self._groups[phase].alltoall_base(received, sent, receive, send, options))
+        here, there = ([sizes[member] for member in self.topology.group] for sizes in (receive, send))
+        return self._start(lambda: self._inside[phase - INSIDE].alltoall_base(received, sent, here, there, options))
 
     def all_gather(self, gathered: torch.Tensor, mine: torch.Tensor) -> Underway:
         """Start to put everybody's `mine`, of one length, one behind the other."""

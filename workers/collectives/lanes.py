@@ -1,26 +1,40 @@
 """Who owns which elements of a bucket, and who sends which to whom (CC-1).
 
-Inside a host each rank has a shard. Where the shards of two hosts overlap they have a lane in common: elements that one
-rank of each host exchanges with its like. With equally many ranks on each host the lanes are the shards; with unequal ones
-there are more lanes, and a rank is in several. A lane is cut once more, into one piece for each of its members, the piece's
-owner, who adds it up.
+A unit, a host or a group of hosts, has a sum of the bucket that is spread over its members: each element is with one of
+them. Where the parts of members of two units overlap they have a lane in common: elements that one member of each unit
+exchanges with its like. Between hosts with equally many ranks the lanes are the shards; with unequal ones there are more
+lanes, and a rank is in several. A lane is cut once more, into one piece for each of its members, the piece's owner, who
+adds it up. So the owners of the pieces of a group's hosts are who has the sum of the group.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
-from workers.collectives.exchange import Hosts
 from workers.collectives.shared import cut as cut_shards
 from workers.compression.shards import cut as cut_pieces
 
 
+class Part(NamedTuple):
+    """Elements `start` to `stop` of a bucket, not none, whose sum over a unit is with `member` of it."""
+
+    start: int
+    stop: int
+    member: int
+
+
+ShardMap = tuple[Part, ...]
+"""Of one unit: all elements of the bucket, in order."""
+
+
 @dataclass(frozen=True)
 class Lane:
-    """Elements `start` to `stop` of a bucket, exchanged among `members`, one of each host; piece i is of member i."""
+    """Elements `start` to `stop` of a bucket, exchanged among `members`, one of each unit; piece i is of member i."""
 
     start: int
     stop: int
@@ -40,15 +54,43 @@ class Piece:
         return int(self.part.stop - self.part.start)
 
 
+def host_map(n: int, members: Sequence[int]) -> ShardMap:
+    """Of a bucket of n elements, when the members of a host have added it up in the memory that they share."""
+    edges = pairwise(cut_shards(n, len(members)))
+    return tuple(Part(start, stop, m) for m, (start, stop) in zip(members, edges, strict=True) if start < stop)
+
+
+def group_map(lanes: Sequence[Lane]) -> ShardMap:
+    """When the owners of the pieces have added them up."""
+    owned = ((piece, member) for lane in lanes for piece, member in zip(lane.pieces, lane.members, strict=True))
+    return tuple(Part(piece.start, piece.stop, member) for piece, member in owned if piece.start < piece.stop)
+
+
+def lanes_between(units: Sequence[ShardMap], granularity: int = 1) -> tuple[Lane, ...]:
+    """All lanes, in order; pieces are multiples of `granularity` but for the last of a lane."""
+    found = []
+    for start, stop in pairwise(sorted({edge for unit in units for part in unit for edge in (part.start, part.stop)})):
+        members = tuple(sorted(_holder(unit, start) for unit in units))
+        pieces = cut_pieces(stop - start, len(members), granularity)
+        moved = tuple(slice(piece.start + start, piece.stop + start) for piece in pieces)
+        found.append(Lane(start, stop, members, moved))
+    return tuple(found)
+
+
+def _holder(unit: ShardMap, element: int) -> int:
+    """Who has it."""
+    return unit[bisect_right(unit, element, key=lambda part: part.start) - 1].member
+
+
 @dataclass(frozen=True)
 class Lanes:
-    """All lanes of a bucket of one length in one topology, as member `index` sees them."""
+    """All lanes of a bucket between some units, as member `index` of one of them sees them."""
 
     lanes: tuple[Lane, ...]
     world: int
     index: int
-    cuts: tuple[int, ...]
-    """Where the shards of this member's host begin, and where the last one ends."""
+    shard: slice
+    """What of the bucket this member has in its hands, empty where it has nothing: its shard of its host."""
 
     @cached_property
     def mine(self) -> tuple[Lane, ...]:
@@ -56,9 +98,13 @@ class Lanes:
         return tuple(lane for lane in self.lanes if self.index in lane.members)
 
     @cached_property
-    def shard(self) -> slice:
-        """What of the bucket this member has of its host's sum; empty where it has nothing."""
-        return slice(self.mine[0].start, self.mine[-1].stop) if self.mine else slice(0, 0)
+    def held(self) -> tuple[slice, ...]:
+        """What it has of its unit's sum, not none, in order: between hosts all of `shard`; between groups parts of it."""
+        found: list[slice] = []
+        for lane in self.mine:
+            begins = found.pop().start if found and found[-1].stop == lane.start else lane.start
+            found.append(slice(begins, lane.stop))
+        return tuple(found)
 
     @cached_property
     def owned(self) -> tuple[Piece, ...]:
@@ -77,33 +123,10 @@ class Lanes:
 
     @cached_property
     def alone(self) -> bool:
-        """There is one host only."""
+        """There is one unit only, or nothing to be exchanged."""
         return all(len(lane.members) == 1 for lane in self.lanes)
 
     @cached_property
     def even(self) -> bool:
         """Every member is in one lane at most: all hosts have as many ranks."""
         return all(sum(member in lane.members for lane in self.lanes) <= 1 for member in range(self.world))
-
-
-def lanes(n: int, hosts: Hosts, index: int, granularity: int = 1) -> Lanes:
-    """Lanes of a bucket of n elements; pieces are multiples of `granularity` but for the last of a lane.
-
-    Args:
-        hosts: the members of each.
-        index: of the member that asks.
-    """
-    cuts = [cut_shards(n, len(members)) for members in hosts]
-    found = []
-    for start, stop in pairwise(sorted({edge for each in cuts for edge in each})):
-        members = tuple(sorted(host[_holder(each, start)] for host, each in zip(hosts, cuts, strict=True)))
-        pieces = cut_pieces(stop - start, len(members), granularity)
-        moved = tuple(slice(piece.start + start, piece.stop + start) for piece in pieces)
-        found.append(Lane(start, stop, members, moved))
-    at = next(i for i, members in enumerate(hosts) if index in members)
-    return Lanes(tuple(found), sum(map(len, hosts)), index, cuts[at])
-
-
-def _holder(cuts: Sequence[int], start: int) -> int:
-    """Which shard holds element `start`."""
-    return next(i for i, (first, last) in enumerate(pairwise(cuts)) if first <= start < last)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
+from workers.compression.bucketed import Encoded
 from workers.compression.codec import Codec
 from workers.compression.finite import NonFiniteError, is_finite
 from workers.compression.gradients import GradientCompression
@@ -19,16 +20,16 @@ OVERFLOW = (
 
 
 class LeftOut(Protocol):
-    """Of one vector, float32 [n], on its way. Tensors are float32; `start` and `shard` are places in the vector."""
+    """Of one vector, float32 [n], on its way. Tensors are float32, and `start` is where in the vector they begin."""
 
     bucket: str
     """Of codecs that remember what they have sent: by which name."""
 
-    def begin(self, shard: slice, local: Tensor, codec: Codec) -> None:
-        """`local`, the host's sum of the shard, is about to be encoded; may be changed in place."""
+    def begin(self, start: int, values: Tensor, codec: Codec) -> None:
+        """`values`, of the sum that this rank has, are about to be encoded; may be changed in place."""
 
-    def of_shard(self, shard: slice, exact: Tensor, decoded: Tensor, codec: Codec) -> None:
-        """This rank has sent a shard to the owners of its pieces, and it came out as `decoded`."""
+    def of_held(self, held: Sequence[Encoded], codec: Codec) -> None:
+        """All that this rank had has gone to the owners of the pieces."""
 
     def compensate_sum(self, start: int, total: Tensor) -> None:
         """Add to the sum of a piece what its owner, this rank, owes, in place. Raises TaskError where it overflows."""
@@ -54,11 +55,11 @@ class Owed:
         self._compression, self._memory, self._index = compression, compression.memory, bucket
         self.bucket = str(bucket)
 
-    def begin(self, shard: slice, local: Tensor, codec: Codec) -> None:
-        self._memory.accelerate(self._index, shard.start, local, codec)
+    def begin(self, start: int, values: Tensor, codec: Codec) -> None:
+        self._memory.accelerate(self._index, start, values, codec)
 
-    def of_shard(self, shard: slice, exact: Tensor, decoded: Tensor, codec: Codec) -> None:
-        self._memory.settle_shard(self._index, shard, exact, decoded, codec)
+    def of_held(self, held: Sequence[Encoded], codec: Codec) -> None:
+        self._memory.settle_held(self._index, held, codec)
 
     def compensate_sum(self, start: int, total: Tensor) -> None:
         try:
@@ -96,11 +97,12 @@ class Collected:
     def __init__(self, into: Tensor | None = None, known: Callable[[], None] = lambda: None) -> None:
         self._into, self._known = into, known
 
-    def begin(self, shard: slice, local: Tensor, codec: Codec) -> None:
-        _check(local)
+    def begin(self, start: int, values: Tensor, codec: Codec) -> None:
+        _check(values)
 
-    def of_shard(self, shard: slice, exact: Tensor, decoded: Tensor, codec: Codec) -> None:
-        self._add(shard.start, exact, decoded)
+    def of_held(self, held: Sequence[Encoded], codec: Codec) -> None:
+        for part in held:
+            self._add(part.start, part.compensated, part.decoded)
 
     def compensate_sum(self, start: int, total: Tensor) -> None:
         _check(total)
@@ -123,6 +125,10 @@ class Collected:
     def _add(self, start: int, exact: Tensor, decoded: Tensor) -> None:
         assert self._into is not None
         self._into[start : start + len(exact)].add_(exact).sub_(decoded)
+
+
+UNTOUCHED = Collected()
+"""Nothing is encoded, and nobody asks when."""
 
 
 def _check(values: Tensor) -> None:

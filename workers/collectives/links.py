@@ -1,4 +1,9 @@
-"""A shard on its way between hosts: pieces to their owners, added up, and the sums back to all (CC-1 to CC-4)."""
+"""A shard on its way between hosts: pieces to their owners, added up, and the sums back to all (CC-1 to CC-4).
+
+Where hosts are in several groups, float32 as it is goes to the owners among the hosts of a group; what they add up goes the
+same way between groups, encoded; and the sums go back among the hosts of each group, as they are: groups have decoded the
+same bytes. What is slow, the links between groups, thus carries what one host would send, however many a group has.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +13,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from workers.collectives.exchange import FlatExchange
+from workers.collectives.exchange import INSIDE, FlatExchange
 from workers.collectives.lanes import Lanes, Piece
-from workers.collectives.left_out import LeftOut
+from workers.collectives.left_out import UNTOUCHED, LeftOut
+from workers.collectives.levels import Levels
 from workers.collectives.tasks import Turns, Way
+from workers.compression.bucketed import Encoded
+from workers.compression.casts import NoneCodec
 from workers.compression.codec import Codec
 from workers.compression.gradients import GradientCompression
 
 FRAME_BYTES = 144
 """What gloo puts on a link for each message of an all-to-all beside its content, an empty one too: sender and receiver say
 that they are ready, and the message has a head. Only where little is sent, as with low rank, it is anything at all."""
+
+NONE_CODEC = NoneCodec()
 
 
 def _nothing_more() -> None:
@@ -36,27 +46,35 @@ class LinkExchange:
 
     def __init__(self, exchange: FlatExchange, compression: GradientCompression, *, in_place: bool) -> None:
         self._exchange, self._compression, self._in_place = exchange, compression, in_place
-        places, mine = exchange.topology.places, exchange.topology.index
-        self._remote = [place.host != places[mine].host for place in places]
-        self._index = mine
+        topology = exchange.topology
+        places, mine = topology.places, topology.places[topology.index]
+        self._everybody = range(topology.world)
+        self._leaves = [place.host != mine.host for place in places]
+        self._crosses = self._leaves if len(topology.groups) == 1 else [place.group != mine.group for place in places]
+        """Of each member: what goes to it leaves this host; it takes a link that gradients are encoded for."""
+        self._index = topology.index
         self.turns = Turns(0)
         self.sent_bytes = 0
         """What this rank has put on links to other hosts: payloads, and gloo's frames."""
 
     def sum_shard(
-        self, number: int, cut: Lanes, local: Tensor, codec: Codec, phases: tuple[int, int], left_out: LeftOut
+        self, number: int, levels: Levels, local: Tensor, codec: Codec, phases: tuple[int, int], left_out: LeftOut
     ) -> Way:
         """Sum `local`, float32, this rank's shard, in place; `left_out` gets what the codec leaves out.
 
-        Which way it is depends on the bucket alone, so all members take the same, those too that have no shard of it.
+        Which way it is depends on the bucket alone, so all members take the same, those too that have no shard of it; and
+        in a group all of its members do.
         """
-        if cut.alone:
+        between = levels.between
+        if between.alone:
             return self._nothing(number, phases, left_out)
         if codec.name != "none":
-            return self._encoded(number, cut, local, codec, phases, left_out)
-        if cut.even:
-            return self._one_lane(number, cut, local, phases, left_out)
-        return self._plain(number, cut, local, codec, phases, left_out)
+            way = self._encoded(number, between, local, codec, phases, left_out)
+        elif levels.inside is None and between.even:
+            way = self._one_lane(number, between, local, phases, left_out)
+        else:
+            way = self._plain(number, between, local, phases, left_out)
+        return way if levels.inside is None else self._in_group(number, levels.inside, local, way, phases)
 
     def sum_directly(self, number: int, values: Tensor, phase: int, *, largest: bool) -> Way:
         """Everybody sends `values`, float32 [n], to everybody: one exchange for what is small."""
@@ -81,7 +99,8 @@ class LinkExchange:
         self.turns.over(phase, number)
         begun = time.perf_counter()
         yield operation
-        self._sent(2 * values.nbytes * (world - 1) // world, begun)
+        nbytes = 2 * values.nbytes * (world - 1) // world
+        self._sent(nbytes, nbytes, begun)
 
     # ------------------------------------------------------------------ float32 as it is
 
@@ -89,6 +108,7 @@ class LinkExchange:
         """On one host nothing is encoded."""
         for phase in phases:
             self.turns.over(phase, number)
+            self.turns.over(INSIDE + phase, number)
         left_out.nothing()
         yield from ()
 
@@ -110,28 +130,51 @@ class LinkExchange:
         if not self._in_place:
             local.copy_(sums)
 
-    def _plain(
-        self, number: int, cut: Lanes, local: Tensor, codec: Codec, phases: tuple[int, int], left_out: LeftOut
+    def _plain(self, number: int, cut: Lanes, local: Tensor, phases: tuple[int, int], left_out: LeftOut) -> Way:
+        yield from self._to_owners(number, cut, local, phases[0], left_out.nothing)
+        yield from self._from_owners(number, cut, local, phases[1])
+
+    def _in_group(self, number: int, inside: Lanes, local: Tensor, between: Way, phases: tuple[int, int]) -> Way:
+        """The way `between` groups, which is of what this member owns of its group's sum, and what is around it."""
+        out, back = (INSIDE + phase for phase in phases)
+        if inside.alone:
+            self.turns.over(out, number)
+            self.turns.over(back, number)
+            yield from between
+        else:
+            yield from self._to_owners(number, inside, local, out)
+            yield from between
+            yield from self._from_owners(number, inside, local, back)
+
+    def _to_owners(
+        self, number: int, cut: Lanes, local: Tensor, phase: int, meanwhile: Callable[[], None] = _nothing_more
     ) -> Way:
-        sent, receive, send = self._pieces(cut, local, codec, left_out, None)
+        """Everybody's pieces to their owners: in `local` the pieces that this member owns are summed."""
+        sent, receive, send = self._pieces(cut, local, NONE_CODEC, UNTOUCHED, None)
         received = torch.empty(sum(receive), dtype=torch.uint8)
-        yield from self._transfer(number, phases[0], received, sent, receive, send, left_out.nothing)
+        yield from self._transfer(number, phase, received, sent, receive, send, meanwhile)
         inbox = list(received.split(receive))
-        payloads = []
         for piece, total in _shared(cut, local):
-            self._add_up(piece, inbox, codec, total, left_out)
-            payloads.append((piece, codec.encode(total)))
-        yield from self._sums_back(number, cut, local, codec, phases[1], payloads, left_out, _nothing_more)
+            self._add_up(piece, inbox, NONE_CODEC, total, UNTOUCHED)
+
+    def _from_owners(self, number: int, cut: Lanes, local: Tensor, phase: int) -> Way:
+        """The pieces that this member owns, as they are in `local`, to all, and everybody else's into `local`."""
+        payloads = [(piece, NONE_CODEC.encode(total)) for piece, total in _shared(cut, local)]
+        yield from self._sums_back(number, cut, local, NONE_CODEC, phase, payloads, UNTOUCHED, _nothing_more)
 
     # ------------------------------------------------------------------ encoded
 
     def _encoded(
         self, number: int, cut: Lanes, local: Tensor, codec: Codec, phases: tuple[int, int], left_out: LeftOut
     ) -> Way:
-        left_out.begin(cut.shard, local, codec)
-        decoded = local.clone()
+        start, decoded = cut.shard.start, torch.empty_like(local)
+        places = [(part.start, slice(part.start - start, part.stop - start)) for part in cut.held]
+        held = [Encoded(first, local[here], decoded[here]) for first, here in places]
+        for part in held:
+            left_out.begin(part.start, part.compensated, codec)
+            part.decoded.copy_(part.compensated)
         sent, receive, send = self._pieces(cut, local, codec, left_out, decoded)
-        left_out.of_shard(cut.shard, local, decoded, codec)
+        left_out.of_held(held, codec)
         received = torch.empty(sum(receive), dtype=torch.uint8)
         yield from self._transfer(number, phases[0], received, sent, receive, send)
         inbox = list(received.split(receive))
@@ -233,13 +276,18 @@ class LinkExchange:
         begun = time.perf_counter()
         meanwhile()
         yield operation
-        payload = sum(size for size, far in zip(send, self._remote, strict=True) if far) * sent.element_size()
-        self._sent(payload + FRAME_BYTES * sum(self._remote), begun)
+        members = self._everybody if phase < INSIDE else self._exchange.topology.group
+        left, crossed = (
+            sum(send[member] * sent.element_size() + FRAME_BYTES for member in members if far[member])
+            for far in (self._leaves, self._crosses)
+        )
+        self._sent(left, crossed, begun)
 
-    def _sent(self, nbytes: int, begun: float) -> None:
-        if nbytes:
-            self.sent_bytes += nbytes
-            self._compression.transferred(nbytes, begun, time.perf_counter())
+    def _sent(self, left: int, crossed: int, begun: float) -> None:
+        """So many bytes have left this host, and so many of them have crossed the links that gradients are encoded for."""
+        self.sent_bytes += left
+        if crossed:
+            self._compression.transferred(crossed, begun, time.perf_counter())
 
     def _encode(self, codec: Codec, x: Tensor, left_out: LeftOut, key: str, out: Tensor | None = None) -> Tensor:
         begun = time.perf_counter()

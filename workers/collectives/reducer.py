@@ -3,6 +3,10 @@
 A bucket's way: what this rank owes is added; the ranks of the host add up a shard each in the memory they share; each
 sends the pieces of its shard to their owners on other hosts, encoded; the owners add them up in float32 and send the
 encoded sums back; everybody decodes the same bytes, the owner too (CC-4); the ranks of the host put the shards together.
+With several groups of hosts, this is between groups, and `LinkExchange` has a level more.
+
+Nobody waits in a circle: a way has its phases in one order, those inside a group around those between groups, and waits in
+each for the ways before it and, from other members, for nothing but the same phase of itself.
 """
 
 from __future__ import annotations
@@ -13,27 +17,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from workers.collectives.exchange import PHASES, FlatExchange, Hosts
-from workers.collectives.lanes import Lanes, lanes
-from workers.collectives.left_out import Collected, LeftOut, Owed
-from workers.collectives.links import LinkExchange
+from workers.collectives.exchange import INSIDE, PHASES, FlatExchange, Hosts
+from workers.collectives.left_out import UNTOUCHED, Collected, LeftOut, Owed
+from workers.collectives.levels import Levels, levels
+from workers.collectives.links import NONE_CODEC, LinkExchange
 from workers.collectives.shared import HostExchange, Patience
 from workers.collectives.tasks import BRIEFLY_SECONDS, Task, Tasks, Turns, Way
-from workers.compression.casts import NoneCodec
 from workers.compression.codec import Codec
 from workers.compression.finite import NonFiniteError
 from workers.compression.gradients import GradientCompression
 
 OUT, BACK, OUT_AGAIN, BACK_AGAIN = range(PHASES)
-ON_HOST = PHASES
+ON_HOST = INSIDE + PHASES
 """Operations in shared memory have an order for each channel of it: that of whole buckets, of P, of Q."""
 
 CHANNELS = 3
 
 DIRECT_ELEMENTS = 1 << 12
 """A sum of so few elements goes from everybody to everybody: one exchange and not two."""
-
-NONE_CODEC = NoneCodec()
 
 
 class Reducer:
@@ -52,14 +53,15 @@ class Reducer:
         self._exchange, self._on_host, self._compression = exchange, on_host, compression
         self._hosts = hosts
         self._links = LinkExchange(exchange, compression, in_place=on_host is None)
-        self._lanes: dict[tuple[int, int], Lanes] = {}
+        self._levels: dict[tuple[int, int], Levels] = {}
+        self._one_level = len(hosts) == exchange.topology.world and len(exchange.topology.groups) == 1
         self._tasks, self._turns, self._number = Tasks(), Turns(0), 0
         self._backward_ended: float | None = None
 
     def begin(self) -> None:
         """A step begins."""
         self._tasks.clear()
-        self._turns = self._links.turns = Turns(PHASES + CHANNELS)
+        self._turns = self._links.turns = Turns(ON_HOST + CHANNELS)
         self._number, self._backward_ended, self._links.sent_bytes = 0, None, 0
 
     @property
@@ -114,8 +116,8 @@ class Reducer:
         self._compensate(bucket, gradient)
         if exact:
             self._compression.encoded(bucket)
-        if exact and len(self._hosts) == self._exchange.topology.world:
-            self._skip(number, BACK, ON_HOST)
+        if exact and self._one_level:
+            self._skip(number, INSIDE + OUT, BACK, ON_HOST)
             yield from self._links.sum_in_ring(number, gradient, OUT)
         else:
             owed = Owed(self._compression, bucket)
@@ -152,16 +154,16 @@ class Reducer:
     def _exact(self, number: int, values: Tensor, largest: bool) -> Way:
         self._skip(number, OUT_AGAIN, BACK_AGAIN, ON_HOST + 1, ON_HOST + 2)
         if len(values) > DIRECT_ELEMENTS and not largest:
-            yield from self._over_hosts(number, values, NONE_CODEC, (OUT, BACK), ON_HOST, Collected())
+            yield from self._over_hosts(number, values, NONE_CODEC, (OUT, BACK), ON_HOST, UNTOUCHED)
         else:
-            self._skip(number, BACK, ON_HOST)
+            self._skip(number, INSIDE + OUT, BACK, ON_HOST)
             yield from self._links.sum_directly(number, values, OUT, largest=largest)
 
     def _over_hosts(
         self, number: int, values: Tensor, codec: Codec, phases: tuple[int, int], on_host: int, left_out: LeftOut
     ) -> Way:
         """Sum `values`, float32 [n], in place; `left_out` gets what the codec leaves out."""
-        cut = self._lanes_of(len(values), codec.granularity)
+        cut = self._levels_of(len(values), codec.granularity)
         operation, local = None, values
         if self._on_host is not None:
             yield self._turns.turn(on_host, number)
@@ -189,14 +191,18 @@ class Reducer:
             gradient.zero_()
 
     def _skip(self, number: int, *phases: int) -> None:
+        """A phase that is left out between groups is so inside of them."""
         for phase in phases:
             self._turns.over(phase, number)
+            if phase < PHASES:
+                self._turns.over(INSIDE + phase, number)
 
-    def _lanes_of(self, n: int, granularity: int) -> Lanes:
+    def _levels_of(self, n: int, granularity: int) -> Levels:
         key = n, granularity
-        if key not in self._lanes:
-            self._lanes[key] = lanes(n, self._hosts, self._exchange.topology.index, granularity)
-        return self._lanes[key]
+        if key not in self._levels:
+            topology = self._exchange.topology
+            self._levels[key] = levels(n, self._hosts, topology.groups, topology.index, granularity)
+        return self._levels[key]
 
 
 class _OnHost:

@@ -1,11 +1,12 @@
-"""Which ranks share a host, and the groups in which they exchange: out of the environment, without a coordinator."""
+"""Which ranks share a host, which hosts are near each other, and the process groups in which they exchange: out of the
+environment, without a coordinator."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +19,9 @@ from workers.collectives.exchange import PHASES, FlatExchange, Place, Topology
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """Two machines of one name, as containers may be, differ in this."""
+
+GROUP = "QUANTARION_GROUP"
+"""The variable that names the group of a host."""
 
 
 class Joined(NamedTuple):
@@ -37,21 +41,42 @@ def host_key() -> str:
 
 
 def join(group: dist.ProcessGroup | None) -> Joined:
-    """Connect the ranks of `group`, None for all; every one of them calls it. Needs `init_process_group`."""
+    """Connect the ranks of `group`, None for all; every one of them calls it. Needs `init_process_group`.
+
+    Raises ValueError, on all of them, where ranks of one host name different groups of hosts.
+    """
     parent: Any = group or dist.group.WORLD
     world, timeout = dist.get_world_size(parent), _timeout(parent)
-    mine = torch.tensor([_number(host_key()), secrets.randbits(62)])
+    mine = torch.tensor([_number(host_key()), _number(os.environ.get(GROUP, "")), secrets.randbits(62)])
     everybody = mine
-    groups = []
+    groups, inside = [], []
     if world > 1:
         ranks = None if group is None else dist.get_process_group_ranks(group)
         groups = [_new_group(ranks, timeout) for _ in range(PHASES)]
-        everybody = torch.empty(2 * world, dtype=mine.dtype)
+        everybody = torch.empty(3 * world, dtype=mine.dtype)
         groups[0]._allgather_base(everybody, mine).wait()
-    keys, numbers = everybody.view(world, 2).T.tolist()
-    places = tuple(Place(rank, str(keys.index(key)), "") for rank, key in enumerate(keys))
-    exchange = FlatExchange(Topology(places, dist.get_rank(parent)), groups)
-    return Joined(exchange, numbers[0], timeout.total_seconds())
+    keys, near, numbers = everybody.view(world, 3).T.tolist()
+    topology = Topology(places_of(keys, near), dist.get_rank(parent))
+    if len(topology.groups) > 1:
+        together = [dist.get_global_rank(parent, member) for member in topology.group]
+        # Of a rank alone too: torch names a later group of some ranks by how many each of them has.
+        inside = [_new_group(together, timeout) for _ in range(PHASES)]
+    return Joined(FlatExchange(topology, groups, inside), numbers[0], timeout.total_seconds())
+
+
+def places_of(hosts: Sequence[int], groups: Sequence[int]) -> tuple[Place, ...]:
+    """From what each rank says of its host and of that host's group. Raises ValueError where two of a host differ."""
+    first = [hosts.index(host) for host in hosts]
+    for rank, other in enumerate(first):
+        if groups[rank] != groups[other]:
+            raise ValueError(
+                f"ranks {other} and {rank} share a host, and {GROUP} is not the same for both: write one name for all "
+                f"ranks of a host, as in {GROUP}=site-a torchrun ..."
+            )
+    return tuple(
+        Place(rank, str(other), "", str(groups.index(group)))
+        for rank, (other, group) in enumerate(zip(first, groups, strict=True))
+    )
 
 
 def agree(exchange: FlatExchange, mine: int, stop: Callable[[], bool]) -> list[int]:

@@ -280,7 +280,7 @@ class Iterations:
     def _take_over(self, plan: BucketPlan, state: State) -> None:
         compression = self._compress(plan)
         take_over(compression, state)
-        compression.begin_generation(self._neighbours.hosts)
+        compression.begin_generation(self._exchange.topology.units(self._neighbours.hosts))
         self.compression = compression
         self._encoding = Reducer(self._exchange, self._neighbours.hosts, self._neighbours.on_host, compression)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.optim import Optimizer
 
+from workers.collectives.exchange import Groups, Hosts
 from workers.comm.compression import State, merged
 from workers.comm.hosts import join
 from workers.comm.iterations import Iterations, Ready
@@ -47,8 +48,12 @@ class CommState:
         seed: of PowerSGD's first Q; the same on all ranks.
 
     Raises:
-        ValueError: an option cannot work; CodecError, which is one, where it is the codec.
+        ValueError: an option cannot work; CodecError, which is one, where it is the codec. Or QUANTARION_GROUP is not the
+            same on all ranks of a host.
         RuntimeError: there is no process group.
+
+    The environment variable QUANTARION_GROUP names the group of hosts that this host is in, a site or a rack; gradients are
+    encoded between groups then. Without it all are in one.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class CommState:
         if not dist.is_initialized():
             raise RuntimeError("there is no process group: call torch.distributed.init_process_group before CommState()")
         joined = join(process_group)
-        world = joined.exchange.topology.world
+        world, self._groups = joined.exchange.topology.world, joined.exchange.topology.groups
         self._closing = threading.Event()
         self._neighbours = Neighbours(joined.exchange, joined.run)
         self._iterations = Iterations(
@@ -105,9 +110,14 @@ class CommState:
         return self._iterations.compression.choices if self._iterations.compression.plan.slots else ()
 
     @property
-    def hosts(self) -> tuple[tuple[int, ...], ...]:
+    def hosts(self) -> Hosts:
         """The ranks that exchange through shared memory; one that shares none is by itself. All, before the first pass."""
         return self._neighbours.hosts
+
+    @property
+    def groups(self) -> Groups:
+        """The ranks of each group of hosts."""
+        return self._groups
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint, between two steps: the `residuals` of this rank, and what is the same on all ranks: `steps`,

@@ -6,7 +6,8 @@ members.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,12 +22,24 @@ SPARSE = frozenset({"topk", "threshold"})
 """Codecs that may go by momentum correction (CC-13)."""
 
 
+class Encoded(NamedTuple):
+    """Elements `start` on of a bucket, float32 [n]: what was to be sent of them, and what came out."""
+
+    start: int
+    compensated: Tensor
+    decoded: Tensor
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.compensated)
+
+
 class BucketMemory:
     """Error feedback on both sides of the exchange: for what this rank sends, and for the sums of the pieces it owns.
 
     Both count what is still owed to the sum over all ranks. `begin_generation` moves the second one into the first, since
     pieces are cut anew; a rank adds all it owes to its own gradient, wherever in the bucket that is, and afterwards owes
-    only what the encoding of its own shard left out.
+    only what its own encoding left out.
 
     Args:
         plan: of the buckets; of the last one the tail is left out.
@@ -68,7 +81,8 @@ class BucketMemory:
             raise self._named(bucket, gradient) from None
 
     def accelerate(self, bucket: int, start: int, shard: Tensor, codec: Codec) -> None:
-        """Make of `shard`, the host's sum, in place, what momentum correction has sent, where the codec goes by it."""
+        """Make of `shard`, elements `start` on of what is to be encoded, the sum of a host or of a group, in place, what
+        momentum correction sends, where the codec goes by it."""
         if self._momentum is not None and codec.name in SPARSE:
             self._momentum.compensate(str(bucket), shard, start=start, out=shard)
 
@@ -76,18 +90,20 @@ class BucketMemory:
         """Elements `start` on were to be sent, and came out as `decoded`: the rest is owed, once the step commits."""
         self._sender.settle(str(bucket), compensated, decoded, start=start)
 
-    def settle_shard(self, bucket: int, shard: slice, compensated: Tensor, decoded: Tensor, codec: Codec) -> None:
-        """The same for a shard. Outside of it nothing is owed any more: all of that went into the host's sum."""
+    def settle_held(self, bucket: int, held: Sequence[Encoded], codec: Codec) -> None:
+        """The same for all that this rank has encoded, in order. Elsewhere in the bucket nothing is owed any more: all of
+        that went into the sum of its host, or of its group."""
         if self._momentum is not None and codec.name in SPARSE:
-            self._momentum.settle(str(bucket), compensated, decoded, start=shard.start)
+            for part in held:
+                self._momentum.settle(str(bucket), part.compensated, part.decoded, start=part.start)
             self.settle_all(bucket)
             return
         if self._elsewhere[bucket]:
-            size = self._sender.size(str(bucket))
-            for start, stop in ((0, shard.start), (shard.stop, size)):
+            edges = [0, *(edge for part in held for edge in (part.start, part.stop)), self._sender.size(str(bucket))]
+            for start, stop in zip(edges[::2], edges[1::2], strict=True):
                 self._sender.clear(str(bucket), start, stop - start)
-        if len(compensated):
-            self.settle(bucket, shard.start, compensated, decoded)
+        for part in held:
+            self.settle(bucket, part.start, part.compensated, part.decoded)
 
     def settle_all(self, bucket: int) -> None:
         """All of the bucket is sent exactly: nothing is owed to it any more, once the step commits."""

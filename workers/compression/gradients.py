@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from workers.collectives.buckets import BucketPlan
-from workers.collectives.exchange import Hosts
+from workers.collectives.exchange import Groups, Hosts
 from workers.compression.bucketed import BucketMemory
 from workers.compression.choice import MAX_RANK, NONE, Choice, Plan
 from workers.compression.codec import Codec
@@ -158,15 +158,15 @@ class GradientCompression:
                     codec.adopt(name, replicated[at : at + like.numel()].view(like.shape))
                     at += like.numel()
 
-    def begin_generation(self, hosts: Hosts) -> None:
+    def begin_generation(self, units: Hosts | Groups) -> None:
         """Pieces of buckets may have other owners from now on. What is pending stays until it is known (EP-6).
 
         Args:
-            hosts: the members that share memory, by host.
+            units: between which gradients are encoded, `Topology.units`.
         """
         self._recut = True
         if self.controller is not None:
-            self.controller.begin_generation(hosts)
+            self.controller.begin_generation(units)
 
     def absorb(self, residuals: Mapping[str, Tensor]) -> None:
         """Owe this too: a leaver's residuals, or a checkpoint's. Raises ValueError where they are of another model."""
@@ -204,7 +204,7 @@ class GradientCompression:
     # ------------------------------------------------------------------ what is measured
 
     def transferred(self, nbytes: int, begun: float, ended: float) -> None:
-        """So many bytes were on links; times of `time.perf_counter`, in seconds."""
+        """So many bytes were on links between the units of the generation; times of `time.perf_counter`, in seconds."""
         if self.controller is not None and self.controller.is_calm:
             self.controller.measures.transfer(LEVEL, nbytes, begun, ended)
 

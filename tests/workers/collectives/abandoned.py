@@ -1,25 +1,25 @@
 """Gangs of real engines in one process, whose steps can be broken off at any point of any bucket's way.
 
-Letters between ranks stand in for gloo, so that nothing but the test decides who gets what; shared memory is real, and so
-are the engines, the rank's state machines, and what a donor offers.
+Letters between ranks stand in for gloo (`letters.py`); shared memory is real, and so are the engines, the rank's state
+machines, and what a donor offers.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tests.workers.collectives.letters import Cut, Post, PostalExchange
 from workers.collectives.buckets import BucketPlan
-from workers.collectives.exchange import Abandoned, Done, FlatExchange, Hosts, Place, Topology, Underway
+from workers.collectives.exchange import Abandoned, Hosts, Place, Topology
 from workers.collectives.reducer import Reducer
 from workers.collectives.shared import HostExchange, HostMemory
 from workers.compression.gradients import GradientCompression
@@ -30,115 +30,6 @@ from workers.protocol import PrepareOrder, RankMachine, RankState, Sync
 from workers.transfer import Commit
 
 PATIENCE_SECONDS = 60.0
-
-
-class Cut(NamedTuple):
-    """What never comes: of the operations of a phase the one with this number, counted from 0 in each step."""
-
-    phase: int
-    number: int
-
-
-class Post:
-    """What members of one generation have sent each other and nobody has read."""
-
-    def __init__(self) -> None:
-        self._letters: dict[tuple[Cut, int, int], Tensor] = {}
-        self._lock = threading.Lock()
-
-    def put(self, operation: Cut, sender: int, receiver: int, letter: Tensor) -> None:
-        with self._lock:
-            self._letters[operation, sender, receiver] = letter.detach().clone()
-
-    def take(self, operation: Cut, sender: int, receiver: int) -> Tensor | None:
-        with self._lock:
-            return self._letters.pop((operation, sender, receiver), None)
-
-
-class Letters(Underway):
-    """An operation that is done when `read` says so."""
-
-    def __init__(self, read: Callable[[], bool]) -> None:
-        self._read, self._here = read, False
-
-    def ready(self) -> bool:
-        self._here = self._here or self._read()
-        return self._here
-
-    def block(self, seconds: float) -> None:
-        threading.Event().wait(min(seconds, 0.0005))
-
-
-class PostalExchange(FlatExchange):
-    """The operations of one member over links, which `cut` ends: it gets nothing of that one, and the
-    others get on. As gloo does, it writes what it has not received yet into its operands long after they were abandoned.
-
-    Args:
-        abandoned: operands of this process's earlier operations that were never complete.
-    """
-
-    def __init__(self, topology: Topology, post: Post, abandoned: list[Tensor]) -> None:
-        super().__init__(topology)
-        self._post, self._abandoned = post, abandoned
-        self._begun: dict[int, int] = {}
-        self._missing: dict[tuple[int, int], Tensor] = {}
-        self._issued: dict[int, int] = defaultdict(int)
-        self.cut: Cut | None = None
-        self.reached = threading.Event()
-
-    def begin(self, cut: Cut | None) -> None:
-        """A step."""
-        self.cut, self._begun = cut, dict(self._issued)
-        self.reached.clear()
-
-    @property
-    def operations(self) -> dict[int, int]:
-        """How many this step has had so far in each phase."""
-        return {phase: number - self._begun.get(phase, 0) for phase, number in self._issued.items()}
-
-    def bury(self) -> list[Tensor]:
-        """The operands of what has not come; it may still come at any time."""
-        return [*self._abandoned, *self._missing.values()]
-
-    def all_to_all(self, received: Tensor, sent: Tensor, receive: list[int], send: list[int], phase: int = 0) -> Underway:
-        return self._exchange(phase, list(sent.split(send)), list(received.split(receive)), lambda: None)
-
-    def all_reduce(self, buffer: Tensor, *, largest: bool = False) -> Underway | Done:
-        world = self.topology.world
-        parts = torch.empty(world, len(buffer))
-
-        def add_up() -> None:
-            buffer.copy_(parts.amax(dim=0) if largest else parts.sum(dim=0))
-
-        return self._exchange(0, [buffer] * world, list(parts.unbind()), add_up)
-
-    def _exchange(self, phase: int, sent: list[Tensor], received: list[Tensor], then: Callable[[], None]) -> Letters:
-        mine, post = self.topology.index, self._post
-        operation = Cut(phase, self._issued[phase])
-        in_step = Cut(phase, operation.number - self._begun.get(phase, 0))
-        self._issued[phase] += 1
-        for member, letter in enumerate(sent):
-            post.put(operation, mine, member, letter)
-        missing = dict(enumerate(received))
-        serial = sum(self._issued.values())
-        self._missing |= {(serial, member): room for member, room in missing.items()}
-
-        def read() -> bool:
-            for room in self._abandoned:
-                room.view(torch.uint8).fill_(0xFF)  # NaN
-            if in_step == self.cut:
-                self.reached.set()
-                return False
-            for member, room in list(missing.items()):
-                letter = post.take(operation, member, mine)
-                if letter is not None:
-                    room.copy_(letter)
-                    del missing[member], self._missing[serial, member]
-            if not missing:
-                then()
-            return not missing
-
-        return Letters(read)
 
 
 class Linear(nn.Module):
@@ -195,7 +86,7 @@ class Member:
     def sit(self, topology: Topology, post: Post, hosts: Hosts, shared: HostExchange | None) -> None:
         """Take a place in a new generation."""
         abandoned = self._seat[0].bury() if self._seat else []
-        self.compression.begin_generation(hosts)
+        self.compression.begin_generation(topology.units(hosts))
         exchange = PostalExchange(topology, post, abandoned)
         self._seat = exchange, Reducer(exchange, hosts, shared, self.compression)
         self.machine.train()
@@ -234,11 +125,17 @@ class Ranks:
         folder: for the memory that the ranks of a host share.
         shapes: of the parameters, by name.
         make: what each rank keeps to compress its gradients.
+        groups: the name of the group of each host, in the next generation; those it does not name are in one.
     """
 
     def __init__(
-        self, folder: Path, shapes: Mapping[str, Sequence[int]], make: Callable[[BucketPlan], GradientCompression]
+        self,
+        folder: Path,
+        shapes: Mapping[str, Sequence[int]],
+        make: Callable[[BucketPlan], GradientCompression],
+        groups: Mapping[int, str] | None = None,
     ) -> None:
+        self.groups = dict(groups or {})
         self._folder, self._shapes, self._make = folder, shapes, make
         self.members: list[Member] = []
         self.generation = NO_GENERATION
@@ -287,7 +184,8 @@ class Ranks:
     def _connect(self) -> None:
         hosts = sorted({member.host for member in self.members})
         by_host: Hosts = tuple(tuple(i for i, m in enumerate(self.members) if m.host == host) for host in hosts)
-        places = tuple(Place(i, f"host-{m.host}", "") for i, m in enumerate(self.members))
+        groups = self.groups
+        places = tuple(Place(i, f"host-{m.host}", "", groups.get(m.host, "")) for i, m in enumerate(self.members))
         post = Post()
         for member in self.members:
             if member.memory is None:
@@ -302,6 +200,7 @@ class Ranks:
 
         list(self._threads.map(connect, range(len(places))))
         self.hosts = by_host
+        self.units = self.members[0].exchange.topology.units(by_host)
 
     def _memory(self, index: int) -> HostMemory:
         memory = self.members[index].memory
@@ -345,7 +244,7 @@ class Ranks:
                 return None
             assert member.machine.phase is RankState.TRAINING
             assert member.machine.may_apply(self.generation)
-            meta: dict[str, Any] = {"kind": "step", "hosts": [len(self.hosts), min(map(len, self.hosts))]}
+            meta: dict[str, Any] = {"kind": "step", "hosts": [len(self.units), min(map(len, self.units))]}
             return engine.apply_step(meta, self.generation)
 
         running = {m.number: self._threads.submit(one, i) for i, m in enumerate(self.members)}

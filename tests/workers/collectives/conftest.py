@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -35,11 +36,12 @@ def store() -> Iterator[str]:
     del server
 
 
-def connect(store: str, prefix: str, states: list[StateId]) -> list[FlatExchange | Exception]:
-    """Every rank in a thread of its own."""
+def connect(store: str, prefix: str, states: list[StateId], groups: str = "") -> list[FlatExchange | Exception]:
+    """Every rank in a thread of its own; `groups` names that of each."""
+    places = tuple(replace(place, group=group) for place, group in zip(PLACES, groups or "a" * len(states), strict=False))
 
     def one(index: int) -> FlatExchange | Exception:
-        topology = Topology(PLACES[: len(states)], index)
+        topology = Topology(places, index)
         try:
             return Connector().connect(topology, store, prefix, states[index], lambda: False)
         except ExchangeError as error:

@@ -18,16 +18,32 @@ T = TypeVar("T")
 
 
 class Gang:
-    """Ranks on hosts, `shape[h]` of them on host h, of one generation; `compressions` may come from an earlier one."""
+    """Ranks on hosts, `shape[h]` of them on host h, of one generation; `compressions` may come from an earlier one.
+
+    Args:
+        groups: the name of the group of each host; all are in one if it is empty.
+        sockets: hosts whose ranks share no memory.
+    """
 
     def __init__(
-        self, store: str, folder: Path, shape: Sequence[int], compressions: list[GradientCompression], number: int = 1
+        self,
+        store: str,
+        folder: Path,
+        shape: Sequence[int],
+        compressions: list[GradientCompression],
+        number: int = 1,
+        groups: str = "",
+        sockets: Sequence[int] = (),
     ) -> None:
         self.compressions = compressions
         self.generation = Generation(1, number)
         hosts = [host for host, ranks in enumerate(shape) for _ in range(ranks)]
-        self.places = tuple(Place(rank, f"host-{host}", "127.0.0.1") for rank, host in enumerate(hosts))
-        self.hosts = tuple(tuple(r for r, h in enumerate(hosts) if h == host) for host in range(len(shape)))
+        near = groups or "a" * len(shape)
+        self.places = tuple(Place(rank, f"host-{host}", "127.0.0.1", near[host]) for rank, host in enumerate(hosts))
+        by_host = [tuple(r for r, h in enumerate(hosts) if h == host) for host in range(len(shape))]
+        self.hosts = tuple(
+            part for h, ranks in enumerate(by_host) for part in ([(r,) for r in ranks] if h in sockets else [ranks])
+        )
         self.threads = ThreadPoolExecutor(len(hosts))
         largest = max(compressions[0].plan.sizes)
         paths = [folder / f"{number}-{rank}.memory" for rank in range(len(hosts))]
@@ -36,9 +52,9 @@ class Gang:
         def enter(rank: int) -> Reducer:
             topology = Topology(self.places, rank)
             exchange = Connector().connect(topology, store, f"g{number}", GENESIS, lambda: False)
-            mine = self.hosts[hosts[rank]]
+            mine = next(members for members in self.hosts if rank in members)
             shared = HostExchange(memories[rank], [paths[r] for r in mine], self.generation) if len(mine) > 1 else None
-            compressions[rank].begin_generation(self.hosts)
+            compressions[rank].begin_generation(topology.units(self.hosts))
             return Reducer(exchange, self.hosts, shared, compressions[rank])
 
         self.reducers = self.each(enter)

@@ -17,8 +17,10 @@ import torch
 from torch import Size, Tensor
 
 import workers.engine
-from tests.workers.collectives.abandoned import Cut, Member, Outcome, Ranks
+from tests.workers.collectives.abandoned import Member, Outcome, Ranks
+from tests.workers.collectives.letters import Cut
 from workers.collectives.buckets import BucketPlan, plan_buckets
+from workers.collectives.exchange import INSIDE
 from workers.collectives.reducer import BACK, BACK_AGAIN, OUT
 from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.config import CompressionConfig
@@ -34,6 +36,9 @@ ROUNDED = 2e-6
 NUM_BUCKETS = 2
 TAIL = Cut(OUT, NUM_BUCKETS)
 """The last that is sent: everybody's scalars."""
+
+GROUPINGS = [{0: "a", 1: "a", 2: "b"}, {0: "a", 1: "b", 2: "b"}, {0: "a", 1: "b", 2: "c"}]
+"""Groups of hosts, from generation to generation."""
 
 Make = Callable[[BucketPlan], GradientCompression]
 
@@ -111,36 +116,46 @@ class Account:
 
 @pytest.fixture
 def gang(tmp_path: Path) -> Iterator[Callable[..., Account]]:
-    def start(make: Make, shape: list[int]) -> Account:
-        ranks = Ranks(tmp_path, SHAPES, make)
+    def start(make: Make, shape: list[int], groups: dict[int, str] | None = None) -> Account:
+        ranks = Ranks(tmp_path, SHAPES, make, groups)
         ranks.enter([ranks.make(host) for host, count in enumerate(shape) for _ in range(count)])
         return Account(ranks)
 
     yield start
 
 
-def who_completes(cut: Cut, choice: str, mate: int, others: list[int]) -> list[int]:
-    """Nobody gets all sums before the last thing that the one who is cut off would have sent has come."""
+def who_completes(cut: Cut, choice: str, members: list[Member]) -> list[int]:
+    """Nobody gets all sums before the last thing that the one who is cut off, the first, would have sent has come."""
+    topology = members[0].exchange.topology
+    group = topology.group if len(topology.groups) > 1 else ()
     last = BACK_AGAIN if choice.startswith("powersgd") else BACK
     if cut == TAIL:
-        return [mate, *others]  # only the end is missing
-    return others if cut.phase == last else []  # its host's mate needs its shard
+        return [member.number for member in members[1:]]  # only the end is missing
+    if cut.phase == last:  # sums of other groups, if there are such, do not get to its own
+        return [m.number for i, m in enumerate(members) if m.host != members[0].host and i not in group]
+    if cut.phase == INSIDE + last:  # its host's mate needs its shard
+        return [member.number for member in members if member.host != members[0].host]
+    return []
 
 
+@pytest.mark.parametrize(("shape", "groups"), [([2, 2], None), ([2, 1, 2], GROUPINGS[0])], ids=["one_group", "groups"])
 @pytest.mark.parametrize("choice", CODECS)
-def test_cc7_a_step_abandoned_at_any_point_loses_nothing(choice: str, gang: Callable[..., Account]) -> None:
-    """2 hosts × 2 ranks. One rank is cut off at each point of each bucket's way in turn; who completes the step applies it,
+def test_cc7_a_step_abandoned_at_any_point_loses_nothing(
+    choice: str, shape: list[int], groups: dict[int, str] | None, gang: Callable[..., Account]
+) -> None:
+    """One rank is cut off at each point of each bucket's way in turn; who completes the step applies it,
     and the others take it over from there; where nobody completes it, it has never been."""
-    account = gang(always(choice), [2, 2])
+    account = gang(always(choice), shape, groups)
     account.run(3)
-    first, mate, *others = [member.number for member in account.ranks.members]
+    first = account.ranks.members[0].number
     operations = account.ranks.members[0].exchange.operations
     points = [Cut(phase, number) for phase, count in operations.items() for number in range(count)]
-    assert len(points) == (9 if choice.startswith("powersgd") else 5) and TAIL in points
+    of_buckets = (8 if choice.startswith("powersgd") else 4) * (2 if groups else 1)
+    assert len(points) == of_buckets + 1 and TAIL in points
     for cut in points:
         members, before, states = account.ranks.members, account.ranks.owed(), account.ranks.states()
         digests = account.ranks.digests()
-        completing = who_completes(cut, choice, mate, others)
+        completing = who_completes(cut, choice, members)
         outcome = account.step({first: cut}, completing)
         assert sorted(outcome.commits) == sorted(completing), cut
         account.recover(outcome, members)
@@ -155,12 +170,15 @@ def test_cc7_a_step_abandoned_at_any_point_loses_nothing(choice: str, gang: Call
     assert (float(account.ranks.owed().abs().max()) > 100 * ROUNDED) == (choice not in WITHOUT_LOSS)
 
 
+@pytest.mark.parametrize("groups", [None, GROUPINGS[0]], ids=["one_group", "groups"])
 @pytest.mark.parametrize("choice", [*CODECS, "changing"])
-def test_cc7_cc10_cc12_over_a_hundred_attempts_with_incidents(choice: str, gang: Callable[..., Account]) -> None:
+def test_cc7_cc10_cc12_over_a_hundred_attempts_with_incidents(
+    choice: str, groups: dict[int, str] | None, gang: Callable[..., Account]
+) -> None:
     """Steps broken off at random places on some ranks, kills in the middle of a step and just after it, joins and drains on
-    changing hosts. A dead rank's residual is lost, and nothing else: neither more nor less."""
+    changing hosts in changing groups. A dead rank's residual is lost, and nothing else: neither more nor less."""
     chance = random.Random(choice)
-    account = gang(changing if choice == "changing" else always(choice), [2, 1, 2])
+    account = gang(changing if choice == "changing" else always(choice), [2, 1, 2], groups)
     for _ in range(100):
         kind = chance.choice(["calm", "calm", "calm", "cut", "cut", "kill", "alone", "change"])
         if kind == "change" or len(account.ranks.members) < 4:
@@ -175,15 +193,17 @@ def test_cc7_cc10_cc12_over_a_hundred_attempts_with_incidents(choice: str, gang:
     assert account.partial > 5 and account.none > 5
 
 
-def ends(account: Account) -> list[Cut]:
-    """Each the last operation of a bucket, after which nothing is sent for it."""
-    one = account.ranks.members[0]
+def ends(account: Account, one: Member) -> list[Cut]:
+    """Each the last operation of a bucket for this member, after which nothing is sent for it."""
     plan = one.compression._policy(one.machine.state.step + 1)
-    in_ring = len(account.ranks.hosts) == len(account.ranks.members)
+    topology = one.exchange.topology
+    several = len(topology.groups) > 1
+    inside = INSIDE if several and len({topology.places[m].host for m in topology.group}) > 1 else 0
+    in_ring = len(account.ranks.hosts) == len(account.ranks.members) and not several
     low_rank = [choice.is_low_rank for choice in plan]
-    found = [Cut(BACK_AGAIN, index) for index in range(sum(low_rank))]
+    found = [Cut(inside + BACK_AGAIN, index) for index in range(sum(low_rank))]
     sharded = [choice for choice in plan if not (choice == NONE and in_ring)]
-    found += [Cut(BACK, index) for index, choice in enumerate(sharded) if not choice.is_low_rank]
+    found += [Cut(inside + BACK, index) for index, choice in enumerate(sharded) if not choice.is_low_rank]
     return found or [TAIL]
 
 
@@ -203,7 +223,7 @@ def break_off(account: Account, chance: random.Random, *, kill: bool) -> None:
     if kind == "start":
         where, completing = {late[0].number: Cut(OUT, chance.randrange(NUM_BUCKETS))}, []
     elif kind == "end":
-        where = {m.number: chance.choice(ends(account)) for m in late}
+        where = {m.number: chance.choice(ends(account, m)) for m in late}
         completing = [m.number for m in members if m.host not in {each.host for each in late}]
     else:
         where, completing = {m.number: TAIL for m in late}, [m.number for m in members if m not in late]
@@ -256,6 +276,8 @@ def join(account: Account, chance: random.Random) -> None:
     if len(staying) > 5:
         leaver = staying.pop(chance.randrange(len(staying)))
         chance.choice(staying).compression.memory.absorb(leaver.compression.memory.state_dict())
+    if ranks.groups:
+        ranks.groups = chance.choice(GROUPINGS)
     if len({member.host for member in staying}) == 1:
         joiner.host = 1 - staying[0].host % 2
     ranks.enter([*staying, joiner], donor=chance.choice(staying))

@@ -7,7 +7,7 @@ import torch
 
 from tests.workers.collectives.conftest import PLACES, connect
 from workers.collectives.connect import Connector
-from workers.collectives.exchange import Abandoned, ExchangeError, FlatExchange, Topology
+from workers.collectives.exchange import INSIDE, PHASES, Abandoned, ExchangeError, FlatExchange, Topology
 from workers.identity import GENESIS, Generation, StateId
 
 HERE = StateId(7, 0, Generation(1, 2), 2**64 - 5)
@@ -20,6 +20,28 @@ def test_ranks_that_stand_at_one_state_sum(store: str) -> None:
     for operation in pending:
         operation.wait(lambda: False)
     assert [v.tolist() for v in values] == [[3.0] * 5] * 3
+
+
+def test_cc1_members_of_a_group_exchange_among_themselves_where_there_are_several(store: str) -> None:
+    """The others do not even begin that operation."""
+    exchanges = connect(store, "d", [HERE] * 4, "abba")
+    received = {rank: torch.zeros(2) for rank in (1, 2)}
+    pending = []
+    for rank, exchange in enumerate(exchanges):
+        assert isinstance(exchange, FlatExchange) and len(exchange._inside) == PHASES
+        if rank in received:
+            sizes, sent = [0, 1, 1, 0], torch.tensor([rank + 10.0, rank + 20.0])
+            pending.append(exchange.all_to_all(received[rank], sent, sizes, sizes, INSIDE + 2))
+    for operation in pending:
+        operation.wait(lambda: False)
+    assert {rank: values.tolist() for rank, values in received.items()} == {1: [11.0, 12.0], 2: [21.0, 22.0]}
+
+
+@pytest.mark.parametrize(("groups", "expected"), [("aaa", [0, 0, 0]), ("aab", [PHASES, PHASES, 0]), ("abc", [0, 0, 0])])
+def test_cc1_no_gloo_groups_are_opened_that_nobody_needs(store: str, groups: str, expected: list[int]) -> None:
+    exchanges = connect(store, "e", [HERE] * 3, groups)
+    assert [len(e._inside) for e in exchanges if isinstance(e, FlatExchange)] == expected
+    assert all(isinstance(e, FlatExchange) and len(e._groups) == PHASES for e in exchanges)
 
 
 @pytest.mark.parametrize(

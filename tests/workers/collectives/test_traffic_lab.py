@@ -50,11 +50,14 @@ def enter_namespace(name: str) -> None:
 
 
 class LabRanks:
-    """`per_host` ranks on each host of a lab, each a thread in the namespace of its host."""
+    """`per_host` ranks on each host of a lab, each a thread in the namespace of its host.
 
-    def __init__(self, lab: Lab, folder: Path, per_host: int, codec: str) -> None:
+    `groups` names that of each host.
+    """
+
+    def __init__(self, lab: Lab, folder: Path, per_host: int, codec: str, groups: str) -> None:
         hosts = [host for host in lab.hosts for _ in range(per_host)]
-        self._places = tuple(Place(rank, f"host-{h.index}", h.address) for rank, h in enumerate(hosts))
+        self._places = tuple(Place(rank, f"host-{h.index}", h.address, groups[h.index]) for rank, h in enumerate(hosts))
         self._members = tuple(tuple(range(h.index * per_host, (h.index + 1) * per_host)) for h in lab.hosts)
         self._paths = [folder / f"{rank}.memory" for rank in range(len(hosts))]
         self._plan = (Choice.parse(codec),) * len(PLAN.sizes)
@@ -80,7 +83,7 @@ class LabRanks:
         mine = next(members for members in self._members if rank in members)
         paths = [self._paths[r] for r in mine]
         shared = HostExchange(self._memories[rank], paths, GENERATION) if len(mine) > 1 else None
-        self.compressions[rank].begin_generation(self._members)
+        self.compressions[rank].begin_generation(topology.units(self._members))
         return Reducer(exchange, self._members, shared, self.compressions[rank])
 
     def each(self, do: Callable[[int], T]) -> list[T]:
@@ -117,19 +120,32 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
-@pytest.mark.root
-@pytest.mark.parametrize("per_host", [1, 2])
-@pytest.mark.parametrize("codec", CODECS)
-def test_cc26_the_interfaces_count_what_the_ranks_say_that_they_have_sent(
-    codec: str, per_host: int, lab: Lab, tmp_path: Path
-) -> None:
-    ranks = LabRanks(lab, tmp_path, per_host, codec)
+def say_and_count(lab: Lab, ranks: LabRanks) -> tuple[list[int], list[int]]:
+    """Of some steps: bytes that each host's ranks say that they have sent, and those that its interface has counted."""
     before = [each.sent_payload for each in lab.traffic()]
     said = [0] * len(lab.hosts)
     for step in range(STEPS):
         claimed = ranks.each(lambda rank, step=step: ranks.step(rank, step))  # type: ignore[misc]
         said = [a + b for a, b in zip(said, ranks.sent_by_host(claimed), strict=True)]
-    counted = [each.sent_payload - earlier for each, earlier in zip(lab.traffic(), before, strict=True)]
+    return said, [each.sent_payload - earlier for each, earlier in zip(lab.traffic(), before, strict=True)]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("per_host", "groups"), [(1, "aaa"), (2, "aaa"), (2, "aab")])
+@pytest.mark.parametrize("codec", CODECS)
+def test_cc26_the_interfaces_count_what_the_ranks_say_that_they_have_sent(
+    codec: str, per_host: int, groups: str, lab: Lab, tmp_path: Path
+) -> None:
+    said, counted = say_and_count(lab, LabRanks(lab, tmp_path, per_host, codec, groups))
     for ours, theirs in zip(said, counted, strict=True):
         assert ours > 10_000
         assert abs(theirs - ours) <= CLOSE * ours
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("per_host", [1, 2])
+def test_cc1_the_interfaces_count_between_groups_what_two_hosts_would_send(per_host: int, lab: Lab, tmp_path: Path) -> None:
+    """All that the only host of a group sends goes to the other group: 2 (G − 1)/G · 4n bytes, G = 2, and not H = 3."""
+    _, counted = say_and_count(lab, LabRanks(lab, tmp_path, per_host, "none", "aab"))
+    expected = STEPS * 2 * (2 - 1) / 2 * 4 * sum(PLAN.sizes)
+    assert abs(counted[2] - expected) <= CLOSE * expected

@@ -28,8 +28,12 @@ PROCESSES.set_forkserver_preload(["torch.distributed", "numpy", "tests.workers.c
 Scenario = Callable[..., Any]
 
 
-def run(folder: Path, shape: Sequence[int], scenario: Scenario, *arguments: Any) -> list[Any]:
-    """`scenario(*arguments)` on `shape[h]` ranks of each host h: what each returned; of one that was killed, None."""
+def run(folder: Path, shape: Sequence[int], scenario: Scenario, *arguments: Any, groups: Sequence[str] = ()) -> list[Any]:
+    """`scenario(*arguments)` on `shape[h]` ranks of each host h: what each returned; of one that was killed, None.
+
+    Args:
+        groups: of each host, as in QUANTARION_GROUP.
+    """
     hosts = [host for host, ranks in enumerate(shape) for _ in range(ranks)]
     meeting = folder / f"meeting-{len(list(folder.iterdir()))}"
     started = []
@@ -41,6 +45,7 @@ def run(folder: Path, shape: Sequence[int], scenario: Scenario, *arguments: Any)
             "LOCAL_WORLD_SIZE": shape[host],
             "GROUP_RANK": host,
             "GLOO_SOCKET_IFNAME": "lo",
+            **({"QUANTARION_GROUP": groups[host]} if groups else {}),
         }
         ours, theirs = PROCESSES.Pipe(duplex=False)
         process = PROCESSES.Process(target=_rank, args=(theirs, variables, meeting, scenario, arguments))

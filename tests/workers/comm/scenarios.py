@@ -32,6 +32,7 @@ class Outcome(NamedTuple):
     steps: int
     choices: list[str]
     hosts: tuple[tuple[int, ...], ...]
+    groups: tuple[tuple[int, ...], ...]
 
 
 class Odd(nn.Module):
@@ -98,8 +99,9 @@ def _train(model: DistributedDataParallel, state: CommState | None, steps: int, 
         losses.append(float(loss.detach()))
     trained = digest(model), flat(model), sum(losses[-10:]) / len(losses[-10:])
     if state is None:
-        return Outcome(*trained, 0, steps, [], ())
-    return Outcome(*trained, state.bytes_sent, state.steps, list(map(str, state.choices)), state.hosts)
+        return Outcome(*trained, 0, steps, [], (), ())
+    choices = list(map(str, state.choices))
+    return Outcome(*trained, state.bytes_sent, state.steps, choices, state.hosts, state.groups)
 
 
 def train_each(all_options: list[dict[str, Any] | None], **ddp: Any) -> list[Outcome]:
@@ -125,6 +127,29 @@ def train_without_room(lacking: list[int]) -> Outcome:
     if dist.get_rank() in lacking:
         neighbours.HostMemory = no_room  # type: ignore[assignment, misc]
     return train({"policy": "fixed", "codec": "int8"}, 8)
+
+
+def ranks_of_a_host_differ_in_their_group() -> str:
+    """What `CommState` says of it, and that the process group is as good as before."""
+    os.environ["QUANTARION_GROUP"] = f"site {dist.get_rank()}"
+    try:
+        CommState()
+    except ValueError as error:
+        dist.barrier(dist.new_group([0, 1, 2], use_local_synchronization=True))
+        return str(error)
+    return "nothing"
+
+
+def groups_of_the_script_come_after(options: dict[str, Any]) -> float:
+    """The script makes a process group of its own, by the ranks that are in it only, after the hook's."""
+    with hooked(Odd(), options) as (wrapped, _):
+        own = dist.new_group([0, 2], use_local_synchronization=True) if dist.get_rank() != 1 else None
+        x, y = batch(0)
+        cross_entropy(wrapped(x), y).backward()
+        total = torch.ones(1)
+        if own is not None:
+            dist.all_reduce(total, group=own)
+        return float(total)
 
 
 # ------------------------------------------------------------------ gradients that are known

@@ -51,6 +51,32 @@ def test_cc25_cc4_parameters_are_the_same_bits_everywhere_and_near_those_of_ddp(
         assert difference(by_codec["int8"][0], plain) > 0
 
 
+@pytest.mark.parametrize(("shape", "groups"), [((1, 1, 1), "aab"), ((2, 1), "ab")], ids=str)
+def test_cc1_cc4_groups_of_hosts_come_from_the_environment(tmp_path: Path, shape: tuple[int, ...], groups: str) -> None:
+    ours = [{"policy": "fixed", "codec": codec, "dense_steps": 1} for codec in ("none", "int8", "powersgd 2")]
+    ranks = run(tmp_path, shape, scenarios.train_each, [None, *ours], groups=groups)
+    for rank in ranks:
+        assert [outcome.digest for outcome in rank[1:]] == [outcome.digest for outcome in ranks[0][1:]]
+        assert all(outcome.groups == ((0, 1), (2,)) for outcome in rank[1:])
+        assert rank[1].sent > rank[2].sent > 0
+        assert abs(loss([rank[2]]) - loss([rank[0]])) < NEAR
+    assert difference(ranks[0][1], ranks[0][0]) < 1e-6
+    assert difference(ranks[0][2], ranks[0][0]) > 0
+
+
+def test_cc25_ranks_of_one_host_in_two_groups_are_refused_on_all_ranks(tmp_path: Path) -> None:
+    told = run(tmp_path, (1, 2), scenarios.ranks_of_a_host_differ_in_their_group)
+    assert set(told) == {
+        "ranks 1 and 2 share a host, and QUANTARION_GROUP is not the same for both: write one name for all ranks of a "
+        "host, as in QUANTARION_GROUP=site-a torchrun ..."
+    }
+
+
+def test_cc25_a_script_can_make_process_groups_after_those_of_groups_of_hosts(tmp_path: Path) -> None:
+    totals = run(tmp_path, (1, 1, 1), scenarios.groups_of_the_script_come_after, {}, groups="aab")
+    assert totals == [2.0, 1.0, 2.0]
+
+
 def test_cc25_cc20_by_default_it_adapts_alike_on_all_ranks(tmp_path: Path) -> None:
     ranks = run(tmp_path, (2, 2), scenarios.train, {}, 90)
     assert {rank.digest for rank in ranks} == {ranks[0].digest}

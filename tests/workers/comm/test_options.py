@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import workers.comm
 from tests.workers.comm.ranks import Known
 from workers.comm import CommState
-from workers.comm.hosts import host_key
+from workers.comm.hosts import host_key, places_of
 
 
 @pytest.fixture
@@ -32,6 +32,15 @@ def test_cc25_hosts_are_the_nodes_of_torchrun_or_else_the_machines(monkeypatch: 
     assert socket.gethostname() in host_key()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert host_key() == "node 3"
+
+
+def test_cc25_hosts_and_groups_are_what_ranks_say() -> None:
+    places = places_of([7, -3, 7, 5, -3], [1, 1, 1, 2, 1])
+    assert [place.rank for place in places] == [0, 1, 2, 3, 4]
+    assert [place.host for place in places] == ["0", "1", "0", "3", "1"]
+    assert [place.group for place in places] == ["0", "0", "0", "3", "0"]
+    with pytest.raises(ValueError, match="ranks 1 and 4 share a host, and QUANTARION_GROUP is not the same for both"):
+        places_of([7, -3, 7, 5, -3], [1, 1, 1, 2, 2])
 
 
 def test_cc25_it_needs_a_process_group() -> None:

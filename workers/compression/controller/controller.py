@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from workers.collectives.buckets import BucketPlan
-from workers.collectives.exchange import Hosts
+from workers.collectives.exchange import Groups, Hosts
 from workers.compression.choice import Choice, Plan
 from workers.compression.codec import Codec
 from workers.compression.controller.config import ControllerConfig
@@ -71,14 +71,15 @@ class Controller:
             found.append(BucketFacts(shapes, hosts, local_ranks, sensitive, LEVEL))
         return found
 
-    def begin_generation(self, hosts: Hosts) -> None:
-        """Of the members that share memory, by host."""
-        self._hosts, self._local_ranks = len(hosts), min(map(len, hosts))
+    def begin_generation(self, units: Hosts | Groups) -> None:
+        """Of the units between which gradients are encoded: hosts, or groups of hosts; with groups, what is said of hosts
+        here and in `BucketFacts` is meant of groups."""
+        self._hosts, self._local_ranks = len(units), min(map(len, units))
         self.measures.begin_generation(self.facts(self._hosts, self._local_ranks))
 
     @property
     def world(self) -> tuple[int, int]:
-        """Hosts, and the fewest ranks of a host: what a commit has to say beside the measures."""
+        """Hosts, and the fewest ranks of a host, or of groups: what a commit has to say beside the measures."""
         return self._hosts, self._local_ranks
 
     # ------------------------------------------------------------------ a step

@@ -18,12 +18,12 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class BucketFacts:
-    """A bucket on its way between hosts, the same on all ranks.
+    """A bucket on its way between hosts, or between groups of hosts, the same on all ranks.
 
     Attributes:
         shapes: of its parameters, by name, in the order of the bucket.
-        hosts: H.
-        local_ranks: L, the fewest ranks that a host has; a rank carries at most 1/L of the bucket between hosts.
+        hosts: H; where there are groups, how many.
+        local_ranks: L, the fewest ranks that a host, or a group, has; a rank carries at most 1/L of the bucket between two.
         sensitive: elements in the first or the last layer of the model, of all of the bucket, 0 to 1.
         level: the link level that it crosses.
     """

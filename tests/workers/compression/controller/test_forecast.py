@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.workers.compression.controller.conftest import mlp
+from workers.collectives.levels import levels
 from workers.compression.choice import NONE, Choice
 from workers.compression.controller.candidates import CANDIDATES
 from workers.compression.controller.forecast import ends, exposed, own_exposed, seconds
@@ -44,6 +45,23 @@ def test_cc18_bytes_are_those_of_the_rank_that_sends_most(choice: Choice, hosts:
 def test_cc18_ranks_of_a_host_share_what_they_send(choice: Choice) -> None:
     one, two = (BucketFacts((("w", (512, 512)),), 4, local_ranks=ranks) for ranks in (1, 2))
     assert sum(transfers(two, choice)) == sum(transfers(one, choice)) / 2
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_cc18_low_rank_sends_what_its_lanes_say(grouped: bool) -> None:
+    """Hosts of two ranks each: four of them, or two groups of two."""
+    shapes = (("w", (2048, 1024)),)
+    hosts = tuple((rank, rank + 1) for rank in range(0, 8, 2))
+    groups = (tuple(range(4)), tuple(range(4, 8))) if grouped else (tuple(range(8)),)
+    facts = BucketFacts(shapes, *((2, 4) if grouped else (4, 2)))
+    sizes = PowerSGD({name: torch.Size(shape) for name, shape in shapes}, 4).sizes(["w"])
+    assert all(size % 512 == 0 for size in sizes)
+    out_p, back_p, out_q, back_q = transfers(facts, Choice("powersgd", 4))
+    for size, out, back in ((sizes[0], out_p, back_p), (sizes[1], out_q, back_q)):
+        for member in range(8):
+            cut = levels(size, hosts, groups, member).between
+            assert out == 4 * sum(part.stop - part.start for parts in cut.others for part in parts)
+            assert back == 4 * sum(piece.size * (len(piece.members) - 1) for piece in cut.owned)
 
 
 def test_cc18_seconds_are_latencies_bytes_and_coding() -> None:
