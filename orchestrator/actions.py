@@ -30,6 +30,7 @@ class MemberPlan:
     donor: bool
     on_line: bool
     shared_memory: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Plan:
     """A generation: what CONFIGURE says to every member."""
 
     generation: Generation
-    members: tuple[MemberPlan, ...]
+    members: tuple[MemberPlan, ...]  # in the order of the ring; the first one writes logs and checkpoints
     authority: StateId
     attempt: int
     first: bool

@@ -30,6 +30,7 @@ from orchestrator.directives import directive
 from orchestrator.hosts import RayHosts
 from orchestrator.jobspec import JobSpec
 from orchestrator.journal import Journal
+from orchestrator.topology import complaints, told_group
 from workers import wire
 from workers.protocol import Answer, RankState
 
@@ -81,6 +82,8 @@ class Coordinator:
         self._agents_lost: dict[str, float] = {}
         self._waiting_since = self.now()
         self._offered = 0  # hosts that could be taken, seen last
+        self._slots: list[placement.HostSlot] = []  # taken by this incarnation
+        self._complained = bool(self.journal.remembered.hosts)  # a predecessor took them
         self._events = os.open(folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def now(self) -> float:
@@ -107,6 +110,7 @@ class Coordinator:
                 remembered.members,
                 self.now(),
                 RECOVERY_SETTLE_SECONDS,
+                {host: str(entry["group"]) for host, entry in remembered.hosts.items()},
             )
         await server.start()
         self.journal.announce(f"{self._address}:{port}", time.time())
@@ -155,12 +159,14 @@ class Coordinator:
         for slot in offers[:room]:
             placed = self.ray_hosts.start(slot)
             if placed is not None:
-                self.journal.write({"entry": "host", **asdict(placed)})
-                loop.call_soon_threadsafe(self._expect, placed.host, placed.address)
+                group = told_group(slot, self.spec.topology)
+                self.journal.write({"entry": "host", **asdict(placed), "group": group})
+                self._slots.append(slot)
+                loop.call_soon_threadsafe(self._expect, placed.host, placed.address, group)
 
-    def _expect(self, host: str, address: str) -> None:
-        self.event("host_up", {"host": host, "address": address})
-        self.do(self.machine.expect_host(host, address, self.now()))
+    def _expect(self, host: str, address: str, group: str) -> None:
+        self.event("host_up", {"host": host, "address": address, "group": group})
+        self.do(self.machine.expect_host(host, address, self.now(), group))
 
     def _say_what_is_missing(self) -> None:
         if self.machine.phase is ms.JobPhase.WAITING and not self.machine.formed:
@@ -236,6 +242,7 @@ class Coordinator:
 
     def _record(self, kind: str, fields: dict[str, object]) -> None:
         if kind == "generation":
+            self._complain()
             self.journal.write({"entry": "generation", **fields})
             self.journal.fence(self.machine.generation)
             self.message = ""
@@ -244,6 +251,14 @@ class Coordinator:
         elif kind == "agent_lost":
             self._agents_lost[str(fields["host"])] = self.now()
         self.event(kind, fields)
+
+    def _complain(self) -> None:
+        """Once, as the job starts: about hosts that it names and has not."""
+        if self._complained:
+            return
+        self._complained = True
+        for message in complaints(self._slots, self.spec.topology):
+            self.event("topology_warning", {"message": message})
 
     def event(self, kind: str, fields: dict[str, object]) -> None:
         """A line of events.jsonl and of the log."""
@@ -383,7 +398,13 @@ class Coordinator:
         for host in machine.hosts.values():
             stream = self.streams.get(host.host)
             state = "healthy" if host.attached else "detached" if host.host in self._agents_lost else "starting"
-            reply.hosts.add(host=host.host, address=host.address, state=state, agent_pid=stream.agent_pid if stream else 0)
+            reply.hosts.add(
+                host=host.host,
+                address=host.address,
+                state=state,
+                agent_pid=stream.agent_pid if stream else 0,
+                group=host.group,
+            )
         return reply
 
     def stop(self, reason: str, now: bool) -> None:

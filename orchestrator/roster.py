@@ -52,6 +52,7 @@ class WorkerView:
 class HostView:
     host: str
     address: str
+    group: str = ""  # of hosts with fast links between them
     attached: bool = True
     detached_at: float = 0.0
     met: bool = True  # its agent has attached before
@@ -130,14 +131,29 @@ class Roster:
         return next(r for r in range(len(taken) + 1) if r not in taken)
 
     def seat(self, workers: Iterable[WorkerView]) -> list[WorkerView]:
-        """Give a rank to each that has none, neighbouring ones to those of one host; in rank order."""
-        order = list(self.hosts)
-        seated = sorted(workers, key=lambda w: order.index(w.host))
+        """Give a rank to each that has none; in the order of the ring.
+
+        A rank is a name, which its worker keeps; the place in the ring follows from the topology alone.
+        """
+        seated = self.in_ring(workers)
         for worker in seated:
             if worker.rank is None:
                 worker.rank = self.free_rank()
             worker.role = Role.MEMBER
-        return sorted(seated, key=lambda w: w.rank if w.rank is not None else 0)
+        return self.in_ring(seated)
+
+    def in_ring(self, workers: Iterable[WorkerView]) -> list[WorkerView]:
+        """By group, host and rank: those of one host stand next to each other, and so do the hosts of a group (CC-9)."""
+        hosts = {host: number for number, host in enumerate(self.hosts)}
+        unseated = len(self.workers)  # behind all that have a rank
+        return sorted(
+            workers,
+            key=lambda w: (self.group(w.host), hosts[w.host], w.rank if w.rank is not None else unseated),
+        )
+
+    def group(self, host: str) -> str:
+        """Of hosts with fast links between them; '' where none is known."""
+        return self.hosts[host].group
 
     @property
     def short(self) -> bool:

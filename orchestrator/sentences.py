@@ -47,7 +47,10 @@ def event_sentence(event: Record) -> str | None:
         case {"kind": "waiting", "message": message}:
             return waiting(message)
         case {"kind": "host_up", "host": host}:
-            return f"{host} is up"
+            group = event.get("group")
+            return f"{host} is up{f', in group {group}' if group else ''}"
+        case {"kind": "topology_warning", "message": message}:
+            return str(message)
         case {"kind": "rank_back", "rank": int(rank), "seconds": seconds}:
             return f"rank {rank} is back after {seconds:.1f} s"
         case {"kind": "rank_back", "host": host, "seconds": seconds}:

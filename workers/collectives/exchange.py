@@ -38,11 +38,12 @@ class ExchangeError(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """One member's seat: its number, its host, and the address its sockets bind to."""
+    """One member's seat: its number, its host, the address its sockets bind to, and the group of its host."""
 
     rank: int
     host: str
     address: str
+    group: str = ""
 
 
 @dataclass(frozen=True)

@@ -281,7 +281,7 @@ class Prepare(_message.Message):
     def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., at_step: _Optional[int] = ..., timeout: _Optional[float] = ..., busy_timeout: _Optional[float] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("worker", "rank", "host", "peer_address", "state", "donor", "on_line", "shared_memory")
+    __slots__ = ("worker", "rank", "host", "peer_address", "state", "donor", "on_line", "shared_memory", "group")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
@@ -290,6 +290,7 @@ class Member(_message.Message):
     DONOR_FIELD_NUMBER: _ClassVar[int]
     ON_LINE_FIELD_NUMBER: _ClassVar[int]
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     worker: str
     rank: int
     host: str
@@ -298,7 +299,8 @@ class Member(_message.Message):
     donor: bool
     on_line: bool
     shared_memory: bool
-    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., host: _Optional[str] = ..., peer_address: _Optional[str] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., donor: _Optional[bool] = ..., on_line: _Optional[bool] = ..., shared_memory: _Optional[bool] = ...) -> None: ...
+    group: str
+    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., host: _Optional[str] = ..., peer_address: _Optional[str] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., donor: _Optional[bool] = ..., on_line: _Optional[bool] = ..., shared_memory: _Optional[bool] = ..., group: _Optional[str] = ...) -> None: ...
 
 class Configure(_message.Message):
     __slots__ = ("generation", "members", "store_address", "authority", "attempt", "first", "stop")
