@@ -85,6 +85,13 @@ class DropHost:
 
 
 @dataclass(frozen=True)
+class MeasureLinks:
+    """Probe the links between these hosts; `probed` tells what came of it."""
+
+    addresses: dict[str, str]  # by host
+
+
+@dataclass(frozen=True)
 class Record:
     """An event for events.jsonl and the log."""
 
@@ -98,4 +105,6 @@ class EndJob:
     message: str
 
 
-Action = SendPrepare | SendConfigure | SendJoin | SendExit | KillWorker | SpawnWorker | DropHost | Record | EndJob
+Action = (
+    SendPrepare | SendConfigure | SendJoin | SendExit | KillWorker | SpawnWorker | DropHost | MeasureLinks | Record | EndJob
+)

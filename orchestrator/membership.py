@@ -15,6 +15,7 @@ from orchestrator.actions import (
     DropHost,
     EndJob,
     KillWorker,
+    MeasureLinks,
     MemberPlan,
     Plan,
     Record,
@@ -37,6 +38,7 @@ __all__ = [
     "Incident",
     "JobPhase",
     "KillWorker",
+    "MeasureLinks",
     "MemberPlan",
     "Membership",
     "Plan",
@@ -85,6 +87,7 @@ class Membership:
         self.exchange_error_at: float | None = None
         self.below_min_since: float | None = None
         self.incidents: list[Incident] = []
+        self.probe_until: float | None = None  # a first generation waits for the probe; None: none has begun
         self.recovering_until: float | None = None  # a restarted coordinator waits for its hosts
         self.apply_failures: deque[float] = deque()  # when
         self.recovered_members: dict[str, int] = {}
@@ -354,6 +357,14 @@ class Membership:
             return actions + self._end(130, "stopped before the first step")
         return actions + self._begin(reason, now, self.pace.soon(now) if self.phase is JobPhase.TRAINING else 0)
 
+    def probed(self, groups: Mapping[str, str], now: float) -> list[Action]:
+        """The probe is over, well or not; hosts without a group get what it has found."""
+        for host, group in groups.items():
+            if host in self.hosts and not self.hosts[host].group:
+                self.hosts[host].group = group
+        self.probe_until = now
+        return self._decide(now)
+
     def tick(self, now: float) -> list[Action]:
         """Time passes: limits run out."""
         if self.phase is JobPhase.ENDED:
@@ -509,6 +520,11 @@ class Membership:
         if len(ready_hosts) < self.rules.hosts_min:
             return self._hold(now) if self.formed else []  # the first time hosts.wait is the limit
         if any(not self.roster.complete(h) for h in self.expected_hosts):
+            return []
+        if self.rules.probe and not self.formed and self.probe_until is None:
+            self.probe_until = now + self.rules.probe_limit
+            return [MeasureLinks({host: self.hosts[host].address for host in ready_hosts})]
+        if self.probe_until is not None and now < self.probe_until:
             return []
         for host in ready_hosts:
             mine = [w for w in self.roster.on(host) if w.role is Role.IDLE]

@@ -77,6 +77,8 @@ class Rules:
     apply_failures_allowed: int = 3  # within exits_window
     busy: float = 600.0  # how long an evaluation, a first step, or the end of a script may take
     spawn_timeout: float = 90.0  # a process that has not said hello by then counts as never started
+    probe: bool = False  # the links between the hosts are measured before the first generation
+    probe_limit: float = 8.0  # after which the first generation waits for that no longer
     error_settle: float = 0.25  # an exchange error is usually followed by the news of a death
 
 

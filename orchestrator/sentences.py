@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from orchestrator.explain_topology import probe_sentence
 from orchestrator.records import Incident, Record, measured_accuracy, phase_words
 from orchestrator.report import percent, size
 
@@ -49,6 +50,8 @@ def event_sentence(event: Record) -> str | None:
         case {"kind": "host_up", "host": host}:
             group = event.get("group")
             return f"{host} is up{f', in group {group}' if group else ''}"
+        case {"kind": "topology"}:
+            return probe_sentence(event)
         case {"kind": "topology_warning", "message": message}:
             return str(message)
         case {"kind": "rank_back", "rank": int(rank), "seconds": seconds}:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator import membership as ms
@@ -172,3 +174,80 @@ def test_cc9_a_joiner_copies_from_its_own_group_first(sites: Simulation) -> None
     donors = machine._donors(second)
     assert [machine.hosts[d.host].group for d in donors] == ["a"] * 4 + ["b"] * 4
     assert donors[0].rank == 3
+
+
+class Probed(Simulation):
+    """Remembers what was to be measured."""
+
+    def __init__(self, seed: int, hosts: int, ranks: int) -> None:
+        self.asked: list[ms.MeasureLinks] = []
+        super().__init__(seed, hosts, ranks)
+
+    def do(self, actions: list[ms.Action]) -> None:
+        self.asked += [action for action in actions if isinstance(action, ms.MeasureLinks)]
+        super().do(actions)
+
+
+@pytest.fixture
+def probing() -> tuple[Simulation, ms.MeasureLinks]:
+    """Three hosts without groups whose gang waits for the probe, and what is to be measured."""
+    world = Probed(0, hosts=0, ranks=1)
+    machine = machine_of(world)
+    machine.rules = machine.roster.rules = replace(machine.rules, probe=True)
+    for _ in range(3):
+        world.add_host("")
+    for _ in range(10):
+        settle_a_little(world)
+    assert machine.plan is None
+    (asked,) = world.asked
+    return world, asked
+
+
+def settle_a_little(world: Simulation) -> None:
+    """Messages arrive, a tenth of a second passes."""
+    for name, host in world.hosts.items():
+        if not host.attached:
+            world.attach(name)
+        while host.up:
+            world.deliver_up(name)
+        while host.down:
+            world.deliver_down(name)
+    world.now += 0.1
+    world.do(machine_of(world).tick(world.now))
+
+
+def test_cc9_the_first_generation_waits_for_the_probe_and_follows_it(probing: tuple[Simulation, ms.MeasureLinks]) -> None:
+    world, asked = probing
+    first, second, third = world.hosts
+    assert asked.addresses == {host: host for host in world.hosts}
+    world.do(machine_of(world).probed({second: "b", first: "c", third: "b"}, world.now))
+    settle(world)
+    assert ring(world) == [("b", second, 0), ("b", third, 1), ("c", first, 2)]
+
+
+def test_cc9_a_probe_that_never_ends_keeps_no_job_from_starting(probing: tuple[Simulation, ms.MeasureLinks]) -> None:
+    world, _ = probing
+    world.now += machine_of(world).rules.probe_limit
+    settle(world)
+    assert [place[0] for place in ring(world)] == ["", "", ""]
+
+
+def test_cc9_nor_does_the_loss_of_a_host_meanwhile(probing: tuple[Simulation, ms.MeasureLinks]) -> None:
+    world, _ = probing
+    lost = next(iter(world.hosts))
+    machine = machine_of(world)
+    world.kill_host(lost)
+    world.do(machine.host_lost(lost, "gone", world.now))
+    world.do(machine.probed({lost: "a"}, world.now))
+    settle(world)
+    assert len(ring(world)) == 2
+
+
+def test_cc9_the_probe_does_not_overrule_what_was_told(probing: tuple[Simulation, ms.MeasureLinks]) -> None:
+    world, _ = probing
+    first, *others = world.hosts
+    machine = machine_of(world)
+    machine.hosts[first].group = "site"
+    world.do(machine.probed(dict.fromkeys(world.hosts, "probe-1"), world.now))
+    settle(world)
+    assert {host: view.group for host, view in machine.hosts.items()} == {first: "site", **dict.fromkeys(others, "probe-1")}

@@ -27,18 +27,22 @@ class StateId(_message.Message):
     def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., lineage: _Optional[int] = ...) -> None: ...
 
 class AgentMessage(_message.Message):
-    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report")
+    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report", "probe_port", "measured_link")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     WORKER_UP_FIELD_NUMBER: _ClassVar[int]
     WORKER_EXIT_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
+    PROBE_PORT_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_LINK_FIELD_NUMBER: _ClassVar[int]
     hello: HostHello
     beat: Beat
     worker_up: WorkerUp
     worker_exit: WorkerExit
     report: RankReport
-    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ...) -> None: ...
+    probe_port: ProbePort
+    measured_link: MeasuredLink
+    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ..., probe_port: _Optional[_Union[ProbePort, _Mapping]] = ..., measured_link: _Optional[_Union[MeasuredLink, _Mapping]] = ...) -> None: ...
 
 class HostHello(_message.Message):
     __slots__ = ("host", "node_id", "address", "agent_pid", "workers", "exits")
@@ -230,15 +234,43 @@ class Note(_message.Message):
     json: str
     def __init__(self, kind: _Optional[str] = ..., json: _Optional[str] = ...) -> None: ...
 
+class ProbePort(_message.Message):
+    __slots__ = ("port", "error")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    error: str
+    def __init__(self, port: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
+class MeasuredLink(_message.Message):
+    __slots__ = ("peer", "round_trip", "sent", "received", "error")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    round_trip: float
+    sent: float
+    received: float
+    error: str
+    def __init__(self, peer: _Optional[str] = ..., round_trip: _Optional[float] = ..., sent: _Optional[float] = ..., received: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
+
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("welcome", "directive", "kill")
+    __slots__ = ("welcome", "directive", "kill", "probe_open", "probe_link", "probe_close")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     DIRECTIVE_FIELD_NUMBER: _ClassVar[int]
     KILL_FIELD_NUMBER: _ClassVar[int]
+    PROBE_OPEN_FIELD_NUMBER: _ClassVar[int]
+    PROBE_LINK_FIELD_NUMBER: _ClassVar[int]
+    PROBE_CLOSE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     directive: Directive
     kill: Kill
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ...) -> None: ...
+    probe_open: ProbeOpen
+    probe_link: ProbeLink
+    probe_close: ProbeClose
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., probe_open: _Optional[_Union[ProbeOpen, _Mapping]] = ..., probe_link: _Optional[_Union[ProbeLink, _Mapping]] = ..., probe_close: _Optional[_Union[ProbeClose, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("incarnation",)
@@ -331,3 +363,27 @@ class Exit(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class ProbeOpen(_message.Message):
+    __slots__ = ("token", "seconds")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    seconds: float
+    def __init__(self, token: _Optional[bytes] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class ProbeLink(_message.Message):
+    __slots__ = ("peer", "address", "seconds", "limit")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    address: str
+    seconds: float
+    limit: float
+    def __init__(self, peer: _Optional[str] = ..., address: _Optional[str] = ..., seconds: _Optional[float] = ..., limit: _Optional[float] = ...) -> None: ...
+
+class ProbeClose(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
