@@ -23,6 +23,8 @@ EXTRA_SECONDS = 0.5
 """Of a measurement, for connecting and round trips."""
 DIRECTION_SECONDS = (0.05, 0.25)
 """That a direction of a link is measured for, at least and at most."""
+FAST = 1.25e9
+"""Bytes/s, 10 Gbit/s: above this a probe says more of the processors than of the link, and all links are alike."""
 _ROUND_OVERHEAD = 0.1
 
 Send = Callable[[str, pb.CoordinatorMessage], None]
@@ -39,7 +41,7 @@ class Findings:
 
     def groups(self, told: Mapping[str, str]) -> dict[str, str]:
         """Of the hosts that are not told one; a link counts by its slower direction."""
-        rates = {pair: max(1.0, min(link.sent, link.received)) for pair, link in self.links.items()}
+        rates = {pair: min(FAST, max(1.0, min(link.sent, link.received))) for pair, link in self.links.items()}
         return found_groups(list(self.addresses), rates, told)
 
     def record(self, told: Mapping[str, str], found: Mapping[str, str]) -> dict[str, object]:

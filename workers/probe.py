@@ -29,12 +29,17 @@ MOST_GUESTS = 8
 PINGS = 5
 PING_SECONDS = 0.05
 """No further ping after this long."""
-UNSENT_BYTES = 1 << 17
-"""What may wait in a socket unsent: on a slow link little is still on its way when the time is over."""
+QUEUE_SECONDS = 0.02
+LEAST_UNDERWAY = 1 << 15
+"""Bytes on their way are those of two round trips and of this long at the rate so far, or so many: a queue that the one
+direction leaves on a slow link would hold up the acknowledgements of the other, and the next host's probe."""
+
+LEAST_SENT = 1 << 12
+"""Bytes; smaller packets would be mostly headers."""
 
 _PING, _BURST = b"\1", b"\2"
-_SECONDS = struct.Struct("!d")
-_CHUNK = bytes(1 << 16)
+_TIMES = struct.Struct("!dd")  # seconds that each direction is measured for, round-trip time
+_CHUNK = memoryview(bytes(1 << 16))
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class ProbeServer:
         self._socket = socket.create_server((address, 0), family=family, backlog=MOST_GUESTS)
         self._socket.settimeout(0.1)
         self.port: int = self._socket.getsockname()[1]
-        threading.Thread(target=self._serve, name="probe", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="probe", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Take no more connections; what is being measured runs out by itself."""
@@ -103,15 +109,14 @@ def measure(peer: tuple[str, int], *, source: str, token: bytes, seconds: float,
         link.sendall(token)
         round_trip = _ping(link)
         seconds = min(max(seconds, 2 * round_trip), LONGEST_SECONDS)
-        link.sendall(_BURST + _SECONDS.pack(seconds))
-        sent = _send(link, min(seconds, deadline - time.monotonic()))
+        link.sendall(_BURST + _TIMES.pack(seconds, round_trip))
+        sent = _send(link, min(seconds, deadline - time.monotonic()), round_trip)
         received = _receive(link, seconds, deadline)
         return Link(round_trip, sent, received)
 
 
 def _tune(link: socket.socket) -> None:
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # what waits is thrown away at the end
 
 
@@ -120,12 +125,12 @@ def _serve_guest(link: socket.socket) -> None:
         link.sendall(_PING)
     if said != _BURST:
         return
-    (seconds,) = _SECONDS.unpack(_exactly(link, _SECONDS.size))
+    seconds, round_trip = _TIMES.unpack(_exactly(link, _TIMES.size))
     if not 0 < seconds <= LONGEST_SECONDS:
         return
     _receive(link, seconds, time.monotonic() + seconds)
     with suppress(ConnectionError):  # the peer leaves when it has measured
-        _send(link, 2 * seconds + PATIENCE_SECONDS)
+        _send(link, 2 * seconds + PATIENCE_SECONDS, round_trip)
 
 
 def _ping(link: socket.socket) -> float:
@@ -142,18 +147,29 @@ def _ping(link: socket.socket) -> float:
     return fastest
 
 
-def _send(link: socket.socket, seconds: float) -> float:
+def _send(link: socket.socket, seconds: float, round_trip: float) -> float:
     """Send as much as the link takes; bytes/s that the peer has acknowledged."""
     begun = time.monotonic()
-    handed = 0
-    while (left := begun + seconds - time.monotonic()) > 0:
-        link.settimeout(left)
+    handed = acknowledged = 0
+    while (passed := time.monotonic() - begun) < seconds:
+        acknowledged = handed - _underway(link)
+        most = max(LEAST_UNDERWAY, acknowledged / max(passed, 1e-9) * (2 * round_trip + QUEUE_SECONDS))
+        room = int(most) - (handed - acknowledged)
+        if room < LEAST_SENT:
+            time.sleep(0.0005)
+            continue
+        link.settimeout(seconds - passed)
         try:
-            handed += link.send(_CHUNK)
+            handed += link.send(_CHUNK[:room])
         except TimeoutError:
             break
-    unacknowledged = struct.unpack("i", fcntl.ioctl(link, termios.TIOCOUTQ, bytes(4)))[0]
-    return max(0, handed - unacknowledged) / max(time.monotonic() - begun, 1e-9)
+    return max(0, handed - _underway(link)) / max(time.monotonic() - begun, 1e-9)
+
+
+def _underway(link: socket.socket) -> int:
+    """Bytes handed to the socket that the peer has not acknowledged."""
+    (number,) = struct.unpack("i", fcntl.ioctl(link, termios.TIOCOUTQ, bytes(4)))
+    return int(number)
 
 
 def _receive(link: socket.socket, seconds: float, deadline: float) -> float:
@@ -164,6 +180,7 @@ def _receive(link: socket.socket, seconds: float, deadline: float) -> float:
     begun = time.monotonic()
     until = min(begun + seconds, deadline)
     while (left := until - time.monotonic()) > 0:
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)  # not lasting; else acknowledgements wait for 40 ms
         link.settimeout(left)
         try:
             came = link.recv_into(buffer)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from orchestrator import membership as ms
+from orchestrator.directives import directive
 from orchestrator.jobspec import JobSpec, load
 from orchestrator.placement import HostSlot
 from orchestrator.topology import LABELS, TopologyConfig, complaints, told_group
 from tests.orchestrator.test_jobspec import refused
+from workers.collectives.exchange import Place
+from workers.identity import GENESIS, Generation
+from workers.rank import Rank
 
 ZONES = {"topology.kubernetes.io/zone": "zone-1", "ray.io/availability-zone": "zone-2"}
 SLOT = HostSlot("10.0.0.1", "ab12", frozenset({"node-1", "machine-1"}), ZONES)
@@ -73,6 +79,15 @@ def test_cc9_a_host_in_two_groups_by_two_names_is_told() -> None:
 )
 def test_cc9_what_cannot_be_meant_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
     assert sentence in refused(tmp_path, f"name: a\ntopology: {{groups: {text}}}")
+
+
+def test_cc9_the_group_goes_with_the_member_to_its_rank() -> None:
+    member = ms.MemberPlan("w", 0, "host-1", "10.0.0.1:9", GENESIS, True, True, group="site")
+    plan = ms.Plan(Generation(1, 1), (member,), GENESIS, 0, True, False)
+    configure = directive(ms.SendConfigure("w", plan), "10.0.0.1:1").configure
+    rank = SimpleNamespace(worker="w", _note_state=lambda: None)
+    Rank._seat(rank, configure, configure.members[0])  # type: ignore[arg-type]
+    assert rank.topology.places == (Place(0, "host-1", "10.0.0.1", "site"),)
 
 
 def test_cc9_groups_can_be_set_on_the_command_line(tmp_path: Path) -> None:
