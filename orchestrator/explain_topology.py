@@ -19,9 +19,11 @@ def explain(name: str, events: Sequence[Record]) -> str:
     lines = _table([["host", "address", "group"], *([host, *told] for host, told in hosts.items())], align=str.ljust)
     if not any(group for _, group in hosts.values()):
         lines += ["", "No group is known: neither topology.groups nor a label names one."]
-    lines += [""] + [str(event["message"]) for event in latest if event["kind"] == "topology_warning"]
+    for event in latest:
+        if event["kind"] == "topology_warning":
+            lines += ["", str(event["message"])]
     probes = [event for event in latest if event["kind"] == "topology"]
-    lines += _probe(probes[-1]) if probes else ["The links were not measured (topology.probe)."]
+    lines += ["", *(_probe(probes[-1]) if probes else ["The links were not measured (topology.probe)."])]
     return "\n".join(lines)
 
 
@@ -32,7 +34,8 @@ def probe_sentence(event: Record) -> str:
     for host, group in event["found"].items():
         found.setdefault(group, []).append(host)
     if not found:
-        return start + "no groups found in them"
+        told = all(event["groups"].values())
+        return start + ("every host has been told its group" if told else "no groups stand out")
     return start + ", ".join(f"{', '.join(hosts)} in group {group}" for group, hosts in sorted(found.items()))
 
 
@@ -56,10 +59,10 @@ def _probe(event: Record) -> Iterator[str]:
     if event["measured"]:
         yield ""
         yield "Mbit/s from the host of a row to that of a column:"
-        yield from _matrix(hosts, event["bytes_per_second"], lambda rate: f"{rate * 8e-6:.3g}")
+        yield from _matrix(hosts, event["bytes_per_second"], lambda rate: _figures(rate * 8e-6))
         yield ""
         yield "Round-trip time, ms:"
-        yield from _matrix(hosts, event["round_trip_seconds"], lambda seconds: f"{seconds * 1e3:.3g}")
+        yield from _matrix(hosts, event["round_trip_seconds"], lambda seconds: _figures(seconds * 1e3))
     if event["failures"]:
         yield ""
         yield from event["failures"]
@@ -70,6 +73,11 @@ def _matrix(hosts: Sequence[str], matrix: Matrix, write: Callable[[float], str])
         [host, *("-" if cell is None else write(cell) for cell in row)] for host, row in zip(hosts, matrix, strict=True)
     ]
     return _table([["", *hosts], *rows], align=str.rjust)
+
+
+def _figures(value: float) -> str:
+    """At least two figures that count, and no exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _table(rows: Sequence[Sequence[str]], align: Callable[[str, int], str]) -> list[str]:

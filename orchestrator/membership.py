@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from orchestrator.actions import (
     Action,
@@ -110,7 +109,7 @@ class Membership:
         members: dict[str, int],
         now: float,
         settle: float,
-        groups: Mapping[str, str] = MappingProxyType({}),
+        groups: Mapping[str, str] | None = None,
     ) -> None:
         """A restarted coordinator: hosts known from the journal have `settle` seconds to attach before it decides.
 
@@ -119,7 +118,7 @@ class Membership:
         """
         self.recovered_members = members
         for host, address in hosts.items():
-            self.hosts[host] = HostView(host, address, groups.get(host, ""), attached=False, detached_at=now)
+            self.hosts[host] = HostView(host, address, (groups or {}).get(host, ""), attached=False, detached_at=now)
         self.generation = generation
         self.formed = formed
         self.recovering_until = now + settle
