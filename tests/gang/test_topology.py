@@ -97,3 +97,37 @@ def test_cc9_groups_survive_the_coordinator(gang: Callable[..., Gang]) -> None:
     assert len(g.events("topology_warning")) == 1
     g.hurry()
     g.check()
+
+
+@pytest.mark.root
+def test_cc9_a_host_that_comes_back_has_the_group_that_the_probe_found(lab_gang: StartGang) -> None:
+    """It is another host for the job, at the address that was probed; nothing is measured again."""
+    g = lab_gang(3, slow=(2,), spares=1, hosts_min=2, topology={"probe": True})
+    g.wait_for_step(2)
+    (event,) = g.events("topology")
+    lost = next(host for host, address in addresses(g).items() if address == g.addresses[0])
+    assert event["groups"][lost]
+    g.set_nodes(g.addresses[1:])
+    g.remove(lost)
+    g.wait_for("the loss of the host", lambda: g.events("host_lost"))
+    g.set_nodes(g.addresses)
+    g.wait_until_whole()
+    back = g.events("host_up")[-1]
+    assert back["host"] != lost and (back["address"], back["group"]) == (g.addresses[0], event["groups"][lost])
+    near = next(host for host, address in addresses(g).items() if address == g.addresses[1])
+    made = ring(g.events("generation")[-1])
+    assert abs(made.index(back["host"]) - made.index(near)) == 1
+    g.hurry()
+    g.check()
+    assert len(g.events("topology")) == 1
+
+
+@pytest.mark.parametrize("death", ["before:MeasureLinks#1", "after:MeasureLinks#1", "record:topology#1"])
+def test_cc9_a_coordinator_that_dies_in_the_probe_keeps_no_job_from_starting(death: str, gang: Callable[..., Gang]) -> None:
+    """Its successor probes again."""
+    g = gang(ranks_per_host=1, hosts_min=2, spares=0, topology={"probe": True}, epochs=5, coordinator_deaths=(death,))
+    g.wait_for_faults()
+    g.hurry()
+    g.check()
+    assert len(g.events("topology")) == (2 if death.startswith("record") else 1)
+    assert len(g.events("generation")) == 1

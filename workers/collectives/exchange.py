@@ -38,7 +38,7 @@ class ExchangeError(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """One member's seat: its number, its host, the address its sockets bind to, and the group of its host."""
+    """One member's seat: its number, its host, and the address its sockets bind to."""
 
     rank: int
     host: str
