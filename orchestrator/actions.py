@@ -30,6 +30,7 @@ class MemberPlan:
     donor: bool
     on_line: bool
     shared_memory: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Plan:
     """A generation: what CONFIGURE says to every member."""
 
     generation: Generation
-    members: tuple[MemberPlan, ...]
+    members: tuple[MemberPlan, ...]  # in the order of the ring; the first one writes logs and checkpoints
     authority: StateId
     attempt: int
     first: bool
@@ -84,6 +85,13 @@ class DropHost:
 
 
 @dataclass(frozen=True)
+class MeasureLinks:
+    """Probe the links between these hosts; `probed` tells what came of it."""
+
+    addresses: dict[str, str]  # by host
+
+
+@dataclass(frozen=True)
 class Record:
     """An event for events.jsonl and the log."""
 
@@ -97,4 +105,6 @@ class EndJob:
     message: str
 
 
-Action = SendPrepare | SendConfigure | SendJoin | SendExit | KillWorker | SpawnWorker | DropHost | Record | EndJob
+Action = (
+    SendPrepare | SendConfigure | SendJoin | SendExit | KillWorker | SpawnWorker | DropHost | MeasureLinks | Record | EndJob
+)

@@ -30,6 +30,8 @@ from orchestrator.directives import directive
 from orchestrator.hosts import RayHosts
 from orchestrator.jobspec import JobSpec
 from orchestrator.journal import Journal
+from orchestrator.probe import BUDGET_SECONDS, Findings, LinkProbe
+from orchestrator.topology import complaints, told_group
 from workers import wire
 from workers.protocol import Answer, RankState
 
@@ -81,6 +83,10 @@ class Coordinator:
         self._agents_lost: dict[str, float] = {}
         self._waiting_since = self.now()
         self._offered = 0  # hosts that could be taken, seen last
+        self._slots: list[placement.HostSlot] = []  # taken by this incarnation
+        self._complained = bool(self.journal.remembered.hosts)  # a predecessor took them
+        self._probe: LinkProbe | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._events = os.open(folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def now(self) -> float:
@@ -107,6 +113,7 @@ class Coordinator:
                 remembered.members,
                 self.now(),
                 RECOVERY_SETTLE_SECONDS,
+                {host: str(entry["group"]) for host, entry in remembered.hosts.items()},
             )
         await server.start()
         self.journal.announce(f"{self._address}:{port}", time.time())
@@ -155,12 +162,14 @@ class Coordinator:
         for slot in offers[:room]:
             placed = self.ray_hosts.start(slot)
             if placed is not None:
-                self.journal.write({"entry": "host", **asdict(placed)})
-                loop.call_soon_threadsafe(self._expect, placed.host, placed.address)
+                group = told_group(slot, self.spec.topology) or self.journal.remembered.probed.get(slot.address, "")
+                self.journal.write({"entry": "host", **asdict(placed), "group": group})
+                self._slots.append(slot)
+                loop.call_soon_threadsafe(self._expect, placed.host, placed.address, group)
 
-    def _expect(self, host: str, address: str) -> None:
-        self.event("host_up", {"host": host, "address": address})
-        self.do(self.machine.expect_host(host, address, self.now()))
+    def _expect(self, host: str, address: str, group: str) -> None:
+        self.event("host_up", {"host": host, "address": address, "group": group})
+        self.do(self.machine.expect_host(host, address, self.now(), group))
 
     def _say_what_is_missing(self) -> None:
         if self.machine.phase is ms.JobPhase.WAITING and not self.machine.formed:
@@ -219,6 +228,8 @@ class Coordinator:
                     self.journal.write({"entry": "host_dropped", "host": host})
                     self.streams.pop(host, None)
                     self._spawner.submit(self.ray_hosts.drop, host)
+                case ms.MeasureLinks(addresses):
+                    self._probing = asyncio.create_task(self._measure_links(addresses))
                 case ms.Record(kind, fields):
                     self._record(kind, fields)
                 case ms.EndJob(code, message):
@@ -230,12 +241,17 @@ class Coordinator:
 
     def _post(self, worker: str, message: pb.CoordinatorMessage) -> None:
         view = self.machine.workers.get(worker)
-        stream = self.streams.get(view.host) if view else None
+        if view is not None:
+            self._post_to_host(view.host, message)
+
+    def _post_to_host(self, host: str, message: pb.CoordinatorMessage) -> None:
+        stream = self.streams.get(host)
         if stream is not None:
             stream.outbox.put_nowait(message)  # an agent that is away is told again when it attaches
 
     def _record(self, kind: str, fields: dict[str, object]) -> None:
         if kind == "generation":
+            self._complain()
             self.journal.write({"entry": "generation", **fields})
             self.journal.fence(self.machine.generation)
             self.message = ""
@@ -244,6 +260,33 @@ class Coordinator:
         elif kind == "agent_lost":
             self._agents_lost[str(fields["host"])] = self.now()
         self.event(kind, fields)
+
+    async def _measure_links(self, addresses: dict[str, str]) -> None:
+        """Whatever comes of it, the job goes on (CC-9)."""
+        findings, found = Findings(addresses), dict[str, str]()
+        told = {host.host: host.group for host in self.machine.hosts.values() if host.group}
+        try:
+            self._probe = LinkProbe(addresses, self._post_to_host)
+            findings = self._probe.findings
+            await asyncio.wait_for(self._probe.run(), BUDGET_SECONDS + 1.0)
+            found = findings.groups(told)
+        except Exception as error:
+            logger.exception("the probe failed")
+            findings.failures.append(f"the probe failed: {error or type(error).__name__}")
+        self._probe = None
+        by_address = {addresses[host]: group for host, group in found.items()}
+        self.journal.write({"entry": "probed", "groups": found, "by_address": by_address})
+        self.journal.remembered.probed = by_address
+        self.event("topology", findings.record(told, found))
+        self.do(self.machine.probed(found, self.now()))
+
+    def _complain(self) -> None:
+        """Once, as the job starts: about hosts that it names and has not."""
+        if self._complained:
+            return
+        self._complained = True
+        for message in complaints(self._slots, self.spec.topology):
+            self.event("topology_warning", {"message": message})
 
     def event(self, kind: str, fields: dict[str, object]) -> None:
         """A line of events.jsonl and of the log."""
@@ -283,6 +326,8 @@ class Coordinator:
         """The stream broke."""
         if self.streams.get(host) is stream:
             del self.streams[host]
+            if self._probe is not None:
+                self._probe.lost(host)
             self.do(self.machine.detach(host, self.now()))
 
     def hear(self, host: str, message: pb.AgentMessage) -> None:
@@ -299,6 +344,10 @@ class Coordinator:
                 self.do(self.machine.worker_exit(left.worker, _status(left), self.now()))
             case "report":
                 self._report(message.report)
+            case "probe_port" if self._probe is not None:
+                self._probe.port(host, message.probe_port)
+            case "measured_link" if self._probe is not None:
+                self._probe.measured(host, message.measured_link)
 
     def _beat(self, beat: pb.Beat) -> None:
         now = self.now()
@@ -383,7 +432,13 @@ class Coordinator:
         for host in machine.hosts.values():
             stream = self.streams.get(host.host)
             state = "healthy" if host.attached else "detached" if host.host in self._agents_lost else "starting"
-            reply.hosts.add(host=host.host, address=host.address, state=state, agent_pid=stream.agent_pid if stream else 0)
+            reply.hosts.add(
+                host=host.host,
+                address=host.address,
+                state=state,
+                agent_pid=stream.agent_pid if stream else 0,
+                group=host.group,
+            )
         return reply
 
     def stop(self, reason: str, now: bool) -> None:
@@ -458,6 +513,7 @@ def _rules(spec: JobSpec) -> ms.Rules:
         exits_allowed=spec.limits.exits_allowed,
         exits_window=spec.limits.exits_window,
         replace_wait=spec.hosts.replace_wait,
+        probe=spec.topology.probe,
     )
 
 

@@ -52,4 +52,5 @@ def _member(member: ms.MemberPlan) -> pb.Member:
         donor=member.donor,
         on_line=member.on_line,
         shared_memory=member.shared_memory,
+        group=member.group,
     )

@@ -29,6 +29,17 @@ def compression(
     print(explanation(read_object(folder / "job.json"), read_events(folder)))
 
 
+@app.command()
+def topology(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.")],
+    storage: Annotated[Path, typer.Option(help="Folder that holds a folder per job.")] = DEFAULT_STORAGE,
+) -> None:
+    """Print the groups of a job's hosts, and how fast the links between them are, where that was measured."""
+    from orchestrator import explain_topology, status
+
+    print(explain_topology.explain(job, read_events(status.find(job, storage))))
+
+
 def explanation(job: Record, events: Sequence[Record]) -> str:
     """Of the job in `job.json`, with its events in their order."""
     from workers.compression.controller.explain import explain

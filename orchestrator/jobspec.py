@@ -12,6 +12,7 @@ from orchestrator import jobfile
 from orchestrator.errors import UserError
 from orchestrator.refusals import refusal
 from orchestrator.schema import fields
+from orchestrator.topology import TopologyConfig
 from workers.config import TrainingConfig
 from workers.settings import Config, Count, unit
 
@@ -71,6 +72,12 @@ class JobSpec(TrainingConfig):
         json_schema_extra=unit("processes"),
     )
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="When the coordinator gives up a host.")
+    topology: TopologyConfig = Field(
+        default_factory=TopologyConfig,
+        description="Which hosts have fast links between them, the groups of hosts. A host's group is that of `groups`, "
+        "else that of a label, else what the probe has found; hosts without one are a group together. The ring of ranks "
+        "goes through the hosts of a group one after the other, and through the groups in the order of their names.",
+    )
 
     @model_validator(mode="after")
     def _check_ranks(self) -> Self:

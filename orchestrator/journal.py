@@ -24,8 +24,9 @@ class Remembered:
     formed: bool = False
     launch: float = 0.0
     stopping: bool = False  # somebody asked for the end
-    hosts: dict[str, dict[str, Any]] = field(default_factory=dict)  # host -> address, node_id, placement group
+    hosts: dict[str, dict[str, Any]] = field(default_factory=dict)  # host -> address, node_id, group
     members: dict[str, int] = field(default_factory=dict)  # of the last generation: worker -> rank
+    probed: dict[str, str] = field(default_factory=dict)  # address -> group, as the probe has found it
 
 
 class Journal:
@@ -99,6 +100,7 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
                 remembered.launch = float(entry["launch"])
                 remembered.hosts.clear()
                 remembered.members.clear()
+                remembered.probed.clear()
                 remembered.stopping = False
                 remembered.formed = False
         case "generation":
@@ -109,6 +111,11 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
             remembered.stopping = True
         case "host":
             remembered.hosts[entry["host"]] = {k: v for k, v in entry.items() if k != "entry"}
+        case "probed":
+            remembered.probed = dict(entry["by_address"])
+            for host, group in entry["groups"].items():
+                if host in remembered.hosts:
+                    remembered.hosts[host]["group"] = group
         case "host_dropped":
             remembered.hosts.pop(entry["host"], None)
 

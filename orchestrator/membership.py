@@ -7,12 +7,14 @@ socket, no Ray: the shell (`coordinator.py`) and the model-checking test drive t
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 from orchestrator.actions import (
     Action,
     DropHost,
     EndJob,
     KillWorker,
+    MeasureLinks,
     MemberPlan,
     Plan,
     Record,
@@ -35,6 +37,7 @@ __all__ = [
     "Incident",
     "JobPhase",
     "KillWorker",
+    "MeasureLinks",
     "MemberPlan",
     "Membership",
     "Plan",
@@ -83,6 +86,7 @@ class Membership:
         self.exchange_error_at: float | None = None
         self.below_min_since: float | None = None
         self.incidents: list[Incident] = []
+        self.probe_until: float | None = None  # a first generation waits for the probe; None: none has begun
         self.recovering_until: float | None = None  # a restarted coordinator waits for its hosts
         self.apply_failures: deque[float] = deque()  # when
         self.recovered_members: dict[str, int] = {}
@@ -90,11 +94,11 @@ class Membership:
 
     # ------------------------------------------------------------------ events: hosts
 
-    def expect_host(self, host: str, address: str, now: float) -> list[Action]:
+    def expect_host(self, host: str, address: str, now: float, group: str = "") -> list[Action]:
         """Placement has started an agent there; the first generation waits for it."""
         self.expected_hosts.add(host)
         if host not in self.hosts:
-            self.hosts[host] = HostView(host, address, attached=False, detached_at=now, met=False)
+            self.hosts[host] = HostView(host, address, group, attached=False, detached_at=now, met=False)
         return self._spawn(self.hosts[host], self.rules.ranks_per_host + self.rules.spares_per_host, now)
 
     def recover(
@@ -105,14 +109,16 @@ class Membership:
         members: dict[str, int],
         now: float,
         settle: float,
+        groups: Mapping[str, str] | None = None,
     ) -> None:
         """A restarted coordinator: hosts known from the journal have `settle` seconds to attach before it decides.
 
-        `members` are the ranks of the last generation's workers: some may not have received its CONFIGURE yet.
+        `hosts` are their addresses, `groups` the groups of those that have one; `members` are the ranks of the last
+        generation's workers: some may not have received its CONFIGURE yet.
         """
         self.recovered_members = members
         for host, address in hosts.items():
-            self.hosts[host] = HostView(host, address, attached=False, detached_at=now)
+            self.hosts[host] = HostView(host, address, (groups or {}).get(host, ""), attached=False, detached_at=now)
         self.generation = generation
         self.formed = formed
         self.recovering_until = now + settle
@@ -350,6 +356,14 @@ class Membership:
             return actions + self._end(130, "stopped before the first step")
         return actions + self._begin(reason, now, self.pace.soon(now) if self.phase is JobPhase.TRAINING else 0)
 
+    def probed(self, groups: Mapping[str, str], now: float) -> list[Action]:
+        """The probe is over, well or not; hosts without a group get what it has found."""
+        for host, group in groups.items():
+            if host in self.hosts and not self.hosts[host].group:
+                self.hosts[host].group = group
+        self.probe_until = now
+        return self._decide(now)
+
     def tick(self, now: float) -> list[Action]:
         """Time passes: limits run out."""
         if self.phase is JobPhase.ENDED:
@@ -427,7 +441,7 @@ class Membership:
         if self.phase is JobPhase.SYNCING and self.plan is not None and not view.running:
             if any(m.worker == view.worker for m in self.plan.members):
                 return [SendConfigure(view.worker, self.plan)]
-        if view.role is Role.JOINING and (donors := self._donors()):
+        if view.role is Role.JOINING and (donors := self._donors(view.host)):
             return [SendJoin(view.worker, donors)]
         return []
 
@@ -505,6 +519,11 @@ class Membership:
         if len(ready_hosts) < self.rules.hosts_min:
             return self._hold(now) if self.formed else []  # the first time hosts.wait is the limit
         if any(not self.roster.complete(h) for h in self.expected_hosts):
+            return []
+        if self.rules.probe and not self.formed and self.probe_until is None:
+            self.probe_until = now + self.rules.probe_limit
+            return [MeasureLinks({host: self.hosts[host].address for host in ready_hosts})]
+        if self.probe_until is not None and now < self.probe_until:
             return []
         for host in ready_hosts:
             mine = [w for w in self.roster.on(host) if w.role is Role.IDLE]
@@ -592,6 +611,7 @@ class Membership:
                     donor,
                     on_line,
                     worker.shared_memory,
+                    self.roster.group(worker.host),
                 )
             )
             worker.off_line_since = None if on_line else generation
@@ -675,7 +695,7 @@ class Membership:
         if can_join and (self.phase is JobPhase.TRAINING or not self.waiting):
             while active < self.rules.ranks_per_host and idle:
                 joiner = idle.pop(0)
-                donors = self._donors()
+                donors = self._donors(host.host)
                 if not donors:
                     break
                 joiner.role = Role.JOINING
@@ -704,10 +724,11 @@ class Membership:
         """A replacement can wait until the joiners it would compete with for the processor are in."""
         return self.phase is not JobPhase.TRAINING or bool(self.roster.in_role(Role.JOINING))
 
-    def _donors(self) -> tuple[MemberPlan, ...]:
-        """Members that a joiner may copy from, the highest rank first: the lowest ones write logs and checkpoints."""
-        members = [w for w in self.roster.members if w.running or self._eligible(w)]
-        members.sort(key=lambda w: -(w.rank or 0))
+    def _donors(self, host: str) -> tuple[MemberPlan, ...]:
+        """Members that a joiner on `host` may copy from: those of its group first, the last of the ring first, as its
+        first ones write logs and checkpoints."""
+        members = self.roster.in_ring(w for w in self.roster.members if w.running or self._eligible(w))[::-1]
+        members.sort(key=lambda w: self.roster.group(w.host) != self.roster.group(host))
         return tuple(MemberPlan(w.worker, w.rank or 0, w.host, w.peer_address, w.state, True, True) for w in members)
 
     def _due(self) -> bool:

@@ -6,8 +6,8 @@ logical CPU; agents and spares take none.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +22,13 @@ class HostSlot:
 
     address: str  # IP address of the Ray node
     node_id: str  # Ray's, in hex
+    other_names: frozenset[str] = field(default=frozenset(), compare=False)  # its node name, its machine's host name
+    labels: Mapping[str, str] = field(default_factory=dict, compare=False)  # of the Ray node
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All that a user may know it by."""
+        return self.other_names | {self.address, self.node_id}
 
 
 def free_hosts(cpus: int, used: Collection[str] = ()) -> list[HostSlot]:
@@ -34,7 +41,12 @@ def free_hosts(cpus: int, used: Collection[str] = ()) -> list[HostSlot]:
 
     available = available_resources_per_node()
     return sorted(
-        HostSlot(str(node["NodeManagerAddress"]), str(node["NodeID"]))
+        HostSlot(
+            str(node["NodeManagerAddress"]),
+            str(node["NodeID"]),
+            frozenset({str(node["NodeName"]), str(node["NodeManagerHostname"])}),
+            node["Labels"],
+        )
         for node in ray.nodes()
         if node["Alive"]
         and node["NodeID"] not in used

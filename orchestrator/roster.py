@@ -52,6 +52,7 @@ class WorkerView:
 class HostView:
     host: str
     address: str
+    group: str = ""  # of hosts with fast links between them
     attached: bool = True
     detached_at: float = 0.0
     met: bool = True  # its agent has attached before
@@ -76,6 +77,8 @@ class Rules:
     apply_failures_allowed: int = 3  # within exits_window
     busy: float = 600.0  # how long an evaluation, a first step, or the end of a script may take
     spawn_timeout: float = 90.0  # a process that has not said hello by then counts as never started
+    probe: bool = False  # the links between the hosts are measured before the first generation
+    probe_limit: float = 8.0  # after which the first generation waits for that no longer
     error_settle: float = 0.25  # an exchange error is usually followed by the news of a death
 
 
@@ -130,14 +133,29 @@ class Roster:
         return next(r for r in range(len(taken) + 1) if r not in taken)
 
     def seat(self, workers: Iterable[WorkerView]) -> list[WorkerView]:
-        """Give a rank to each that has none, neighbouring ones to those of one host; in rank order."""
-        order = list(self.hosts)
-        seated = sorted(workers, key=lambda w: order.index(w.host))
+        """Give a rank to each that has none; in the order of the ring.
+
+        A rank is a name, which its worker keeps; the place in the ring follows from the topology alone.
+        """
+        seated = self.in_ring(workers)
         for worker in seated:
             if worker.rank is None:
                 worker.rank = self.free_rank()
             worker.role = Role.MEMBER
-        return sorted(seated, key=lambda w: w.rank if w.rank is not None else 0)
+        return self.in_ring(seated)
+
+    def in_ring(self, workers: Iterable[WorkerView]) -> list[WorkerView]:
+        """By group, host and rank: those of one host stand next to each other, and so do the hosts of a group (CC-9)."""
+        hosts = {host: number for number, host in enumerate(self.hosts)}
+        unseated = len(self.workers)  # behind all that have a rank
+        return sorted(
+            workers,
+            key=lambda w: (self.group(w.host), hosts[w.host], w.rank if w.rank is not None else unseated),
+        )
+
+    def group(self, host: str) -> str:
+        """Of hosts with fast links between them; '' where none is known."""
+        return self.hosts[host].group
 
     @property
     def short(self) -> bool:

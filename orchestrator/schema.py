@@ -29,7 +29,7 @@ class SchemaField:
 
     @property
     def is_group(self) -> bool:
-        return self.node.get("type") == "object"
+        return "properties" in self.node
 
     @property
     def unit(self) -> str | None:

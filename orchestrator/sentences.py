@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from orchestrator.explain_topology import probe_sentence
 from orchestrator.records import Incident, Record, measured_accuracy, phase_words
 from orchestrator.report import percent, size
 
@@ -47,7 +48,12 @@ def event_sentence(event: Record) -> str | None:
         case {"kind": "waiting", "message": message}:
             return waiting(message)
         case {"kind": "host_up", "host": host}:
-            return f"{host} is up"
+            group = event.get("group")
+            return f"{host} is up{f', in group {group}' if group else ''}"
+        case {"kind": "topology"}:
+            return probe_sentence(event)
+        case {"kind": "topology_warning", "message": message}:
+            return str(message)
         case {"kind": "rank_back", "rank": int(rank), "seconds": seconds}:
             return f"rank {rank} is back after {seconds:.1f} s"
         case {"kind": "rank_back", "host": host, "seconds": seconds}:

@@ -195,7 +195,13 @@ def _as_record(reply: pb.StatusReply) -> Record:
             for rank in reply.ranks
         ],
         "hosts": [
-            {"host": host.host, "address": host.address, "state": host.state, "agent_pid": host.agent_pid}
+            {
+                "host": host.host,
+                "address": host.address,
+                "state": host.state,
+                "agent_pid": host.agent_pid,
+                "group": host.group,
+            }
             for host in reply.hosts
         ],
         "answering": True,
@@ -233,7 +239,8 @@ def _details(state: Record) -> Iterator[str]:
         name = f"rank {rank['rank']}" if rank["rank"] >= 0 else "idle"
         yield f"  {name:8} {rank['host']:16} pid {rank['pid']:<8} {rank['state']:10} step {rank['step']}"
     for host in state["hosts"]:
-        yield f"  host     {host['host']:16} {host['address']:15} {host['state']}"
+        group = f"  group {host['group']}" if host["group"] else ""
+        yield f"  host     {host['host']:16} {host['address']:15} {host['state']}{group}"
     if state["message"]:
         yield f"  {state['message']}"
 

@@ -59,6 +59,8 @@ TOLD = (
     "record_failed",
     "task_error",
     "data_warning",
+    "topology",
+    "topology_warning",
     "shared_memory",
     "non_finite",
 )

@@ -28,6 +28,7 @@ from workers.identity import Generation
 from workers.link import PACKET_BYTES, page_path, socket_path
 from workers.memory_file import memory_folder, memory_path, remove_abandoned
 from workers.page import Page
+from workers.probe import ProbeServer, measure
 
 logger = logging.getLogger("quantarion.agent")
 
@@ -62,6 +63,9 @@ class HostAgent:
         self._outbox: asyncio.Queue[pb.AgentMessage] | None = None
         self._server: socket.socket | None = None
         self._stopped = asyncio.Event()
+        self._probe: ProbeServer | None = None
+        self._probe_token = b""
+        self._measuring: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Serve until `stop`."""
@@ -281,13 +285,62 @@ class HostAgent:
             stopping.add_done_callback(lambda _: stream.cancel())
             try:
                 async for message in stream:
-                    if message.HasField("directive"):
-                        self._direct(message.directive)
-                    elif message.HasField("kill"):
-                        self._kill(message.kill.worker, message.kill.reason)
+                    self._obey(message)
             finally:
+                self._close_probe()
                 beats.cancel()
                 stopping.cancel()
+
+    def _obey(self, message: pb.CoordinatorMessage) -> None:
+        match message.WhichOneof("body"):
+            case "directive":
+                self._direct(message.directive)
+            case "kill":
+                self._kill(message.kill.worker, message.kill.reason)
+            case "probe_open":
+                self._open_probe(message.probe_open)
+            case "probe_link":
+                measuring = asyncio.create_task(self._measure(message.probe_link))
+                self._measuring.add(measuring)
+                measuring.add_done_callback(self._measuring.discard)
+            case "probe_close":
+                self._close_probe()
+
+    # ------------------------------------------------------------------ the probe of the links
+
+    def _open_probe(self, order: pb.ProbeOpen) -> None:
+        """Wait for the probes of the peers that the coordinator has given the same token."""
+        self._close_probe()
+        self._probe_token = order.token
+        try:
+            self._probe = ProbeServer(self.address, order.token, order.seconds)
+        except OSError as error:
+            self._tell(pb.AgentMessage(probe_port=pb.ProbePort(error=str(error))))
+        else:
+            self._tell(pb.AgentMessage(probe_port=pb.ProbePort(port=self._probe.port)))
+
+    def _close_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+
+    async def _measure(self, order: pb.ProbeLink) -> None:
+        host, _, port = order.address.rpartition(":")
+        found = pb.MeasuredLink(peer=order.peer)
+        try:
+            link = await asyncio.to_thread(
+                measure,
+                (host, int(port)),
+                source=self.address,
+                token=self._probe_token,
+                seconds=order.seconds,
+                limit=order.limit,
+            )
+        except OSError as error:
+            found.error = str(error) or type(error).__name__
+        else:
+            found.round_trip, found.sent, found.received = link.round_trip, link.sent, link.received
+        self._tell(pb.AgentMessage(measured_link=found))
 
     def _hello(self) -> pb.AgentMessage:
         hello = pb.HostHello(

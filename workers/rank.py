@@ -303,7 +303,7 @@ class Rank:
         self._train(generation, configure, sync, time.monotonic() - started)
 
     def _seat(self, configure: pb.Configure, mine: pb.Member) -> None:
-        places = tuple(Place(m.rank, m.host, m.peer_address.rpartition(":")[0]) for m in configure.members)
+        places = tuple(Place(m.rank, m.host, m.peer_address.rpartition(":")[0], m.group) for m in configure.members)
         index = next(i for i, m in enumerate(configure.members) if m.worker == self.worker)
         self.topology = Topology(places, index)
         self.number = mine.rank

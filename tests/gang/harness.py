@@ -80,6 +80,7 @@ class Gang:
     codec: str = "none"
     policy: str = "fixed"
     sync: dict[str, Any] = field(default_factory=dict)
+    topology: dict[str, Any] = field(default_factory=dict)
     epochs: int = EPOCHS
     wide: bool = False  # a model for which links matter
     continued: int = 0  # stopped ranks that were let go on in time
@@ -118,6 +119,7 @@ class Gang:
                 "reproducible": self.reproducible,
                 "compression": {"policy": self.policy, "codec": self.codec},
                 "sync": self.sync,
+                "topology": self.topology,
                 "ranks_per_host": self.ranks_per_host,
                 "spares_per_host": self.spares,
                 "hosts": {"min": self.hosts_min, "max": self.hosts},

@@ -84,6 +84,10 @@ class LabGang(Gang):
     def mend(self, cable: int) -> None:
         self.lab.mend(cable)
 
+    def remove(self, host: str) -> None:
+        """Everything on a host dies at once; its cable and its address stay."""
+        self._ask(do="remove", host=host)
+
     def end_unreachable(self, cable: int) -> None:
         """What the host's own Ray would do when it has found out that it is no part of the cluster any more."""
         address = self.addresses[cable]

@@ -28,7 +28,7 @@ def reply(job: str) -> operator_pb2.StatusReply:
             operator_pb2.RankStatus(rank=0, host="host-1", pid=11, state="training", step=41),
             operator_pb2.RankStatus(rank=-1, host="host-1", pid=12, state="idle"),
         ],
-        hosts=[operator_pb2.HostStatus(host="host-1", address="127.0.0.2", state="healthy", agent_pid=10)],
+        hosts=[operator_pb2.HostStatus(host="host-1", address="127.0.0.2", state="healthy", agent_pid=10, group="a")],
         discarded=2,
     )
 
@@ -54,7 +54,7 @@ def test_a_running_job_is_shown_as_its_coordinator_says(tmp_path: Path, capsys: 
     assert shown["generation"] == [1, 3]
     assert shown["discarded"] == 2
     assert shown["ranks"][0] == {"rank": 0, "host": "host-1", "pid": 11, "state": "training", "step": 41}
-    assert shown["hosts"] == [{"host": "host-1", "address": "127.0.0.2", "state": "healthy", "agent_pid": 10}]
+    assert shown["hosts"] == [{"host": "host-1", "address": "127.0.0.2", "state": "healthy", "agent_pid": 10, "group": "a"}]
 
 
 def test_text_names_ranks_and_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +63,7 @@ def test_text_names_ranks_and_hosts(tmp_path: Path, capsys: pytest.CaptureFixtur
         status.show("demo", tmp_path, as_json=False)
     text = capsys.readouterr().out
     assert text.startswith("demo: training, step 41/100, generation 1.3, 1 rank\n")
-    assert "rank 0" in text and "idle" in text and "127.0.0.2" in text
+    assert "rank 0" in text and "idle" in text and "127.0.0.2       healthy  group a\n" in text
 
 
 def test_only_the_driver_counts_as_the_driver(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from orchestrator import membership as ms
 from workers.identity import GENESIS, NO_GENERATION, NOWHERE, Generation, StateId, next_lineage
@@ -69,6 +70,7 @@ class Simulation:
         self.commits: dict[StateId, Commit] = {}
         self.journal: tuple[Generation, bool, dict[str, str]] = (NO_GENERATION, False, {})
         self.names = iter(range(10**9))
+        self.groups: dict[str, str] = {}
         self.machine: ms.Membership | None = None
         self.best_line = 0
         self.restarts = 0
@@ -85,21 +87,24 @@ class Simulation:
         if hosts:
             plan = self.plans.get(generation)
             members = {m.worker: m.rank for m in plan.members} if plan else {}
-            self.machine.recover(hosts, generation, formed, members, self.now, settle=6.0)
+            self.machine.recover(hosts, generation, formed, members, self.now, 6.0, self.groups)
 
     def kill_coordinator(self) -> None:
         self.machine = None
         for host in self.hosts.values():
             self._reset(host)
 
-    def add_host(self) -> None:
+    def add_host(self, group: str | None = None) -> None:
+        """In one of two groups unless told otherwise."""
         if self.machine is None:
             return
-        name = f"host-{next(self.names)}"
+        number = next(self.names)
+        name = f"host-{number}"
         self.hosts[name] = Host(name)
+        group = self.groups[name] = "ba"[number % 2] if group is None else group
         generation, formed, hosts = self.journal
         self.journal = (generation, formed, {**hosts, name: name})
-        self.do(self.machine.expect_host(name, name, self.now))
+        self.do(self.machine.expect_host(name, name, self.now, group))
 
     def kill_worker(self, name: str) -> None:
         worker = self.workers.pop(name)
@@ -178,6 +183,11 @@ class Simulation:
             raise Violation(f"two plans for {plan.generation}")
         if len({m.rank for m in plan.members}) != len(plan.members):
             raise Violation(f"a rank is given twice in {plan.generation}")
+        ring = [(m.group, m.host) for m in plan.members]
+        if [group for group, _ in ring] != sorted(group for group, _ in ring):
+            raise Violation(f"the groups of {plan.generation} do not follow one another: {ring}")
+        if sum(a != b for a, b in pairwise(ring)) != len(set(ring)) - 1:
+            raise Violation(f"a host of {plan.generation} is torn: {ring}")
         for member in plan.members:
             worker = self.workers.get(member.worker)
             if worker is None or worker.machine.promised != plan.generation or worker.machine.generation >= plan.generation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator import membership as ms
@@ -105,3 +107,147 @@ def test_processes_that_die_before_their_hello_on_and_on_end_a_job_that_has_neve
         "5 workers in a row died on host-1 before they could train; see logs/worker-host-1.log and logs/coordinator.log in "
         "the job's folder",
     )
+
+
+@pytest.fixture
+def sites() -> Simulation:
+    """Four hosts of two ranks that train; the first and the third are in group b, the others in a."""
+    world = Simulation(0, hosts=0, ranks=2)
+    for group in ("b", "a", "b", "a"):
+        world.add_host(group)
+    settle(world)
+    return world
+
+
+def ring(world: Simulation) -> list[tuple[str, str, int]]:
+    plan = machine_of(world).plan
+    assert plan is not None
+    return [(member.group, member.host, member.rank) for member in plan.members]
+
+
+def test_cc9_the_ring_goes_from_group_to_group_and_from_host_to_host(sites: Simulation) -> None:
+    first, second, third, fourth = sites.hosts
+    hosts = [("a", second), ("a", fourth), ("b", first), ("b", third)]
+    assert ring(sites) == [(group, host, 2 * place + rank) for place, (group, host) in enumerate(hosts) for rank in (0, 1)]
+
+
+def test_cc9_a_joiner_takes_its_place_in_the_ring_and_survivors_keep_their_ranks(sites: Simulation) -> None:
+    before = {m.worker: m.rank for m in machine_of(sites).plan.members}  # type: ignore[union-attr]
+    lost = list(sites.hosts)[1]
+    sites.kill_host(lost)
+    sites.now += 60
+    settle(sites)
+    sites.add_host("a")
+    settle(sites)
+    joined = list(sites.hosts)[-1]
+    plan = machine_of(sites).plan
+    assert plan is not None and [m.host for m in plan.members][2:4] == [joined, joined]
+    assert {m.rank for m in plan.members if m.host == joined} == {0, 1}
+    kept = {m.worker: m.rank for m in plan.members if m.worker in before}
+    assert len(kept) == 6 and kept == {worker: before[worker] for worker in kept}
+
+
+def test_cc9_a_rank_that_another_host_takes_over_does_not_tear_the_ring(sites: Simulation) -> None:
+    """Where hosts lose ranks together, whoever is back first takes the lowest number."""
+    machine = machine_of(sites)
+    by_rank = {m.rank: m for m in machine.plan.members}  # type: ignore[union-attr]
+    workers = [machine.workers[by_rank[rank].worker] for rank in (6, 1, 4, 3)]
+    for worker, rank in zip(workers, (0, 7, 5, 2), strict=True):
+        worker.rank = rank
+    assert [w.host for w in machine.roster.in_ring(workers)] == [by_rank[r].host for r in (1, 3, 4, 6)]
+
+
+def test_cc9_a_restarted_coordinator_knows_the_groups(sites: Simulation) -> None:
+    before = ring(sites)
+    sites.kill_coordinator()
+    sites.start_coordinator()
+    settle(sites)
+    assert {host.group for host in machine_of(sites).hosts.values()} == {"a", "b"}
+    sites.kill_worker(members(sites)[0].worker)
+    settle(sites)
+    assert [place[:2] for place in ring(sites)] == [place[:2] for place in before]
+
+
+def test_cc9_a_joiner_copies_from_its_own_group_first(sites: Simulation) -> None:
+    machine = machine_of(sites)
+    second = list(sites.hosts)[1]
+    donors = machine._donors(second)
+    assert [machine.hosts[d.host].group for d in donors] == ["a"] * 4 + ["b"] * 4
+    assert donors[0].rank == 3
+
+
+class Probed(Simulation):
+    """Remembers what was to be measured."""
+
+    def __init__(self, seed: int, hosts: int, ranks: int) -> None:
+        self.asked: list[ms.MeasureLinks] = []
+        super().__init__(seed, hosts, ranks)
+
+    def do(self, actions: list[ms.Action]) -> None:
+        self.asked += [action for action in actions if isinstance(action, ms.MeasureLinks)]
+        super().do(actions)
+
+
+@pytest.fixture
+def probing() -> tuple[Simulation, ms.MeasureLinks]:
+    """Three hosts without groups whose gang waits for the probe, and what is to be measured."""
+    world = Probed(0, hosts=0, ranks=1)
+    machine = machine_of(world)
+    machine.rules = machine.roster.rules = replace(machine.rules, probe=True)
+    for _ in range(3):
+        world.add_host("")
+    for _ in range(10):
+        settle_a_little(world)
+    assert machine.plan is None
+    (asked,) = world.asked
+    return world, asked
+
+
+def settle_a_little(world: Simulation) -> None:
+    """Messages arrive, a tenth of a second passes."""
+    for name, host in world.hosts.items():
+        if not host.attached:
+            world.attach(name)
+        while host.up:
+            world.deliver_up(name)
+        while host.down:
+            world.deliver_down(name)
+    world.now += 0.1
+    world.do(machine_of(world).tick(world.now))
+
+
+def test_cc9_the_first_generation_waits_for_the_probe_and_follows_it(probing: tuple[Simulation, ms.MeasureLinks]) -> None:
+    world, asked = probing
+    first, second, third = world.hosts
+    assert asked.addresses == {host: host for host in world.hosts}
+    world.do(machine_of(world).probed({second: "b", first: "c", third: "b"}, world.now))
+    settle(world)
+    assert ring(world) == [("b", second, 0), ("b", third, 1), ("c", first, 2)]
+
+
+def test_cc9_a_probe_that_never_ends_keeps_no_job_from_starting(probing: tuple[Simulation, ms.MeasureLinks]) -> None:
+    world, _ = probing
+    world.now += machine_of(world).rules.probe_limit
+    settle(world)
+    assert [place[0] for place in ring(world)] == ["", "", ""]
+
+
+def test_cc9_nor_does_the_loss_of_a_host_meanwhile(probing: tuple[Simulation, ms.MeasureLinks]) -> None:
+    world, _ = probing
+    lost = next(iter(world.hosts))
+    machine = machine_of(world)
+    world.kill_host(lost)
+    world.do(machine.host_lost(lost, "gone", world.now))
+    world.do(machine.probed({lost: "a"}, world.now))
+    settle(world)
+    assert len(ring(world)) == 2
+
+
+def test_cc9_the_probe_does_not_overrule_what_was_told(probing: tuple[Simulation, ms.MeasureLinks]) -> None:
+    world, _ = probing
+    first, *others = world.hosts
+    machine = machine_of(world)
+    machine.hosts[first].group = "site"
+    world.do(machine.probed(dict.fromkeys(world.hosts, "probe-1"), world.now))
+    settle(world)
+    assert {host: view.group for host, view in machine.hosts.items()} == {first: "site", **dict.fromkeys(others, "probe-1")}

@@ -27,18 +27,22 @@ class StateId(_message.Message):
     def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., lineage: _Optional[int] = ...) -> None: ...
 
 class AgentMessage(_message.Message):
-    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report")
+    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report", "probe_port", "measured_link")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     WORKER_UP_FIELD_NUMBER: _ClassVar[int]
     WORKER_EXIT_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
+    PROBE_PORT_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_LINK_FIELD_NUMBER: _ClassVar[int]
     hello: HostHello
     beat: Beat
     worker_up: WorkerUp
     worker_exit: WorkerExit
     report: RankReport
-    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ...) -> None: ...
+    probe_port: ProbePort
+    measured_link: MeasuredLink
+    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ..., probe_port: _Optional[_Union[ProbePort, _Mapping]] = ..., measured_link: _Optional[_Union[MeasuredLink, _Mapping]] = ...) -> None: ...
 
 class HostHello(_message.Message):
     __slots__ = ("host", "node_id", "address", "agent_pid", "workers", "exits")
@@ -230,15 +234,43 @@ class Note(_message.Message):
     json: str
     def __init__(self, kind: _Optional[str] = ..., json: _Optional[str] = ...) -> None: ...
 
+class ProbePort(_message.Message):
+    __slots__ = ("port", "error")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    error: str
+    def __init__(self, port: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
+class MeasuredLink(_message.Message):
+    __slots__ = ("peer", "round_trip", "sent", "received", "error")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    round_trip: float
+    sent: float
+    received: float
+    error: str
+    def __init__(self, peer: _Optional[str] = ..., round_trip: _Optional[float] = ..., sent: _Optional[float] = ..., received: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
+
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("welcome", "directive", "kill")
+    __slots__ = ("welcome", "directive", "kill", "probe_open", "probe_link", "probe_close")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     DIRECTIVE_FIELD_NUMBER: _ClassVar[int]
     KILL_FIELD_NUMBER: _ClassVar[int]
+    PROBE_OPEN_FIELD_NUMBER: _ClassVar[int]
+    PROBE_LINK_FIELD_NUMBER: _ClassVar[int]
+    PROBE_CLOSE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     directive: Directive
     kill: Kill
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ...) -> None: ...
+    probe_open: ProbeOpen
+    probe_link: ProbeLink
+    probe_close: ProbeClose
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., probe_open: _Optional[_Union[ProbeOpen, _Mapping]] = ..., probe_link: _Optional[_Union[ProbeLink, _Mapping]] = ..., probe_close: _Optional[_Union[ProbeClose, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("incarnation",)
@@ -281,7 +313,7 @@ class Prepare(_message.Message):
     def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., at_step: _Optional[int] = ..., timeout: _Optional[float] = ..., busy_timeout: _Optional[float] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("worker", "rank", "host", "peer_address", "state", "donor", "on_line", "shared_memory")
+    __slots__ = ("worker", "rank", "host", "peer_address", "state", "donor", "on_line", "shared_memory", "group")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
@@ -290,6 +322,7 @@ class Member(_message.Message):
     DONOR_FIELD_NUMBER: _ClassVar[int]
     ON_LINE_FIELD_NUMBER: _ClassVar[int]
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     worker: str
     rank: int
     host: str
@@ -298,7 +331,8 @@ class Member(_message.Message):
     donor: bool
     on_line: bool
     shared_memory: bool
-    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., host: _Optional[str] = ..., peer_address: _Optional[str] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., donor: _Optional[bool] = ..., on_line: _Optional[bool] = ..., shared_memory: _Optional[bool] = ...) -> None: ...
+    group: str
+    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., host: _Optional[str] = ..., peer_address: _Optional[str] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., donor: _Optional[bool] = ..., on_line: _Optional[bool] = ..., shared_memory: _Optional[bool] = ..., group: _Optional[str] = ...) -> None: ...
 
 class Configure(_message.Message):
     __slots__ = ("generation", "members", "store_address", "authority", "attempt", "first", "stop")
@@ -329,3 +363,27 @@ class Exit(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class ProbeOpen(_message.Message):
+    __slots__ = ("token", "seconds")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    seconds: float
+    def __init__(self, token: _Optional[bytes] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class ProbeLink(_message.Message):
+    __slots__ = ("peer", "address", "seconds", "limit")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    address: str
+    seconds: float
+    limit: float
+    def __init__(self, peer: _Optional[str] = ..., address: _Optional[str] = ..., seconds: _Optional[float] = ..., limit: _Optional[float] = ...) -> None: ...
+
+class ProbeClose(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

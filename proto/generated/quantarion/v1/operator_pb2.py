@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from quantarion.v1 import control_pb2 as quantarion_dot_v1_dot_control__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cquantarion/v1/operator.proto\x12\rquantarion.v1\x1a\x1bquantarion/v1/control.proto\"\x1f\n\rStatusRequest\x12\x0e\n\x06\x64river\x18\x01 \x01(\x08\"b\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x0e\n\x06worker\x18\x06 \x01(\t\"M\n\nHostStatus\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\tagent_pid\x18\x04 \x01(\r\"\x9f\x02\n\x0bStatusReply\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x04 \x01(\x04\x12-\n\ngeneration\x18\x05 \x01(\x0b\x32\x19.quantarion.v1.Generation\x12(\n\x05ranks\x18\x06 \x03(\x0b\x32\x19.quantarion.v1.RankStatus\x12(\n\x05hosts\x18\x07 \x03(\x0b\x32\x19.quantarion.v1.HostStatus\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x11\n\texit_code\x18\t \x01(\x05\x12\x17\n\x0f\x63oordinator_pid\x18\n \x01(\r\x12\x11\n\tdiscarded\x18\x0b \x01(\x04\"*\n\x0bStopRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0b\n\x03now\x18\x02 \x01(\x08\".\n\tStopReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t2W\n\x07\x43ontrol\x12L\n\x06\x41ttach\x12\x1b.quantarion.v1.AgentMessage\x1a!.quantarion.v1.CoordinatorMessage(\x01\x30\x01\x32\x8c\x01\n\x08Operator\x12\x42\n\x06Status\x12\x1c.quantarion.v1.StatusRequest\x1a\x1a.quantarion.v1.StatusReply\x12<\n\x04Stop\x12\x1a.quantarion.v1.StopRequest\x1a\x18.quantarion.v1.StopReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cquantarion/v1/operator.proto\x12\rquantarion.v1\x1a\x1bquantarion/v1/control.proto\"\x1f\n\rStatusRequest\x12\x0e\n\x06\x64river\x18\x01 \x01(\x08\"b\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x0e\n\x06worker\x18\x06 \x01(\t\"\\\n\nHostStatus\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\tagent_pid\x18\x04 \x01(\r\x12\r\n\x05group\x18\x05 \x01(\t\"\x9f\x02\n\x0bStatusReply\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x04 \x01(\x04\x12-\n\ngeneration\x18\x05 \x01(\x0b\x32\x19.quantarion.v1.Generation\x12(\n\x05ranks\x18\x06 \x03(\x0b\x32\x19.quantarion.v1.RankStatus\x12(\n\x05hosts\x18\x07 \x03(\x0b\x32\x19.quantarion.v1.HostStatus\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x11\n\texit_code\x18\t \x01(\x05\x12\x17\n\x0f\x63oordinator_pid\x18\n \x01(\r\x12\x11\n\tdiscarded\x18\x0b \x01(\x04\"*\n\x0bStopRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0b\n\x03now\x18\x02 \x01(\x08\".\n\tStopReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t2W\n\x07\x43ontrol\x12L\n\x06\x41ttach\x12\x1b.quantarion.v1.AgentMessage\x1a!.quantarion.v1.CoordinatorMessage(\x01\x30\x01\x32\x8c\x01\n\x08Operator\x12\x42\n\x06Status\x12\x1c.quantarion.v1.StatusRequest\x1a\x1a.quantarion.v1.StatusReply\x12<\n\x04Stop\x12\x1a.quantarion.v1.StopRequest\x1a\x18.quantarion.v1.StopReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,15 +37,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RANKSTATUS']._serialized_start=109
   _globals['_RANKSTATUS']._serialized_end=207
   _globals['_HOSTSTATUS']._serialized_start=209
-  _globals['_HOSTSTATUS']._serialized_end=286
-  _globals['_STATUSREPLY']._serialized_start=289
-  _globals['_STATUSREPLY']._serialized_end=576
-  _globals['_STOPREQUEST']._serialized_start=578
-  _globals['_STOPREQUEST']._serialized_end=620
-  _globals['_STOPREPLY']._serialized_start=622
-  _globals['_STOPREPLY']._serialized_end=668
-  _globals['_CONTROL']._serialized_start=670
-  _globals['_CONTROL']._serialized_end=757
-  _globals['_OPERATOR']._serialized_start=760
-  _globals['_OPERATOR']._serialized_end=900
+  _globals['_HOSTSTATUS']._serialized_end=301
+  _globals['_STATUSREPLY']._serialized_start=304
+  _globals['_STATUSREPLY']._serialized_end=591
+  _globals['_STOPREQUEST']._serialized_start=593
+  _globals['_STOPREQUEST']._serialized_end=635
+  _globals['_STOPREPLY']._serialized_start=637
+  _globals['_STOPREPLY']._serialized_end=683
+  _globals['_CONTROL']._serialized_start=685
+  _globals['_CONTROL']._serialized_end=772
+  _globals['_OPERATOR']._serialized_start=775
+  _globals['_OPERATOR']._serialized_end=915
 # @@protoc_insertion_point(module_scope)

@@ -30,16 +30,18 @@ class RankStatus(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., step: _Optional[int] = ..., worker: _Optional[str] = ...) -> None: ...
 
 class HostStatus(_message.Message):
-    __slots__ = ("host", "address", "state", "agent_pid")
+    __slots__ = ("host", "address", "state", "agent_pid", "group")
     HOST_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     AGENT_PID_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     host: str
     address: str
     state: str
     agent_pid: int
-    def __init__(self, host: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., agent_pid: _Optional[int] = ...) -> None: ...
+    group: str
+    def __init__(self, host: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., agent_pid: _Optional[int] = ..., group: _Optional[str] = ...) -> None: ...
 
 class StatusReply(_message.Message):
     __slots__ = ("job", "phase", "step", "total_steps", "generation", "ranks", "hosts", "message", "exit_code", "coordinator_pid", "discarded")

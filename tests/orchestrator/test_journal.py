@@ -1,0 +1,25 @@
+"""What a restarted coordinator knows of the groups of hosts (CC-9, EP-12)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.journal import Journal
+
+
+def test_cc9_groups_outlive_the_coordinator_but_not_the_start_of_the_job(tmp_path: Path) -> None:
+    first = Journal(tmp_path, launch=1.0)
+    first.begin()
+    for number, group in enumerate(("site", "", "")):
+        placed = {"host": f"host-{number}", "node_id": "n", "address": f"10.0.0.{number}", "group": group}
+        first.write({"entry": "host", **placed})
+    first.write({"entry": "host_dropped", "host": "host-2"})
+    found = {"host-1": "probe-1", "host-2": "probe-1"}
+    first.write({"entry": "probed", "groups": found, "by_address": {"10.0.0.1": "probe-1", "10.0.0.2": "probe-1"}})
+    second = Journal(tmp_path, launch=1.0).remembered
+    assert {host: entry["group"] for host, entry in second.hosts.items()} == {"host-0": "site", "host-1": "probe-1"}
+    assert second.probed == {"10.0.0.1": "probe-1", "10.0.0.2": "probe-1"}
+    later = Journal(tmp_path, launch=2.0)
+    assert (later.remembered.hosts, later.remembered.probed) == ({}, {})
+    later.begin()
+    assert Journal(tmp_path, launch=2.0).remembered.probed == {}
