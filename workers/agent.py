@@ -28,7 +28,7 @@ from workers.identity import Generation
 from workers.link import PACKET_BYTES, page_path, socket_path
 from workers.memory_file import memory_folder, memory_path, remove_abandoned
 from workers.page import Page
-from workers.probe import ProbeServer, measure
+from workers.probing import Probing
 
 logger = logging.getLogger("quantarion.agent")
 
@@ -63,9 +63,7 @@ class HostAgent:
         self._outbox: asyncio.Queue[pb.AgentMessage] | None = None
         self._server: socket.socket | None = None
         self._stopped = asyncio.Event()
-        self._probe: ProbeServer | None = None
-        self._probe_token = b""
-        self._measuring: set[asyncio.Task[None]] = set()
+        self._probing = Probing(address, self._tell)
 
     async def run(self) -> None:
         """Serve until `stop`."""
@@ -287,7 +285,7 @@ class HostAgent:
                 async for message in stream:
                     self._obey(message)
             finally:
-                self._close_probe()
+                self._probing.close()
                 beats.cancel()
                 stopping.cancel()
 
@@ -298,49 +296,11 @@ class HostAgent:
             case "kill":
                 self._kill(message.kill.worker, message.kill.reason)
             case "probe_open":
-                self._open_probe(message.probe_open)
+                self._probing.open(message.probe_open)
             case "probe_link":
-                measuring = asyncio.create_task(self._measure(message.probe_link))
-                self._measuring.add(measuring)
-                measuring.add_done_callback(self._measuring.discard)
+                self._probing.begin(message.probe_link)
             case "probe_close":
-                self._close_probe()
-
-    # ------------------------------------------------------------------ the probe of the links
-
-    def _open_probe(self, order: pb.ProbeOpen) -> None:
-        """Wait for the probes of the peers that the coordinator has given the same token."""
-        self._close_probe()
-        self._probe_token = order.token
-        try:
-            self._probe = ProbeServer(self.address, order.token, order.seconds)
-        except OSError as error:
-            self._tell(pb.AgentMessage(probe_port=pb.ProbePort(error=str(error))))
-        else:
-            self._tell(pb.AgentMessage(probe_port=pb.ProbePort(port=self._probe.port)))
-
-    def _close_probe(self) -> None:
-        if self._probe is not None:
-            self._probe.close()
-            self._probe = None
-
-    async def _measure(self, order: pb.ProbeLink) -> None:
-        host, _, port = order.address.rpartition(":")
-        found = pb.MeasuredLink(peer=order.peer)
-        try:
-            link = await asyncio.to_thread(
-                measure,
-                (host, int(port)),
-                source=self.address,
-                token=self._probe_token,
-                seconds=order.seconds,
-                limit=order.limit,
-            )
-        except OSError as error:
-            found.error = str(error) or type(error).__name__
-        else:
-            found.round_trip, found.sent, found.received = link.round_trip, link.sent, link.received
-        self._tell(pb.AgentMessage(measured_link=found))
+                self._probing.close()
 
     def _hello(self) -> pb.AgentMessage:
         hello = pb.HostHello(
