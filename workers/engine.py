@@ -258,7 +258,8 @@ class Engine:
         self._copies_grads = self._copies_grads or not unchanged
         self.compression.commit(skipped=bool(meta.get("skipped")))
         if self._reducer is not None and after_step % OWED_EVERY == 0:
-            self.owed = lost_norm(self.compression.memory.norm, self._norm())
+            owed = self.compression.memory.norm
+            self.owed = lost_norm(owed, self._norm()) if owed else 0.0
         self._decide(after_step, meta)
         commit = Commit(before, after, meta, tensors)
         self.in_step = False

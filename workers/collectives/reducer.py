@@ -7,7 +7,6 @@ encoded sums back; everybody decodes the same bytes, the owner too (CC-4); the r
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
@@ -17,8 +16,8 @@ from torch import Tensor
 from workers.collectives.exchange import PHASES, FlatExchange, Hosts
 from workers.collectives.lanes import Lanes, lanes
 from workers.collectives.links import LinkExchange
-from workers.collectives.shared import HostExchange
-from workers.collectives.tasks import Task, Tasks, Turns, Way
+from workers.collectives.shared import HostExchange, Patience
+from workers.collectives.tasks import BRIEFLY_SECONDS, Task, Tasks, Turns, Way
 from workers.compression.casts import NoneCodec
 from workers.compression.codec import Codec
 from workers.compression.finite import NonFiniteError
@@ -30,12 +29,8 @@ ON_HOST = PHASES
 
 CHANNELS = 3
 
-YIELDS, SHORTEST_SLEEP = 20, 20e-6
-"""A wait for the ranks of this host gives its core away `YIELDS` times, then sleeps, each time twice as long; seconds."""
-
 DIRECT_ELEMENTS = 1 << 12
 """A sum of so few elements goes from everybody to everybody: one exchange and not two."""
-
 
 NONE_CODEC = NoneCodec()
 
@@ -68,7 +63,7 @@ class Reducer:
 
     @property
     def sent_bytes(self) -> int:
-        """Payload that this rank has put on links to other hosts since the last `begin`."""
+        """What this rank has put on links to other hosts since the last `begin`: payloads and gloo's frames."""
         return self._links.sent_bytes
 
     def abandon(self) -> None:
@@ -199,7 +194,7 @@ class _OnHost:
 
     def __init__(self, exchange: HostExchange, reached: Callable[[], bool]) -> None:
         self._exchange, self._reached = exchange, reached
-        self._idle = 0
+        self._patience = Patience()
 
     def ready(self) -> bool:
         if not self._reached():
@@ -207,9 +202,4 @@ class _OnHost:
         return self._reached()
 
     def block(self, seconds: float) -> None:
-        """Give the core away, at first for a moment: with more ranks than cores, who waits is in the others' way."""
-        self._idle += 1
-        if self._idle < YIELDS:
-            os.sched_yield()
-        else:
-            time.sleep(min(seconds, SHORTEST_SLEEP * 2 ** min(self._idle - YIELDS, 10)))
+        self._patience.pause(min(seconds, BRIEFLY_SECONDS))

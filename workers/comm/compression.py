@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from workers.collectives.buckets import BucketPlan
-from workers.compression.config import CompressionConfig
-from workers.compression.controller.controller import Controller
-from workers.compression.fixed import Fixed
 from workers.compression.gradients import GradientCompression
 
 State = Mapping[str, Any]
@@ -22,29 +18,20 @@ KEYS = {"steps", "residuals", "q", "policy"}
 NO_BUCKETS = BucketPlan((), (0,), 0)
 
 
-class Compression(GradientCompression):
-    """Of one rank and one layout of buckets, for a training whose number of steps nobody knows."""
+def whole_state(compression: GradientCompression) -> State:
+    """All but `steps`."""
+    return {
+        "residuals": compression.memory.state_dict(),
+        "q": compression.state_dict(),
+        "policy": compression.plain_state(),
+    }
 
-    def __init__(self, plan: BucketPlan, config: CompressionConfig, seed: int) -> None:
-        controller = None if config.policy == "fixed" else Controller(plan, config, 0, seed)
-        super().__init__(
-            plan,
-            partial(Fixed(config, 0), plan) if controller is None else controller.choices,
-            seed=seed,
-            follow_learning_rate=config.follow_learning_rate,
-            max_rank=config.max_rank,
-            controller=controller,
-        )
 
-    def whole_state(self) -> State:
-        """All but `steps`."""
-        return {"residuals": self.memory.state_dict(), "q": self.state_dict(), "policy": self.plain_state()}
-
-    def take_over(self, state: State) -> None:
-        """In the place of what is there. Raises ValueError where it is of another model."""
-        self.absorb(state["residuals"])
-        self.load_state_dict(state["q"])
-        self.load_plain_state(state["policy"])
+def take_over(compression: GradientCompression, state: State) -> None:
+    """Into one in which nothing is owed yet. Raises ValueError where it is of another model."""
+    compression.absorb(state["residuals"])
+    compression.load_state_dict(state["q"])
+    compression.load_plain_state(state["policy"])
 
 
 def merged(states: tuple[State, ...]) -> State:

@@ -20,9 +20,10 @@ from workers.collectives.buckets import BucketPlan
 from workers.collectives.exchange import Abandoned, ExchangeError, FlatExchange
 from workers.collectives.reducer import Reducer
 from workers.collectives.tasks import BRIEFLY_SECONDS, Task
-from workers.comm.compression import NO_BUCKETS, Compression, State
+from workers.comm.compression import NO_BUCKETS, State, take_over, whole_state
 from workers.comm.layout import Layout, Names, same
 from workers.comm.neighbours import Neighbours
+from workers.compression.gradients import GradientCompression
 from workers.identity import NO_GENERATION, StateId
 
 logger = logging.getLogger("quantarion.comm")
@@ -66,7 +67,7 @@ class Iterations:
         exchange: FlatExchange,
         neighbours: Neighbours,
         names: Names,
-        compress: Callable[[BucketPlan], Compression],
+        compress: Callable[[BucketPlan], GradientCompression],
         learning_rate: Callable[[], float],
         timeout: float,
         stop: Callable[[], bool],
@@ -247,7 +248,7 @@ class Iterations:
 
     def _take_over(self, plan: BucketPlan, state: State) -> None:
         compression = self._compress(plan)
-        compression.take_over(state)
+        take_over(compression, state)
         compression.begin_generation(self._neighbours.hosts)
         self.compression = compression
         self._encoding = Reducer(self._exchange, self._neighbours.hosts, self._neighbours.on_host, compression)
@@ -258,7 +259,7 @@ class Iterations:
         """As of `CommState`."""
         if self._loaded is not None:
             return self._loaded
-        return {"steps": self.steps, **self.compression.whole_state()}
+        return {"steps": self.steps, **whole_state(self.compression)}
 
     def load_state_dict(self, state: State) -> None:
         """Raises ValueError where it is of another model; before the first iteration that shows only there."""

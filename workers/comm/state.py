@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.optim import Optimizer
 
-from workers.comm.compression import Compression, State, merged
+from workers.comm.compression import State, merged
 from workers.comm.hosts import join
 from workers.comm.iterations import Iterations, Ready
 from workers.comm.layout import Names
@@ -21,6 +21,7 @@ from workers.comm.neighbours import Neighbours
 from workers.comm.thread import CommThread
 from workers.compression.choice import Choice, Plan
 from workers.compression.config import CompressionConfig
+from workers.compression.setup import compression_of
 
 Policy = Literal["adaptive", "latency_ladder", "fixed"]
 
@@ -74,7 +75,12 @@ class CommState:
             joined.exchange,
             self._neighbours,
             Names(model),
-            partial(Compression, config=config if world > 1 else CompressionConfig(policy="fixed"), seed=seed),
+            partial(
+                compression_of,
+                config=config if world > 1 else CompressionConfig(policy="fixed"),
+                planned_steps=0,  # nobody knows how many
+                seed=seed,
+            ),
             partial(_learning_rate, optimizer),
             joined.timeout,
             self._closing.is_set,
@@ -84,7 +90,7 @@ class CommState:
 
     @property
     def bytes_sent(self) -> int:
-        """Payload that this rank has put on links to other hosts."""
+        """What this rank has put on links to other hosts: payloads and gloo's frames."""
         return self._iterations.sent_bytes
 
     @property

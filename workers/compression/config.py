@@ -23,7 +23,6 @@ class CompressionConfig(ControllerConfig):
         description="Scale what error feedback has kept when the learning rate changes, by old/new between 0.5 and 2; for "
         "optimizers whose update is the learning rate times the gradient.",
     )
-
     momentum: float = Field(
         0.0,
         ge=0,
@@ -44,6 +43,8 @@ class CompressionConfig(ControllerConfig):
 
     @property
     def max_rank(self) -> int:
-        """The highest rank of PowerSGD that may be in force."""
+        """The highest rank of PowerSGD that may be in force; 0 where none may."""
+        if self.policy != "fixed":
+            return MAX_RANK
         choice = Choice.parse(self.codec)
-        return max(MAX_RANK, int(choice.value or 0)) if choice.codec == "powersgd" else MAX_RANK
+        return int(choice.value or 0) if choice.codec == "powersgd" else 0

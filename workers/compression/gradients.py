@@ -92,11 +92,11 @@ class GradientCompression:
         return self.choices[bucket] != NONE or self._owing[bucket]
 
     @property
-    def thin_sizes(self) -> tuple[int, int]:
-        """Elements that P and Q of a bucket have at most."""
+    def thin_sizes(self) -> tuple[int, ...]:
+        """Elements that P and Q of a bucket have at most; none where there never are any."""
         codecs = [PowerSGD(self._shapes, rank, self._seed) for rank in range(1, self._max_rank + 1)]
         sizes = [codec.sizes(self._names(bucket)) for codec in codecs for bucket in range(len(self.plan.sizes))]
-        return max(p for p, _ in sizes), max(1, max(q for _, q in sizes))
+        return (max(p for p, _ in sizes), max(1, max(q for _, q in sizes))) if sizes else ()
 
     def views(self, bucket: int, flat: Tensor) -> dict[str, Tensor]:
         """Of a bucket's gradient, float32 [n]: its parameters, by name, of their shapes."""

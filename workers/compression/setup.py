@@ -34,4 +34,4 @@ def compression_of(
 
 
 def uncompressed(plan: BucketPlan) -> GradientCompression:
-    return GradientCompression(plan, lambda step: (NONE,) * len(plan.sizes))
+    return GradientCompression(plan, lambda step: (NONE,) * len(plan.sizes), max_rank=0)

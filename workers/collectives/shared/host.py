@@ -25,6 +25,22 @@ SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 200e-6
 """Seconds. A wait gives its core away `YIELDS` times, and then sleeps, each time twice as long."""
 
 
+class Patience:
+    """Of one wait for others on this host: with more ranks than cores, who waits is in their way."""
+
+    def __init__(self) -> None:
+        self._idle, self._sleep = 0, SHORTEST_SLEEP
+
+    def pause(self, longest: float = LONGEST_SLEEP) -> None:
+        """Give the core away, at first for a moment, later for longer, `longest` seconds at most."""
+        self._idle += 1
+        if self._idle <= YIELDS:
+            os.sched_yield()
+        else:
+            time.sleep(min(self._sleep, longest))
+            self._sleep = min(2 * self._sleep, longest)
+
+
 class HostExchange:
     """The collective of one generation among the ranks of one host. Calls are in one thread, in a channel in the same order
     everywhere.
@@ -105,19 +121,14 @@ class HostExchange:
 
     def drive(self, reached: Callable[[], bool], stop: Callable[[], bool]) -> None:
         """Let every operation get on until `reached()`. Raises Abandoned as soon as `stop()`, ExchangeError."""
-        idle, pause = 0, SHORTEST_SLEEP
+        patience = Patience()
         while not reached():
             if self.progress():
-                idle, pause = 0, SHORTEST_SLEEP
+                patience = Patience()
                 continue
             if stop():
                 raise Abandoned
-            idle += 1
-            if idle <= YIELDS:
-                os.sched_yield()
-            else:
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_SLEEP)
+            patience.pause()
 
     def progress(self) -> bool:
         """Do what can be done without waiting; True where something was. Raises ExchangeError."""

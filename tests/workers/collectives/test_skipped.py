@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
@@ -45,13 +43,6 @@ def sockets_are_closed() -> Iterator[None]:
         rank.engine._pending.clear()
     RUNNING.clear()
     gc.collect()
-
-
-@pytest.fixture
-def store() -> Iterator[str]:
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
-    yield f"127.0.0.1:{server.port}"
-    del server
 
 
 class Rank:
