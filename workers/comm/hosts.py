@@ -40,7 +40,7 @@ def join(group: dist.ProcessGroup | None) -> Joined:
     """Connect the ranks of `group`, None for all; every one of them calls it. Needs `init_process_group`."""
     parent: Any = group or dist.group.WORLD
     world, timeout = dist.get_world_size(parent), _timeout(parent)
-    mine = torch.tensor([_number(host_key()), secrets.randbits(62)])
+    mine = torch.tensor([number_of(host_key()), secrets.randbits(62)])
     everybody = mine
     groups = []
     if world > 1:
@@ -71,5 +71,5 @@ def _timeout(group: Any) -> timedelta:
     return min(group._get_backend(device).options._timeout for device in group._device_types)
 
 
-def _number(text: str) -> int:
+def number_of(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
