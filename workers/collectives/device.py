@@ -3,6 +3,9 @@
 With NCCL the sums are made on the devices, and only this rank's shard comes to the CPU. Everything is issued in the calling
 thread on its current stream, and nothing waits for the device.
 
+Shards are of any sizes, and their sums are made in rank order, as in shared memory: an all-to-all and a sum. The backends'
+own reduce-scatter takes one size only, and gloo's does not say when it is done.
+
 A group has one order of operations on all its ranks, and which bucket comes back from the links first differs from rank to
 rank. A second group would need no order, but two communicators whose kernels wait for each other may do so for ever where
 a device runs one of them at a time. So all-gathers follow all reduce-scatters of a step, in their order; `end` says that.
@@ -98,10 +101,7 @@ class Phase(IntEnum):
 
 
 class DeviceReduction:
-    """As `HostReduction`.
-
-    The base collectives take shards of one size, so shards are filled up to the longest one where they differ.
-    """
+    """As `HostReduction`. An all-gather takes one size only: where shards differ they are filled up to the longest."""
 
     def __init__(self, exchange: DeviceExchange, values: Tensor, cuts: Sequence[int]) -> None:
         self._exchange, self._values = exchange, values
@@ -112,19 +112,13 @@ class DeviceReduction:
         group = exchange.group
         if not len(values):
             self._phase = Phase.SUMMED
-            return
-        if exchange.alone:
+        elif exchange.alone:
             self._work = exchange.start(lambda: group.allreduce([values], dist.AllreduceOptions()))
-            return
-        longest = max(self._sizes)
-        even = longest * exchange.world == len(values)
-        self._all = values if even else values.new_zeros(exchange.world * longest)
-        self._mine = values.new_empty(longest)
-        if not even:
-            for part, mine in self._parts():
-                part.copy_(mine)
-        scatter = dist.ReduceScatterOptions()
-        self._work = exchange.start(lambda: group._reduce_scatter_base(self._mine, self._all, scatter))
+        else:
+            own, options = len(self.shard), dist.AllToAllOptions()
+            self._received = values.new_empty(exchange.world, own)
+            received, sizes = self._received.view(-1), [own] * exchange.world
+            self._work = exchange.start(lambda: group.alltoall_base(received, values, sizes, self._sizes, options))
 
     @property
     def summed(self) -> bool:
@@ -146,32 +140,38 @@ class DeviceReduction:
         before = self._phase
         if self._phase is Phase.SCATTERING and self._is_over():
             if not self._exchange.alone:
-                self.shard.copy_(self._mine[: len(self.shard)], non_blocking=True)
+                total, *others = self._received.unbind()
+                for part in others:
+                    total += part
+                self.shard.copy_(total, non_blocking=True)
+                del self._received
                 self._arrived = _mark(self._exchange.device)
             self._phase = Phase.COMING
         if self._phase is Phase.COMING and (self._arrived is None or self._arrived.query()):
             self._phase = Phase.SUMMED
         if self._phase is Phase.GATHERING and self._is_over():
-            if self._all is not self._values:
-                for part, mine in self._parts():
-                    mine.copy_(part)
+            if self._gathered is not self._values:
+                for row, part in zip(self._gathered.view(self._exchange.world, -1), self._parts, strict=True):
+                    part.copy_(row[: len(part)])
             self._phase = Phase.DONE
         return before is not self._phase
 
     def gather(self) -> bool:
         """Our turn is here: start the all-gather if the shard is back. False where it is not."""
         if self._phase is Phase.RETURNED:
+            longest, world, group = max(self._sizes), self._exchange.world, self._exchange.group
+            even = longest * world == len(self._values)
+            self._gathered = self._values if even else self._values.new_empty(longest * world)
+            self._mine = self._values.new_zeros(longest)
             self._mine[: len(self.shard)].copy_(self.shard, non_blocking=True)
-            group = self._exchange.group
-            self._work = self._exchange.start(lambda: group._allgather_base(self._all, self._mine))
+            self._work = self._exchange.start(lambda: group._allgather_base(self._gathered, self._mine))
             self._phase = Phase.GATHERING
         return self._phase >= Phase.GATHERING
 
-    def _parts(self) -> list[tuple[Tensor, Tensor]]:
-        """Each shard: where it lies in what the group works on, and where in `values`."""
-        rows = self._all.view(self._exchange.world, -1)
-        shards = self._values.split(self._sizes)
-        return [(row[: len(shard)], shard) for row, shard in zip(rows, shards, strict=True)]
+    @property
+    def _parts(self) -> tuple[Tensor, ...]:
+        """Everybody's shard of `values`."""
+        return self._values.split(self._sizes)
 
     def _is_over(self) -> bool:
         """Whether the collective is; then the current stream is ordered after it."""
