@@ -1,4 +1,4 @@
-"""Gradients on their way from CUDA devices into pinned staging: started in backward, looked at before they are exchanged."""
+"""Gradients on their way from CUDA devices into pinned staging: started in backward, there before they are exchanged."""
 
 from __future__ import annotations
 

@@ -65,14 +65,16 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return x, quarters.flatten(1).argmax(dim=1)
 
 
-def train(options: dict[str, Any] | None, steps: int = STEPS, mode: str = "", **ddp: Any) -> Outcome:
+def train(
+    options: dict[str, Any] | None, steps: int = STEPS, mode: str = "", device: str | torch.device = "cpu", **ddp: Any
+) -> Outcome:
     """Of `Odd`; with plain DDP where there are no options.
 
     Args:
         mode: `accumulate` three micro-batches; leave the `branch` out now and then; `bfloat16`.
     """
     torch.manual_seed(3)
-    model = Odd().bfloat16() if mode == "bfloat16" else Odd()
+    model = (Odd().bfloat16() if mode == "bfloat16" else Odd()).to(device)
     if options is None:
         return _train(DistributedDataParallel(model, **ddp), None, steps, mode)
     with hooked(model, options, **ddp) as (wrapped, state):
@@ -84,7 +86,7 @@ def _train(model: DistributedDataParallel, state: CommState | None, steps: int, 
     losses = []
     for step in range(steps):
         optimizer.zero_grad()
-        x, y = batch(step)
+        x, y = (each.to(next(model.parameters()).device) for each in batch(step))
         if mode == "bfloat16":
             x = x.bfloat16()
         if mode == "accumulate":
