@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from workers.collectives.buckets import BucketPlan, Staging, plan_buckets
+from workers.collectives.copies import Copies
 from workers.collectives.exchange import Abandoned, Exchange, Pending
 from workers.collectives.ordered import LeafSums, SumOrder
 from workers.collectives.reducer import Reducer
@@ -83,7 +84,10 @@ class Engine:
         observed = set(self._observers.owned())
         self._buffers = [buffer for buffer in self.replica.buffers.values() if id(buffer) not in observed]
         tail = len(self._parameters) + sum(b.numel() for b in self._buffers) + len(_SCALARS)
-        self.staging = Staging(plan_buckets([(n, p.shape) for n, p in self._parameters], tail), self._observers.width)
+        pinned = any(parameter.is_cuda for _, parameter in self._parameters)
+        bucket_plan = plan_buckets([(n, p.shape) for n, p in self._parameters], tail)
+        self.staging = Staging(bucket_plan, self._observers.width, pinned=pinned)
+        self._copies = Copies()
         plan = self.staging.plan
         self.compression = compression(plan)
         self.replica.attached["compression"] = self.compression
@@ -171,6 +175,7 @@ class Engine:
         if self.outer is not None:
             self.outer.begin()
         self._pending.clear()
+        self._copies.forget()
         self._arrived = [0] * len(self._in_bucket)
         self._used.clear()
         self._clear_grads()
@@ -235,6 +240,7 @@ class Engine:
         self._pending.clear()
         if self._reducer is not None:
             self._reducer.abandon()
+        self._copies.forget()
         self.staging.discard()
         self.in_step = False
 
@@ -461,31 +467,39 @@ class Engine:
                     "but through job.step(loss)"
                 )
             self._arrived[bucket] -= 1
-        if self._copy_grad(index, self.staging.views[index]):
+        if self._copy_grad(index, self.staging.views[index], bucket):
             self._used.add(index)
         self._arrived[bucket] += 1
 
-    def _copy_grad(self, index: int, view: torch.Tensor) -> bool:
-        """Into `view`; zeros, and False, where there is none."""
+    def _copy_grad(self, index: int, view: torch.Tensor, bucket: int | None = None) -> bool:
+        """Into `view`; zeros, and False, where there is none. Staging of a `bucket` need not be there on return."""
         grad = self._parameters[index][1].grad
         if grad is None:
             view.zero_()
             return False
-        view.copy_(grad.to_dense() if grad.is_sparse else grad)
-        if self.loss_scale != 1.0:
+        grad = grad.to_dense() if grad.is_sparse else grad
+        if grad.is_cuda and self.loss_scale != 1.0:  # on the way nobody on the CPU may touch it
+            grad = grad.float() / self.loss_scale
+        if grad.is_cuda and bucket is not None:
+            self._copies.start(bucket, view, grad)
+            return True
+        view.copy_(grad)
+        if not grad.is_cuda and self.loss_scale != 1.0:
             view.div_(self.loss_scale)
         return True
 
     def _launch_ready(self) -> None:
         """Start the next buckets that are complete; the last one waits for its tail."""
-        while len(self._pending) < len(self._arrived) - 1 and (
-            self._arrived[len(self._pending)] >= self._in_bucket[len(self._pending)]
-        ):
+        while len(self._pending) < len(self._arrived) - 1 and self._is_complete(len(self._pending)):
             self._launch()
+
+    def _is_complete(self, bucket: int) -> bool:
+        return self._arrived[bucket] >= self._in_bucket[bucket] and self._copies.landed(bucket)
 
     def _launch(self) -> None:
         assert self._exchange is not None
         bucket = len(self._pending)
+        self._copies.wait(bucket)
         if self._reducer is not None:
             gradient = self.staging.gradient(bucket)
             if self.compression.controller is not None:

@@ -73,8 +73,8 @@ def plan_buckets(
 class Row:
     """A plan's buckets in memory: flat float32 tensors, and one view for each parameter, of its shape, into them."""
 
-    def __init__(self, plan: BucketPlan) -> None:
-        self.buckets = [torch.zeros(size) for size in plan.sizes]
+    def __init__(self, plan: BucketPlan, *, pinned: bool = False) -> None:
+        self.buckets = [torch.zeros(size, pin_memory=pinned) for size in plan.sizes]
         self.views = [self.buckets[s.bucket][s.start : s.start + s.numel].view(s.shape) for s in plan.slots]
         self.tail = self.buckets[-1][plan.tail_start :]
 
@@ -85,12 +85,16 @@ class Row:
 
 
 class Staging:
-    """Two rows of a plan that take turns; beside them `observed` elements that are not summed."""
+    """Two rows of a plan that take turns; beside them `observed` elements that are not summed.
 
-    def __init__(self, plan: BucketPlan, observed: int = 0) -> None:
-        self.plan = plan
+    Args:
+        pinned: CUDA devices copy into the rows without waiting.
+    """
+
+    def __init__(self, plan: BucketPlan, observed: int = 0, *, pinned: bool = False) -> None:
+        self.plan, self._pinned = plan, pinned
         self._observed = [torch.zeros(observed) for _ in range(2)]
-        self._rows = [Row(plan) for _ in range(2)]
+        self._rows = [Row(plan, pinned=pinned) for _ in range(2)]
         self._current = 0
         self.uses = [0, 0]
 
@@ -137,5 +141,5 @@ class Staging:
         """Make the current row anew, as an abandoned operation may still write to the old one, and turn back:
         the row that holds the last commit stays untouched when the step is computed again."""
         self._observed[self._current] = torch.zeros(len(self.observed))
-        self._rows[self._current] = Row(self.plan)
+        self._rows[self._current] = Row(self.plan, pinned=self._pinned)
         self._current ^= 1

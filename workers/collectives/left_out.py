@@ -25,6 +25,9 @@ class LeftOut(Protocol):
     bucket: str
     """Of codecs that remember what they have sent: by which name."""
 
+    def compensate_shard(self, start: int, shard: Tensor) -> None:
+        """Add to the host's sum of a shard what this rank owes to it, in place."""
+
     def begin(self, start: int, values: Tensor, codec: Codec) -> None:
         """`values`, of the sum that this rank has, are about to be encoded; may be changed in place."""
 
@@ -54,6 +57,10 @@ class Owed:
     def __init__(self, compression: GradientCompression, bucket: int) -> None:
         self._compression, self._memory, self._index = compression, compression.memory, bucket
         self.bucket = str(bucket)
+
+    def compensate_shard(self, start: int, shard: Tensor) -> None:
+        if self._compression.alters(self._index):
+            self._memory.compensate_shard(self._index, start, shard)
 
     def begin(self, start: int, values: Tensor, codec: Codec) -> None:
         self._memory.accelerate(self._index, start, values, codec)
@@ -96,6 +103,9 @@ class Collected:
 
     def __init__(self, into: Tensor | None = None, known: Callable[[], None] = lambda: None) -> None:
         self._into, self._known = into, known
+
+    def compensate_shard(self, start: int, shard: Tensor) -> None:
+        return
 
     def begin(self, start: int, values: Tensor, codec: Codec) -> None:
         _check(values)

@@ -1,9 +1,10 @@
 """The buckets of one generation on their ways over hosts and links (CC-1 to CC-6).
 
-A bucket's way: what this rank owes is added; the ranks of the host add up a shard each in the memory they share; each
-sends the pieces of its shard to their owners on other hosts, encoded; the owners add them up in float32 and send the
-encoded sums back; everybody decodes the same bytes, the owner too (CC-4); the ranks of the host put the shards together.
-With several groups of hosts, this is between groups, and `LinkExchange` has a level more.
+A bucket's way: what this rank owes is added, to its shard only when the host has summed it; the ranks of the host add up a
+shard each, in the memory they share or on their devices; each sends the pieces of its shard to their owners on other hosts,
+encoded; the owners add them up in float32 and send the encoded sums back; everybody decodes the same bytes, the owner too
+(CC-4); the ranks of the host put the shards together. With several groups of hosts, this is between groups, and
+`LinkExchange` has a level more.
 
 Nobody waits in a circle: a way has its phases in one order, those inside a group around those between groups, and waits in
 each for the ways before it and, from other members, for nothing but the same phase of itself.
@@ -21,7 +22,8 @@ from workers.collectives.exchange import INSIDE, PHASES, FlatExchange, Hosts
 from workers.collectives.left_out import UNTOUCHED, Collected, LeftOut, Owed
 from workers.collectives.levels import Levels, levels
 from workers.collectives.links import NONE_CODEC, LinkExchange
-from workers.collectives.shared import HostExchange, Patience
+from workers.collectives.on_host import OnHost
+from workers.collectives.shared import Patience
 from workers.collectives.tasks import BRIEFLY_SECONDS, Task, Tasks, Turns, Way
 from workers.compression.codec import Codec
 from workers.compression.finite import NonFiniteError
@@ -43,12 +45,12 @@ class Reducer:
     Args:
         exchange: over the links.
         hosts: the members that share memory, by host; one that shares none is a host of its own.
-        on_host: the exchange in the memory of this member's host, None where it is alone there.
+        on_host: the exchange among the members of this one's host, None where it is alone there.
         compression: of this rank; outlives the generation.
     """
 
     def __init__(
-        self, exchange: FlatExchange, hosts: Hosts, on_host: HostExchange | None, compression: GradientCompression
+        self, exchange: FlatExchange, hosts: Hosts, on_host: OnHost | None, compression: GradientCompression
     ) -> None:
         self._exchange, self._on_host, self._compression = exchange, on_host, compression
         self._hosts = hosts
@@ -113,7 +115,8 @@ class Reducer:
         exact, memory = codec.name == "none", self._compression.memory
         if exact and self._compression.alters(bucket):
             memory.settle_all(bucket)
-        self._compensate(bucket, gradient)
+        cut = self._levels_of(len(gradient), codec.granularity)
+        self._compensate(bucket, gradient, cut.between.shard if self._in_shards(cut) else None)
         if exact:
             self._compression.encoded(bucket)
         if exact and self._one_level:
@@ -171,6 +174,8 @@ class Reducer:
             self._turns.over(on_host, number)
             yield _OnHost(self._on_host, lambda: operation.summed)
             local = operation.shard
+            if self._in_shards(cut):
+                left_out.compensate_shard(cut.between.shard.start, local)
         else:
             self._skip(number, on_host)
         yield from self._links.sum_shard(number, cut, local, codec, phases, left_out)
@@ -181,11 +186,15 @@ class Reducer:
 
     # ------------------------------------------------------------------ steps of a way
 
-    def _compensate(self, bucket: int, gradient: Tensor) -> None:
+    def _in_shards(self, cut: Levels) -> bool:
+        """Whether what this rank owes to its shard is added to the sum of its host, and not to its own gradient."""
+        return self._on_host is not None and not cut.between.alone
+
+    def _compensate(self, bucket: int, gradient: Tensor, apart: slice | None = None) -> None:
         if not self._compression.alters(bucket):
             return
         try:
-            self._compression.memory.compensate(bucket, gradient)
+            self._compression.memory.compensate(bucket, gradient, apart=apart)
         except NonFiniteError as error:
             self._compression.refused(error)
             gradient.zero_()
@@ -208,7 +217,7 @@ class Reducer:
 class _OnHost:
     """What the ranks of this host do in the memory they share; nothing there happens in the background."""
 
-    def __init__(self, exchange: HostExchange, reached: Callable[[], bool]) -> None:
+    def __init__(self, exchange: OnHost, reached: Callable[[], bool]) -> None:
         self._exchange, self._reached = exchange, reached
         self._patience = Patience()
 

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch.futures import Future
 
-from workers.comm.iterations import Ready
+from workers.comm.ready import ready
 from workers.comm.state import CommState
 
 
@@ -13,5 +13,4 @@ def hook(state: CommState, bucket: dist.GradBucket) -> Future[torch.Tensor]:
 
     `backward` raises what goes wrong, as a RuntimeError that says it: where a rank is lost, or the model cannot be served.
     """
-    parameters = tuple(bucket.parameters())
-    return state.reduce(Ready(bucket.index(), bucket.is_last(), bucket.buffer(), parameters, Future()))
+    return state.reduce(ready(bucket.index(), bucket.is_last(), bucket.buffer(), tuple(bucket.parameters())))

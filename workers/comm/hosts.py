@@ -47,7 +47,7 @@ def join(group: dist.ProcessGroup | None) -> Joined:
     """
     parent: Any = group or dist.group.WORLD
     world, timeout = dist.get_world_size(parent), _timeout(parent)
-    mine = torch.tensor([_number(host_key()), _number(os.environ.get(GROUP, "")), secrets.randbits(62)])
+    mine = torch.tensor([number_of(host_key()), number_of(os.environ.get(GROUP, "")), secrets.randbits(62)])
     everybody = mine
     groups, inside = [], []
     if world > 1:
@@ -96,5 +96,5 @@ def _timeout(group: Any) -> timedelta:
     return min(group._get_backend(device).options._timeout for device in group._device_types)
 
 
-def _number(text: str) -> int:
+def number_of(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)

@@ -10,11 +10,9 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.futures import Future
 
 from workers.collectives.buckets import BucketPlan
 from workers.collectives.exchange import SLICE_SECONDS, Abandoned, ExchangeError, FlatExchange, Underway
@@ -23,6 +21,7 @@ from workers.collectives.tasks import BRIEFLY_SECONDS, Task
 from workers.comm.compression import NO_BUCKETS, State, take_over, whole_state
 from workers.comm.layout import Layout, Names, same
 from workers.comm.neighbours import Neighbours
+from workers.comm.ready import Ready, on_cpu
 from workers.compression.gradients import GradientCompression
 from workers.identity import NO_GENERATION, StateId
 
@@ -36,23 +35,6 @@ QUIET_STEPS = 4
 
 NORM_STEPS = 4
 """In one pass of so many the norm of the gradient is computed."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A bucket whose gradients are ready.
-
-    Attributes:
-        gradient: float32, float16 or bfloat16 [n], summed in place.
-        parameters: whose gradients lie there, one behind the other.
-        reduced: gets `gradient`, or the error.
-    """
-
-    index: int
-    last: bool
-    gradient: Tensor
-    parameters: tuple[Tensor, ...]
-    reduced: Future[Tensor | Exception]
 
 
 class Iterations:
@@ -125,12 +107,13 @@ class Iterations:
             self._begin(ready)
         elif self._reducer is self._encoding and not self._is_known(ready):
             self._go_on_plain()
-        values = ready.gradient if ready.gradient.dtype == torch.float32 else ready.gradient.float()
-        values.div_(self._exchange.topology.world)
+        values = ready.mean_of(self._exchange.topology.world)
+        if not self._stays_on_device(ready):
+            values = on_cpu(values)
         self._values.append(values)
         self._tasks.append(self._sum(ready.index, values))
         if ready.last:
-            self._reducer.backward_ended()
+            self._no_more_buckets()
             self._say_what_all_must_know()
             if not self.waiting:
                 self._end()
@@ -143,6 +126,7 @@ class Iterations:
     def abandon(self) -> list[Ready]:
         """Forget what is on its way. Returns the buckets that get no sum."""
         self._reducer.abandon()
+        self._neighbours.abandon()
         self._tasks.clear()
         return self._open
 
@@ -158,6 +142,7 @@ class Iterations:
 
     def _go_on_plain(self) -> None:
         """The buckets before this one were as in the plan, and this one is not: each reducer has an order of its own."""
+        self._no_more_buckets()
         while self._move(wait=True):
             pass
         self._quiet = False
@@ -170,6 +155,21 @@ class Iterations:
         index = ready.index
         fits = index < len(self._layout) and same(ready.parameters, self._layout[index])
         return fits and ready.last == (index == len(self._layout) - 1)
+
+    def _stays_on_device(self, ready: Ready) -> bool:
+        """Sums of low rank, and those before the buckets are known, are made on the CPU."""
+        if self._exchange.topology.world == 1:
+            return True
+        on_device = self._neighbours.on_device
+        if on_device is None or self._reducer is not self._encoding:
+            return False
+        return ready.gradient.device == on_device.device and not self.compression.choices[ready.index].is_low_rank
+
+    def _no_more_buckets(self) -> None:
+        """Of this pass, or of those that are encoded."""
+        self._reducer.backward_ended()
+        if self._neighbours.on_device is not None:
+            self._neighbours.on_device.end()
 
     def _sum(self, bucket: int, values: Tensor) -> Task:
         """A bucket that is encoded is looked at when its sum starts."""
@@ -213,8 +213,7 @@ class Iterations:
         if self._compressed:
             self._commit()
         for ready, values in zip(self._open, self._values, strict=True):
-            if values is not ready.gradient:
-                ready.gradient.copy_(values)
+            ready.put_back(values)
         if self._reducer is self._plain:
             self._adopt(tuple(ready.parameters for ready in self._open))
         ended, self._open = self._open, []
@@ -222,7 +221,7 @@ class Iterations:
         self._refused.clear()
         self._tasks.clear()
         for ready in ended:
-            ready.reduced.set_result(ready.gradient)
+            ready.give()
 
     def _commit(self) -> None:
         *refused, alarmed = self._flags.tolist() if len(self._flags) else [0.0] * (len(self._values) + 1)
@@ -273,7 +272,8 @@ class Iterations:
         """The buckets are these from now on; all that is owed moves over."""
         plan = self._names.plan(layout)
         state = self._loaded or self.state_dict()
-        self._neighbours.share(max(plan.sizes), self._compress(plan).thin_sizes, self._stop)
+        devices = {ready.gradient.device for ready in self._open}
+        self._neighbours.share(plan.sizes, self._compress(plan).thin_sizes, devices, self._stop)
         self._take_over(plan, state)
         self._layout, self._loaded = layout, None
 

@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 from workers.collectives.exchange import Groups, Hosts
 from workers.comm.compression import State, merged
 from workers.comm.hosts import join
-from workers.comm.iterations import Iterations, Ready
+from workers.comm.iterations import Iterations
 from workers.comm.layout import Names
 from workers.comm.neighbours import Neighbours
+from workers.comm.ready import Ready
 from workers.comm.thread import CommThread
 from workers.compression.choice import Choice, Plan
 from workers.compression.config import CompressionConfig
@@ -26,6 +27,7 @@ from workers.compression.setup import compression_of
 
 Policy = Literal["adaptive", "latency_ladder", "fixed"]
 
+DEVICES = ("cpu", "cuda")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -76,7 +78,7 @@ class CommState:
         joined = join(process_group)
         world, self._groups = joined.exchange.topology.world, joined.exchange.topology.groups
         self._closing = threading.Event()
-        self._neighbours = Neighbours(joined.exchange, joined.run)
+        self._neighbours = Neighbours(joined.exchange, joined.run, joined.timeout)
         self._iterations = Iterations(
             joined.exchange,
             self._neighbours,
@@ -147,10 +149,10 @@ class CommState:
         gradient = ready.gradient
         if self._closing.is_set():
             raise RuntimeError("the CommState was closed; make a new one for a new DDP model")
-        if gradient.is_sparse or gradient.device.type != "cpu" or gradient.dtype not in DTYPES:
+        if gradient.is_sparse or gradient.device.type not in DEVICES or gradient.dtype not in DTYPES:
             raise ValueError(
-                f"workers.comm exchanges dense float32, float16 and bfloat16 gradients on the CPU, not {gradient.layout} "
-                f"{gradient.dtype} on {gradient.device.type}: write sparse=False, or leave the hook out"
+                "workers.comm exchanges dense float32, float16 and bfloat16 gradients on the CPU and on CUDA devices, not "
+                f"{gradient.layout} {gradient.dtype} on {gradient.device.type}: write sparse=False, or leave the hook out"
             )
         self._thread.put(ready)
         return ready.reduced.then(_opened)

@@ -8,7 +8,8 @@ import threading
 import torch
 
 from workers.collectives.exchange import Abandoned, ExchangeError
-from workers.comm.iterations import Iterations, Ready
+from workers.comm.iterations import Iterations
+from workers.comm.ready import Ready
 
 
 class CommThread:
@@ -19,6 +20,7 @@ class CommThread:
     def __init__(self, iterations: Iterations, closing: threading.Event) -> None:
         self._iterations, self._closing = iterations, closing
         self._buckets: queue.SimpleQueue[Ready | None] = queue.SimpleQueue()
+        self._following: list[Ready | None] = []
         self._thread = threading.Thread(target=self._run, name="quantarion-comm", daemon=True)
         self._thread.start()
 
@@ -37,7 +39,7 @@ class CommThread:
         if error is not None:
             for ready in self._iterations.abandon():
                 ready.reduced.set_result(error)
-            while (after := self._buckets.get()) is not None:
+            while (after := self._following.pop() if self._following else self._buckets.get()) is not None:
                 after.reduced.set_result(error)
 
     def _exchange(self) -> Exception | None:
@@ -54,10 +56,16 @@ class CommThread:
             return error
 
     def _next(self) -> Ready | None:
-        """The next bucket; until it is there, the others get on."""
-        while self._iterations.waiting:
+        """The next bucket whose gradients are computed; until it is there, the others get on."""
+        while not self._following:
             try:
-                return self._buckets.get(timeout=self._iterations.spare_seconds)
+                waiting = self._iterations.waiting
+                self._following.append(
+                    self._buckets.get(timeout=self._iterations.spare_seconds) if waiting else self._buckets.get()
+                )
             except queue.Empty:
                 self._iterations.get_on()
-        return self._buckets.get()
+        ready = self._following[0]
+        while ready is not None and not ready.is_computed(wait=not self._iterations.waiting):
+            self._iterations.get_on()
+        return self._following.pop()

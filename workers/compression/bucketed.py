@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workers.collectives.buckets import BucketPlan
 from workers.compression.codec import Codec
-from workers.compression.finite import NonFiniteError
+from workers.compression.finite import NonFiniteError, is_finite
 from workers.compression.memory import ErrorFeedback
 from workers.compression.momentum import MomentumCorrection
 
@@ -69,16 +69,27 @@ class BucketMemory:
         self._sender.set_learning_rate(rate)
         self._owner.set_learning_rate(rate)
 
-    def compensate(self, bucket: int, gradient: Tensor) -> None:
-        """Add to `gradient`, float32 [n], the whole bucket, what is owed to it, in place.
+    def compensate(self, bucket: int, gradient: Tensor, *, apart: slice | None = None) -> None:
+        """Add to `gradient`, float32 [n], the whole bucket, on any device, what is owed to it, in place.
+
+        Args:
+            apart: elements to which nothing is added: `compensate_shard` does that when the host has summed them. It is the
+                shard that `settle_held` gets, so as a rule nothing is owed outside of it.
 
         Raises:
             NonFiniteError: the sum holds NaN or Inf; it names the parameter.
         """
-        try:
-            self._sender.compensate(str(bucket), gradient, out=gradient)
-        except NonFiniteError:
-            raise self._named(bucket, gradient) from None
+        if apart is None:
+            self._sender.add_to(str(bucket), gradient)
+        elif self._elsewhere[bucket]:
+            for start, stop in self._outside(bucket, apart):
+                self._sender.add_to(str(bucket), gradient[start:stop], start=start)
+        if not is_finite(gradient):
+            raise self._named(bucket, gradient)
+
+    def compensate_shard(self, bucket: int, start: int, shard: Tensor) -> None:
+        """Add to `shard`, the host's sum of elements `start` on, what this rank owes to them, in place."""
+        self._sender.add_to(str(bucket), shard, start=start)
 
     def accelerate(self, bucket: int, start: int, shard: Tensor, codec: Codec) -> None:
         """Make of `shard`, elements `start` on of what is to be encoded, the sum of a host or of a group, in place, what
@@ -166,6 +177,10 @@ class BucketMemory:
     def _memories(self) -> list[ErrorFeedback | MomentumCorrection]:
         own: list[ErrorFeedback | MomentumCorrection] = [self._sender, self._owner]
         return own if self._momentum is None else [*own, self._momentum]
+
+    def _outside(self, bucket: int, shard: slice) -> tuple[tuple[int, int], ...]:
+        """Starts and stops of the elements that are not in the shard."""
+        return (0, shard.start), (shard.stop, self._sender.size(str(bucket)))
 
     def _named(self, bucket: int, gradient: Tensor) -> NonFiniteError:
         for slot in self._plan.slots:

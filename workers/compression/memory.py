@@ -60,14 +60,17 @@ class ErrorFeedback:
         """
         if out is None:
             out = torch.empty(gradient.shape)
-        residual = self._ledger.get(name, start, gradient.numel())
-        if residual is None:
-            if out is not gradient:
-                out.copy_(gradient)
-        else:
-            torch.add(gradient, residual.view(gradient.shape), alpha=self._scale, out=out)
+        if out is not gradient:
+            out.copy_(gradient)
+        self.add_to(name, out, start=start)
         refuse_non_finite(name, out)
         return out
+
+    def add_to(self, name: str, gradient: Tensor, *, start: int = 0) -> None:
+        """g ← g + e, whatever comes out; `gradient` as of `compensate`, on any device."""
+        residual = self._ledger.get(name, start, gradient.numel())
+        if residual is not None:
+            gradient.add_(residual.view(gradient.shape).to(gradient.device), alpha=self._scale)
 
     def settle(self, name: str, compensated: Tensor, decoded: Tensor, *, start: int = 0) -> None:
         """What became of it: the new residual is `compensated` − `decoded`, once the step commits."""

@@ -105,7 +105,7 @@ def hooked(model: nn.Module, options: dict[str, Any], **ddp: Any) -> Iterator[tu
 
 def flat(model: nn.Module) -> Tensor:
     """All parameters, float32 [n]."""
-    return torch.cat([parameter.detach().reshape(-1).float() for parameter in model.parameters()])
+    return torch.cat([parameter.detach().reshape(-1).float().cpu() for parameter in model.parameters()])
 
 
 def digest(model: nn.Module) -> str:

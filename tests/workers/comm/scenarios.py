@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +16,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.workers.comm.ranks import Known, digest, flat, hooked, wanted
-from workers.comm import CommState, neighbours
+from workers.collectives.device import DeviceExchange
+from workers.comm import CommState, devices, neighbours
 from workers.memory_file import MemoryShortage
 
 STEPS = 30
@@ -63,14 +66,16 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return x, quarters.flatten(1).argmax(dim=1)
 
 
-def train(options: dict[str, Any] | None, steps: int = STEPS, mode: str = "", **ddp: Any) -> Outcome:
+def train(
+    options: dict[str, Any] | None, steps: int = STEPS, mode: str = "", device: str | torch.device = "cpu", **ddp: Any
+) -> Outcome:
     """Of `Odd`; with plain DDP where there are no options.
 
     Args:
         mode: `accumulate` three micro-batches; leave the `branch` out now and then; `bfloat16`.
     """
     torch.manual_seed(3)
-    model = Odd().bfloat16() if mode == "bfloat16" else Odd()
+    model = (Odd().bfloat16() if mode == "bfloat16" else Odd()).to(device)
     if options is None:
         return _train(DistributedDataParallel(model, **ddp), None, steps, mode)
     with hooked(model, options, **ddp) as (wrapped, state):
@@ -82,7 +87,7 @@ def _train(model: DistributedDataParallel, state: CommState | None, steps: int, 
     losses = []
     for step in range(steps):
         optimizer.zero_grad()
-        x, y = batch(step)
+        x, y = (each.to(next(model.parameters()).device) for each in batch(step))
         if mode == "bfloat16":
             x = x.bfloat16()
         if mode == "accumulate":
@@ -150,6 +155,47 @@ def groups_of_the_script_come_after(options: dict[str, Any]) -> float:
         if own is not None:
             dist.all_reduce(total, group=own)
         return float(total)
+
+
+def pretend_devices(lacking: Sequence[int] = ()) -> None:
+    """From here on the CPU is a device of this rank's own, with gloo in the place of NCCL; some ranks lack one."""
+
+    def make_group(device: torch.device, store: Any, index: int, world: int, timeout: timedelta) -> Any:
+        gloo: Any = dist.ProcessGroupGloo
+        return gloo(store, index, world, timeout)
+
+    mine = devices.NONE if dist.get_rank() in lacking else dist.get_rank() + 1
+    devices.identity = lambda device: mine
+    devices.make_group = make_group
+
+
+class OnDevices(NamedTuple):
+    outcome: Outcome
+    reductions: int
+
+
+def train_on_devices(all_options: list[dict[str, Any]], lacking: list[int], **ddp: Any) -> list[OnDevices]:
+    """With the number of buckets that went over the group."""
+    pretend_devices(lacking)
+    count = 0
+    reduce_scatter = DeviceExchange.reduce_scatter
+
+    def counted(self: DeviceExchange, values: Tensor, *, cuts: Sequence[int]) -> Any:
+        nonlocal count
+        count += 1
+        return reduce_scatter(self, values, cuts=cuts)
+
+    DeviceExchange.reduce_scatter = counted  # type: ignore[method-assign]
+    found = []
+    for options in all_options:
+        count = 0
+        found.append(OnDevices(train(options, 14, **ddp), count))
+    return found
+
+
+def known_on_devices(options: dict[str, Any], ddp: dict[str, Any]) -> Balance:
+    pretend_devices()
+    return known_gradients(range(20), options, None, ddp)
 
 
 # ------------------------------------------------------------------ gradients that are known

@@ -126,7 +126,7 @@ class Controller:
     def gradient(self, bucket: int, gradient: Tensor) -> None:
         """A bucket's gradient, float32 [n], before anything is added to it."""
         if self._next is not None:
-            self._copies[bucket] = gradient.clone()
+            self._copies[bucket] = gradient.to("cpu", copy=True)
 
     def try_shadows(self, step: int, meanwhile: Callable[[], None]) -> None:
         """Encode and decode what is worth a try, with nothing owed: what the codec keeps of a step's gradient.
