@@ -331,3 +331,8 @@ def one_is_killed(victim: int, codec: str) -> str:
         except RuntimeError as error:
             return f"{state.steps} {error}"
     return "nothing"
+
+
+def one_is_killed_on_devices(victim: int, codec: str) -> str:
+    pretend_devices()
+    return one_is_killed(victim, codec)

@@ -55,3 +55,14 @@ def test_cc10_with_devices_nothing_is_lost(tmp_path: Path, codec: str) -> None:
     assert {rank.digest for rank in ranks} == {ranks[0].digest}
     assert bool(left.any())
     assert torch.allclose(ranks[0].applied + left, ranks[0].given, atol=1e-5)
+
+
+@pytest.mark.parametrize("codec", ["none", "int8"])
+@pytest.mark.parametrize("shape", [(2,), (2, 2)], ids=str)
+def test_cc7_a_dead_rank_ends_backward_on_all_others(tmp_path: Path, shape: tuple[int, ...], codec: str) -> None:
+    victim = sum(shape) - 1
+    ranks = run(tmp_path, shape, scenarios.one_is_killed_on_devices, victim, codec)
+    assert ranks.pop(victim) is None
+    assert ranks
+    for heard in ranks:
+        assert heard.startswith("5 ") and "ExchangeError: " in heard
