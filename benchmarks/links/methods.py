@@ -18,6 +18,8 @@ START = 10
 """Steps before torch's PowerSGD hook compresses, as in CC-14; its own default is 1000."""
 RANK = 4
 DENSITY = 0.01
+LOOSE = 0.3
+"""Of the gradient's energy: about what rank 4, as torch has it, leaves to error feedback in a step (CC-19)."""
 ONE_BUCKET = 1024.0
 """MiB; more than any model here."""
 
@@ -131,6 +133,7 @@ METHODS: dict[str, Method] = {
         FP16,
         POWERSGD,
         ADAPTIVE,
+        _ours("adaptive-loose", f"adaptive, error budget {LOOSE:g}", {"error_budget": LOOSE}, reacts=True),
         _ours("ladder", "latency ladder", {"policy": "latency_ladder"}, reacts=True),
         NONE,
         _fixed("bf16"),

@@ -59,7 +59,12 @@ def table(**seconds: tuple[float, ...]) -> Table:
 def test_cc27_there_is_a_cell_for_every_codec_policy_and_peer_at_every_speed_and_layout() -> None:
     cells = list(timing_cells(["mlp"], rounds=1))
     assert len(cells) == len(set(cells))
-    wanted = {f"ours-{codec}" for codec in (*CODECS, *FACTOR_CODECS)} | {"ours-adaptive", "ours-ladder", *PEERS}
+    wanted = {f"ours-{codec}" for codec in (*CODECS, *FACTOR_CODECS)} | {
+        "ours-adaptive",
+        "ours-adaptive-loose",
+        "ours-ladder",
+        *PEERS,
+    }
     for layout in ("2x1", "4x1", "4x2"):
         for rate in (10.0, 100.0, 1000.0, None):
             found = {cell.method for cell in cells if cell.layout == layout and RATES[cell.rate] == rate}

@@ -42,6 +42,8 @@ class CommState:
             `fixed` is always `codec`.
         codec: `none`, `bf16`, `fp16`, `int8`, `int4`, `sign`, `topk 0.01`, `threshold 0.01`, `powersgd 4`,
             `powersgd-int8 4`.
+        error_budget: largest share of the gradient's energy that `adaptive` may leave to error feedback in a step, 0 to 1;
+            above 0.1 is looser than the rule of GraVAC (CC-19).
         dense_steps: steps before `sign`, `topk`, `threshold` and low rank; until then it is `int8` (CC-14).
         model: its names are those of `state_dict`; without it they are places in the order of parameters.
         optimizer, follow_learning_rate: scale what error feedback keeps when the optimizer's learning rate changes, by
@@ -63,6 +65,7 @@ class CommState:
         *,
         policy: Policy = "adaptive",
         codec: str = "none",
+        error_budget: float = 0.1,
         dense_steps: int = 10,
         model: nn.Module | None = None,
         optimizer: Optimizer | None = None,
@@ -70,7 +73,7 @@ class CommState:
         process_group: dist.ProcessGroup | None = None,
         seed: int = 0,
     ) -> None:
-        config = _config(policy, codec, dense_steps, follow_learning_rate)
+        config = _config(policy, codec, error_budget, dense_steps, follow_learning_rate)
         if follow_learning_rate and optimizer is None:
             raise ValueError("follow_learning_rate needs the optimizer: write CommState(optimizer=optimizer, ...)")
         if not dist.is_initialized():
@@ -166,16 +169,21 @@ def _opened(reduced: Future[Tensor | Exception]) -> Tensor:
     return result
 
 
-def _config(policy: Policy, codec: str, dense_steps: int, follow_learning_rate: bool) -> CompressionConfig:
+def _config(
+    policy: Policy, codec: str, error_budget: float, dense_steps: int, follow_learning_rate: bool
+) -> CompressionConfig:
     if policy not in get_args(Policy):
         raise ValueError(f"{policy!r} is no policy: write one of {', '.join(map(repr, get_args(Policy)))}")
     if policy != "fixed" and codec != "none":
         raise ValueError(f"the policy {policy!r} chooses codecs itself: write CommState(policy='fixed', codec={codec!r})")
     if dense_steps < 1:
         raise ValueError(f"dense_steps is 1 or more, and not {dense_steps}")
+    if not 0 <= error_budget <= 1:
+        raise ValueError(f"error_budget is a share of the gradient's energy, 0 to 1, and not {error_budget}; write 0.1")
     return CompressionConfig(
         policy=policy,
         codec=str(Choice.parse(codec)),
+        error_budget=error_budget,
         dense_steps=dense_steps,
         follow_learning_rate=follow_learning_rate,
     )

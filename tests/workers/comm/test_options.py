@@ -56,6 +56,7 @@ def test_cc25_it_needs_a_process_group() -> None:
         ({"policy": "fixed", "codec": "topk"}, "topk"),
         ({"codec": "int8"}, "write CommState(policy='fixed', codec='int8')"),
         ({"policy": "fixed", "dense_steps": 0}, "dense_steps is 1 or more, and not 0"),
+        ({"error_budget": 1.5}, "error_budget is a share of the gradient's energy, 0 to 1, and not 1.5; write 0.1"),
         ({"follow_learning_rate": True}, "write CommState(optimizer=optimizer, ...)"),
     ],
 )
