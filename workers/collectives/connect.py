@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from workers.collectives.exchange import PHASES, Abandoned, ExchangeError, FlatExchange, Topology
+from workers.compression.product import fingerprint
 from workers.identity import Generation, StateId
 
 MIN_TIMEOUT_SECONDS = 30.0
@@ -47,12 +48,12 @@ class Connector:
                 client = _store_client(store_address)
                 everybody = tuple(range(topology.world))
                 groups = _gloo_groups(client, prefix, topology, everybody, timeout)
-                _check_agreement(groups[0], topology, state)
+                alike = _check_agreement(groups[0], topology, state)
                 inside: list[Any] = []
                 if 1 < len(topology.group) < topology.world:
                     prefix_inside = f"{prefix}/group of {topology.group[0]}"
                     inside = _gloo_groups(client, prefix_inside, topology, topology.group, timeout)
-                outcome.append((groups, inside))
+                outcome.append(FlatExchange(topology, groups, inside, alike=alike))
             except BaseException as error:
                 outcome.append(error)
             done.set()
@@ -64,7 +65,8 @@ class Connector:
         result = outcome[0]
         if isinstance(result, BaseException):
             raise ExchangeError(str(result).split("\n")[0])
-        return FlatExchange(topology, *result)
+        exchange: FlatExchange = result
+        return exchange
 
 
 def _store_client(address: str) -> dist.Store:
@@ -90,15 +92,16 @@ def _gloo_group(store: dist.Store, topology: Topology, members: tuple[int, ...],
     return gloo(store, members.index(topology.index), len(members), options)
 
 
-def _check_agreement(group: Any, topology: Topology, state: StateId) -> None:
-    """Compare state ids over the new group."""
+def _check_agreement(group: Any, topology: Topology, state: StateId) -> bool:
+    """Compare state ids over the new group. Returns whether the members' machines are alike."""
     words = [state.step, state.round, *state.generation, state.lineage >> 32, state.lineage & 0xFFFFFFFF]
-    mine = torch.tensor(words, dtype=torch.int64)
+    mine = torch.tensor([*words, fingerprint()], dtype=torch.int64)
     theirs = [torch.empty_like(mine) for _ in topology.places]
     group.allgather([theirs], [mine]).wait()
     for place, words_there in zip(topology.places, theirs, strict=True):
-        if not torch.equal(words_there, mine):
-            raise ExchangeError(f"rank {place.rank} stands at {words_there.tolist()}, this rank at {words}")
+        if words_there[:-1].tolist() != words:
+            raise ExchangeError(f"rank {place.rank} stands at {words_there[:-1].tolist()}, this rank at {words}")
+    return all(int(each[-1]) == int(mine[-1]) for each in theirs)
 
 
 def store_prefix(job: str, generation: Generation) -> str:

@@ -166,10 +166,13 @@ class FlatExchange:
     Args:
         groups: of gloo over all members, one for each phase.
         inside: over the members of this one's group, one for each phase; none where nobody asks for such an exchange.
+        alike: all members have the same `workers.compression.product.fingerprint`.
     """
 
-    def __init__(self, topology: Topology, groups: Sequence[Any] = (), inside: Sequence[Any] = ()) -> None:
-        self.topology = topology
+    def __init__(
+        self, topology: Topology, groups: Sequence[Any] = (), inside: Sequence[Any] = (), *, alike: bool = False
+    ) -> None:
+        self.topology, self.alike = topology, alike
         self._groups, self._inside = groups, inside
         self._flying: list[Underway] = []
 

@@ -22,6 +22,9 @@ OVERFLOW = (
 class LeftOut(Protocol):
     """Of one vector, float32 [n], on its way. Tensors are float32, and `start` is where in the vector they begin."""
 
+    is_thin: bool
+    """It is P or Q, which may go from everybody to everybody."""
+
     bucket: str
     """Of codecs that remember what they have sent: by which name."""
 
@@ -53,6 +56,8 @@ class LeftOut(Protocol):
 
 class Owed:
     """It is owed to the bucket that the vector is."""
+
+    is_thin = False
 
     def __init__(self, compression: GradientCompression, bucket: int) -> None:
         self._compression, self._memory, self._index = compression, compression.memory, bucket
@@ -99,7 +104,7 @@ class Collected:
         known: called once all of it is there.
     """
 
-    bucket = ""
+    bucket, is_thin = "", True
 
     def __init__(self, into: Tensor | None = None, known: Callable[[], None] = lambda: None) -> None:
         self._into, self._known = into, known

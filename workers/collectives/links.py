@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from workers.compression.bucketed import Encoded
 from workers.compression.casts import NoneCodec
 from workers.compression.codec import Codec
 from workers.compression.gradients import GradientCompression
+from workers.compression.shards import goes_directly
 
 FRAME_BYTES = 144
 """What gloo puts on a link for each message of an all-to-all beside its content, an empty one too: sender and receiver say
@@ -29,9 +31,20 @@ that they are ready, and the message has a head. Only where little is sent, as w
 
 NONE_CODEC = NoneCodec()
 
+OUT = 0
+"""Phases are in pairs, out and back."""
+
 
 def _nothing_more() -> None:
     return
+
+
+class _Leg(NamedTuple):
+    """Bytes that went over links, and when, in seconds of `time.perf_counter`."""
+
+    nbytes: int
+    begun: float
+    ended: float
 
 
 class LinkExchange:
@@ -53,9 +66,14 @@ class LinkExchange:
         self._crosses = self._leaves if len(topology.groups) == 1 else [place.group != mine.group for place in places]
         """Of each member: what goes to it leaves this host; it takes a link that gradients are encoded for."""
         self._index = topology.index
-        self.turns = Turns(0)
+        self.begin(Turns(0))
+
+    def begin(self, turns: Turns) -> None:
+        """A step begins, whose ways take their turns by these."""
+        self.turns = turns
         self.sent_bytes = 0
         """What this rank has put on links to other hosts: payloads, and gloo's frames."""
+        self._out: dict[tuple[int, int], _Leg] = {}
 
     def sum_shard(
         self, number: int, levels: Levels, local: Tensor, codec: Codec, phases: tuple[int, int], left_out: LeftOut
@@ -68,7 +86,9 @@ class LinkExchange:
         between = levels.between
         if between.alone:
             return self._nothing(number, phases, left_out)
-        if codec.name != "none":
+        if codec.name != "none" and left_out.is_thin and _is_small(between, codec):
+            way = self._directly(number, between, local, codec, phases, left_out)
+        elif codec.name != "none":
             way = self._encoded(number, between, local, codec, phases, left_out)
         elif levels.inside is None and between.even:
             way = self._one_lane(number, between, local, phases, left_out)
@@ -84,7 +104,7 @@ class LinkExchange:
         sizes = [len(values)] * world
         received, sent = torch.empty(sum(sizes)), values.repeat(world)
         begun = time.perf_counter()
-        yield from self._transfer(number, phase, received, sent, sizes, sizes)
+        yield from self._transfer(number, phase, received, sent, sizes, sizes, answered=False)
         self._compression.answered_in(time.perf_counter() - begun)
         parts = received.view(world, -1)
         values.copy_(parts.amax(dim=0) if largest else _in_order(parts.unbind()))
@@ -100,7 +120,8 @@ class LinkExchange:
         begun = time.perf_counter()
         yield operation
         nbytes = 2 * values.nbytes * (world - 1) // world
-        self._sent(nbytes, nbytes, begun)
+        self.sent_bytes += nbytes
+        self._compression.transferred(nbytes, begun, time.perf_counter())
 
     # ------------------------------------------------------------------ float32 as it is
 
@@ -184,6 +205,40 @@ class LinkExchange:
             payloads.append((piece, self._encode_sum(piece, total, codec, left_out)))
         yield from self._sums_back(number, cut, local, codec, phases[1], payloads, left_out, left_out.known)
 
+    def _directly(
+        self, number: int, cut: Lanes, local: Tensor, codec: Codec, phases: tuple[int, int], left_out: LeftOut
+    ) -> Way:
+        """Everybody's to everybody in its lanes: one transfer, where that is little, and everybody adds up the same."""
+        self.turns.over(phases[1], number)
+        start, decoded = cut.shard.start, torch.empty_like(local)
+        here = [slice(lane.start - start, lane.stop - start) for lane in cut.mine]
+        held = [Encoded(lane.start, local[p].clone(), decoded[p]) for lane, p in zip(cut.mine, here, strict=True)]
+        payloads = []
+        for part in held:
+            left_out.begin(part.start, part.compensated, codec)
+            payloads.append(self._encode(codec, part.compensated, left_out, ""))
+            self._decode(codec, payloads[-1], part.decoded, left_out)
+        left_out.of_held(held, codec)
+        shared = [
+            [i for i, lane in enumerate(cut.mine) if member in lane.members and member != cut.index]
+            for member in range(cut.world)
+        ]
+        flat = [payloads[i] for lanes in shared for i in lanes]
+        sent = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
+        sizes = [sum(len(payloads[i]) for i in lanes) for lanes in shared]
+        received = torch.empty(sum(sizes), dtype=torch.uint8)
+        yield from self._transfer(number, phases[0], received, sent, sizes, sizes, left_out.known, answered=False)
+        inbox = list(received.split(sizes))
+        for i, (lane, place) in enumerate(zip(cut.mine, here, strict=True)):
+            parts = []
+            for member in lane.members:
+                parts.append(held[i].decoded)
+                if member != cut.index:
+                    payload, inbox[member] = _take(inbox[member], len(payloads[i]))
+                    parts[-1] = torch.empty(lane.stop - lane.start)
+                    self._decode(codec, payload, parts[-1], left_out)
+            local[place] = _in_order(parts)
+
     def _pieces(
         self, cut: Lanes, local: Tensor, codec: Codec, left_out: LeftOut, decoded: Tensor | None
     ) -> tuple[Tensor, list[int], list[int]]:
@@ -265,8 +320,11 @@ class LinkExchange:
         receive: list[int],
         send: list[int],
         meanwhile: Callable[[], None] = _nothing_more,
+        *,
+        answered: bool = True,
     ) -> Way:
-        """Sizes in elements of `received` and `sent`, for each member; `meanwhile` is done while they are on their way."""
+        """Sizes in elements of `received` and `sent`, for each member; `meanwhile` is done while they are on their way.
+        `answered`: the phase after this one brings back what became of it, and only that tells that all has arrived."""
         if self._exchange.topology.world == 1:
             meanwhile()
             return
@@ -281,13 +339,21 @@ class LinkExchange:
             sum(send[member] * sent.element_size() + FRAME_BYTES for member in members if far[member])
             for far in (self._leaves, self._crosses)
         )
-        self._sent(left, crossed, begun)
-
-    def _sent(self, left: int, crossed: int, begun: float) -> None:
-        """So many bytes have left this host, and so many of them have crossed the links that gradients are encoded for."""
         self.sent_bytes += left
         if crossed:
-            self._compression.transferred(crossed, begun, time.perf_counter())
+            self._measure(number, phase, _Leg(crossed, begun, time.perf_counter()), answered)
+
+    def _measure(self, number: int, phase: int, leg: _Leg, answered: bool) -> None:
+        """Of the links that gradients are encoded for. What is sent may lie in the system's buffers when an operation is
+        over, and what comes may have come before it began, so only a way out and back takes its time."""
+        if not answered:
+            self._compression.transferred(*leg)
+        elif phase % 2 == OUT:
+            self._out[number, phase] = leg
+        else:
+            out = self._out.pop((number, phase - 1))
+            between = leg.begun - out.ended
+            self._compression.transferred(out.nbytes + leg.nbytes, out.begun + between, leg.ended, transfers=2)
 
     def _encode(self, codec: Codec, x: Tensor, left_out: LeftOut, key: str, out: Tensor | None = None) -> Tensor:
         begun = time.perf_counter()
@@ -299,6 +365,11 @@ class LinkExchange:
         begun = time.perf_counter()
         codec.decode(payload, len(out), out=out)
         left_out.decoded_in(len(out), time.perf_counter() - begun)
+
+
+def _is_small(cut: Lanes, codec: Codec) -> bool:
+    """The same for all members."""
+    return all(goes_directly(codec.nbytes(lane.stop - lane.start), len(lane.members)) for lane in cut.lanes)
 
 
 def _length(part: slice) -> int:

@@ -63,8 +63,9 @@ class Reducer:
     def begin(self) -> None:
         """A step begins."""
         self._tasks.clear()
-        self._turns = self._links.turns = Turns(ON_HOST + CHANNELS)
-        self._number, self._backward_ended, self._links.sent_bytes = 0, None, 0
+        self._turns = Turns(ON_HOST + CHANNELS)
+        self._links.begin(self._turns)
+        self._number, self._backward_ended = 0, None
 
     @property
     def sent_bytes(self) -> int:
@@ -143,15 +144,14 @@ class Reducer:
 
         def settle() -> None:
             begun = time.perf_counter()
-            own = torch.empty_like(gradient)
-            iteration.own(left_p, left_q, self._compression.views(bucket, own))
-            self._compression.memory.settle(bucket, 0, gradient, own)
+            draft = self._compression.memory.draft(bucket)
+            iteration.rest(left_p, left_q, self._compression.views(bucket, draft))
             self._compression.encoded(bucket)
             self._compression.encoded_in(bucket, len(gradient), spent + time.perf_counter() - begun)
 
         yield from self._over_hosts(number, q, codec, (OUT_AGAIN, BACK_AGAIN), ON_HOST + 2, Collected(left_q, settle))
         begun = time.perf_counter()
-        iteration.finish(q, out=views)
+        iteration.finish(q, out=views, alike=self._exchange.alike)
         self._compression.decoded_in(bucket, len(gradient), time.perf_counter() - begun)
 
     def _exact(self, number: int, values: Tensor, largest: bool) -> Way:

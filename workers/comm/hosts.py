@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from workers.collectives.exchange import PHASES, FlatExchange, Place, Topology
+from workers.compression.product import fingerprint
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """Two machines of one name, as containers may be, differ in this."""
@@ -47,21 +48,23 @@ def join(group: dist.ProcessGroup | None) -> Joined:
     """
     parent: Any = group or dist.group.WORLD
     world, timeout = dist.get_world_size(parent), _timeout(parent)
-    mine = torch.tensor([number_of(host_key()), number_of(os.environ.get(GROUP, "")), secrets.randbits(62)])
+    place = number_of(host_key()), number_of(os.environ.get(GROUP, ""))
+    mine = torch.tensor([*place, secrets.randbits(62), fingerprint()])
     everybody = mine
     groups, inside = [], []
     if world > 1:
         ranks = None if group is None else dist.get_process_group_ranks(group)
         groups = [_new_group(ranks, timeout) for _ in range(PHASES)]
-        everybody = torch.empty(3 * world, dtype=mine.dtype)
+        everybody = torch.empty(4 * world, dtype=mine.dtype)
         groups[0]._allgather_base(everybody, mine).wait()
-    keys, near, numbers = everybody.view(world, 3).T.tolist()
+    keys, near, numbers, machines = everybody.view(world, 4).T.tolist()
     topology = Topology(places_of(keys, near), dist.get_rank(parent))
     if len(topology.groups) > 1:
         together = [dist.get_global_rank(parent, member) for member in topology.group]
         # Of a rank alone too: torch names a later group of some ranks by how many each of them has.
         inside = [_new_group(together, timeout) for _ in range(PHASES)]
-    return Joined(FlatExchange(topology, groups, inside), numbers[0], timeout.total_seconds())
+    exchange = FlatExchange(topology, groups, inside, alike=len({*machines}) == 1)
+    return Joined(exchange, numbers[0], timeout.total_seconds())
 
 
 def places_of(hosts: Sequence[int], groups: Sequence[int]) -> tuple[Place, ...]:

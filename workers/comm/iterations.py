@@ -33,7 +33,7 @@ CHECK_SECONDS = 0.1
 QUIET_STEPS = 4
 """Where nothing is encoded and nothing owed, in one pass of so many ranks tell each other how they are."""
 
-NORM_STEPS = 4
+NORM_STEPS = 2
 """In one pass of so many the norm of the gradient is computed."""
 
 

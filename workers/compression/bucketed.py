@@ -116,6 +116,10 @@ class BucketMemory:
         for part in held:
             self.settle(bucket, part.start, part.compensated, part.decoded)
 
+    def draft(self, bucket: int) -> Tensor:
+        """float32 [n], the whole bucket, to be filled: what is owed to it, once the step commits."""
+        return self._sender.draft(str(bucket))
+
     def settle_all(self, bucket: int) -> None:
         """All of the bucket is sent exactly: nothing is owed to it any more, once the step commits."""
         self._sender.clear(str(bucket), 0, self._sender.size(str(bucket)))

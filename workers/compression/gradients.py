@@ -203,10 +203,10 @@ class GradientCompression:
 
     # ------------------------------------------------------------------ what is measured
 
-    def transferred(self, nbytes: int, begun: float, ended: float) -> None:
+    def transferred(self, nbytes: int, begun: float, ended: float, transfers: int = 1) -> None:
         """So many bytes were on links between the units of the generation; times of `time.perf_counter`, in seconds."""
         if self.controller is not None and self.controller.is_calm:
-            self.controller.measures.transfer(LEVEL, nbytes, begun, ended)
+            self.controller.measures.transfer(LEVEL, nbytes, begun, ended, transfers)
 
     def answered_in(self, seconds: float) -> None:
         """From sending something small to all others to having theirs."""

@@ -77,6 +77,10 @@ class ErrorFeedback:
         draft = self._ledger.draft(name, start, compensated.numel())
         torch.sub(compensated.reshape(-1), decoded.reshape(-1), out=draft)
 
+    def draft(self, name: str) -> Tensor:
+        """float32, flat, to be filled: the new residual, once the step commits."""
+        return self._ledger.draft(name, 0, self._ledger.sizes[name])
+
     def clear(self, name: str, start: int, count: int) -> None:
         """Elements `start` on of parameter `name` were sent exactly: their residual is zero, once the step commits."""
         self._ledger.clear(name, start, count)

@@ -5,9 +5,9 @@ One power iteration a step, begun where the last one ended. With M the sum of th
     P_w = M_w Q          all-reduce: P = Σ P_w       orthonormalise the columns of P
     Q_w = M_w^T P        all-reduce: Q = Σ Q_w       M ≈ P Q^T
 
-Both reduced matrices are the same bytes everywhere, and what is computed of them is element by element in a fixed order,
-so every rank gets equal bits of P Q^T. P Q^T = P P^T M is linear in M: the rank's own share of it is P Q_w^T, and
-M_w − P Q_w^T is what its error feedback keeps. That holds for sums, weighted sums and means alike.
+Both reduced matrices are the same bytes everywhere, and what is computed of them is the same bits on every rank.
+P Q^T = P P^T M is linear in M: the rank's own share of it is P Q_w^T, and M_w − P Q_w^T is what its error feedback keeps.
+That holds for sums, weighted sums and means alike.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from torch import Size, Tensor
 
 from workers.compression.codec import CodecError
 from workers.compression.orthogonal import orthonormalise
+from workers.compression.product import product
 from workers.randomness import fold, uniform
-
-SCRATCH = 1 << 18
-"""Elements of a product that are held twice."""
 
 
 class _Matrix(NamedTuple):
@@ -176,44 +174,43 @@ class Iteration:
             torch.matmul(reduced[name], self._matrix(name), out=part)
         return self._own_q.clone()
 
-    def own(self, left_p: Tensor, left_q: Tensor, out: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
-        """This rank's share of what `finish` will return, known before Q is reduced; after `middle`.
+    def rest(self, left_p: Tensor, left_q: Tensor, out: Mapping[str, Tensor]) -> None:
+        """This rank's gradients less its share of what `finish` will return, which is known before Q is reduced; after
+        `middle`.
 
         Args:
             left_p, left_q: what of the sums of P and Q was left out when they were encoded, float32 as those, and is this
                 rank's to owe; zeros where they travelled as they are. Of P only what is uncompressed counts: another basis
                 leaves out nothing.
-            out: where to put it: for every parameter contiguous float32 of its shape. The system's fresh memory takes
-                longer to get than this takes to compute.
+            out: where to put it: for every parameter contiguous float32 of its shape.
         """
-        out = self._room(out)
-        p, q = self._thin(self._reduced_p, rows=True), self._thin(self._own_q.sub_(left_q), rows=False)
+        p, q = self._thin(self._reduced_p, rows=True), self._thin(self._own_q - left_q, rows=False)
         for name, shape in self._low.items():
-            torch.matmul(p[name].T, q[name], out=out[name].view(shape))
+            torch.addmm(self._matrix(name), p[name].T, q[name], alpha=-1, out=out[name].view(shape))
         for name, left in self._uncompressed(left_p).items():
-            torch.sub(self._gradients[name], left, out=out[name])
-        return out
+            out[name].copy_(left)
 
-    def finish(self, q_reduced: Tensor, out: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
+    def finish(
+        self, q_reduced: Tensor, out: Mapping[str, Tensor] | None = None, *, alike: bool = False
+    ) -> Mapping[str, Tensor]:
         """The reduced gradients, the same bits on all ranks, from the reduced Q, float32 [`sizes`[1]].
 
         That Q is pending until the codec's `commit`.
 
         Args:
-            out: as of `own`; it may be the gradients themselves.
+            out: as of `rest`; it may be the gradients themselves.
+            alike: as of `product`.
         """
         _check(q_reduced, self._num_q)
-        out = self._room(out)
+        if out is None:
+            out = {name: torch.empty(gradient.shape) for name, gradient in self._gradients.items()}
         p, q = self._thin(self._reduced_p, rows=True), self._thin(q_reduced, rows=False)
         for name, shape in self._low.items():
-            _product(p[name], q[name], out[name].view(shape))
+            product(p[name], q[name], out[name].view(shape), alike=alike)
             self._codec.keep(name, q[name])
         for name, part in self._uncompressed(self._reduced_p).items():
             out[name].copy_(part)
         return out
-
-    def _room(self, out: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-        return {name: torch.empty(g.shape) for name, g in self._gradients.items()} if out is None else out
 
     def _matrix(self, name: str) -> Tensor:
         return self._gradients[name].reshape(self._low[name])
@@ -243,16 +240,6 @@ def _matrix(shape: Size, rank: int) -> _Matrix | None:
         return None
     rows, columns = shape[0], _columns(shape)
     return _Matrix(rows, columns) if rank * (rows + columns) < rows * columns else None
-
-
-def _product(p: Tensor, q: Tensor, out: Tensor) -> None:
-    """P Q^T into `out`, [rows, columns], of P^T [r, rows] and Q^T [r, columns], one column of each after another."""
-    rows = max(1, SCRATCH // out.shape[1])
-    scratch = torch.empty(rows, out.shape[1])
-    for part, factors in zip(out.split(rows), p.split(rows, dim=1), strict=True):
-        torch.mul(factors[0].unsqueeze(1), q[0], out=part)
-        for factor, row in zip(factors[1:], q[1:], strict=True):
-            part.add_(torch.mul(factor.unsqueeze(1), row, out=scratch[: len(part)]))
 
 
 def _check(reduced: Tensor, count: int) -> None:

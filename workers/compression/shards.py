@@ -6,6 +6,9 @@ from itertools import pairwise
 
 from workers.compression.codec import Codec
 
+DIRECT_BYTES = 1 << 15
+"""Below this a second transfer costs more than what it saves."""
+
 
 def cut(n: int, members: int, granularity: int = 1) -> list[slice]:
     """n elements as one contiguous shard for each member, in order: multiples of `granularity`, as even as that allows.
@@ -21,3 +24,9 @@ def sent_bytes(codec: Codec, n: int, members: int, index: int) -> int:
     """Bytes that member `index` sends for a bucket of n: everybody else's shard to its owner, its own sum to everybody."""
     sizes = [codec.nbytes(shard.stop - shard.start) for shard in cut(n, members, codec.granularity)]
     return sum(sizes) - sizes[index] + (members - 1) * sizes[index]
+
+
+def goes_directly(nbytes: int, members: int) -> bool:
+    """Whether each of so many members sends its payload of so many bytes to all others, and not to the owners of pieces
+    first: that is H/2 times as much, in one transfer and not two."""
+    return (members - 1) * nbytes <= DIRECT_BYTES

@@ -21,7 +21,8 @@ from tests.workers.collectives.abandoned import Member, Outcome, Ranks
 from tests.workers.collectives.letters import Cut
 from workers.collectives.buckets import BucketPlan, plan_buckets
 from workers.collectives.exchange import INSIDE
-from workers.collectives.reducer import BACK, BACK_AGAIN, OUT
+from workers.collectives.reducer import BACK, BACK_AGAIN, OUT, OUT_AGAIN
+from workers.compression import shards
 from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.config import CompressionConfig
 from workers.compression.gradients import GradientCompression
@@ -124,11 +125,16 @@ def gang(tmp_path: Path) -> Iterator[Callable[..., Account]]:
     yield start
 
 
-def who_completes(cut: Cut, choice: str, members: list[Member]) -> list[int]:
+@pytest.fixture(autouse=True)
+def factors_go_by_their_owners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small they are."""
+    monkeypatch.setattr(shards, "DIRECT_BYTES", 0)
+
+
+def who_completes(cut: Cut, last: int, members: list[Member]) -> list[int]:
     """Nobody gets all sums before the last thing that the one who is cut off, the first, would have sent has come."""
     topology = members[0].exchange.topology
     group = topology.group if len(topology.groups) > 1 else ()
-    last = BACK_AGAIN if choice.startswith("powersgd") else BACK
     if cut == TAIL:
         return [member.number for member in members[1:]]  # only the end is missing
     if cut.phase == last:  # sums of other groups, if there are such, do not get to its own
@@ -143,19 +149,34 @@ def who_completes(cut: Cut, choice: str, members: list[Member]) -> list[int]:
 def test_cc7_a_step_abandoned_at_any_point_loses_nothing(
     choice: str, shape: list[int], groups: dict[int, str] | None, gang: Callable[..., Account]
 ) -> None:
-    """One rank is cut off at each point of each bucket's way in turn; who completes the step applies it,
-    and the others take it over from there; where nobody completes it, it has never been."""
+    low_rank = choice.startswith("powersgd")
     account = gang(always(choice), shape, groups)
     account.run(3)
+    points = (8 if low_rank else 4) * (2 if groups else 1)
+    cut_everywhere(account, BACK_AGAIN if low_rank else BACK, points)
+    assert (float(account.ranks.owed().abs().max()) > 100 * ROUNDED) == (choice not in WITHOUT_LOSS)
+
+
+def test_cc7_low_rank_that_goes_from_everybody_to_everybody_loses_nothing(
+    gang: Callable[..., Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "DIRECT_BYTES", 1 << 20)
+    account = gang(always("powersgd-int8 2"), [2, 2])
+    account.run(3)
+    cut_everywhere(account, OUT_AGAIN, 4)
+
+
+def cut_everywhere(account: Account, last: int, of_buckets: int) -> None:
+    """One rank is cut off at each point of each bucket's way in turn; who completes the step applies it,
+    and the others take it over from there; where nobody completes it, it has never been."""
     first = account.ranks.members[0].number
     operations = account.ranks.members[0].exchange.operations
     points = [Cut(phase, number) for phase, count in operations.items() for number in range(count)]
-    of_buckets = (8 if choice.startswith("powersgd") else 4) * (2 if groups else 1)
     assert len(points) == of_buckets + 1 and TAIL in points
     for cut in points:
         members, before, states = account.ranks.members, account.ranks.owed(), account.ranks.states()
         digests = account.ranks.digests()
-        completing = who_completes(cut, choice, members)
+        completing = who_completes(cut, last, members)
         outcome = account.step({first: cut}, completing)
         assert sorted(outcome.commits) == sorted(completing), cut
         account.recover(outcome, members)
@@ -167,7 +188,6 @@ def test_cc7_a_step_abandoned_at_any_point_loses_nothing(
             assert account.ranks.digests() == digests and account.ranks.states() == states
         account.run(2)
     assert account.partial and account.none
-    assert (float(account.ranks.owed().abs().max()) > 100 * ROUNDED) == (choice not in WITHOUT_LOSS)
 
 
 @pytest.mark.parametrize("groups", [None, GROUPINGS[0]], ids=["one_group", "groups"])

@@ -275,7 +275,9 @@ def test_cc17_the_controller_is_told_of_transfers_between_groups_only(
     gang = Gang(store, tmp_path, [2, 1, 1], compressions(4, always(choice)), groups="aab")
     told: dict[int, list[int]] = defaultdict(list)
     for rank, compression in enumerate(gang.compressions):
-        monkeypatch.setattr(compression, "transferred", lambda nbytes, begun, ended, rank=rank: told[rank].append(nbytes))
+        monkeypatch.setattr(
+            compression, "transferred", lambda nbytes, begun, ended, transfers=1, rank=rank: told[rank].append(nbytes)
+        )
     sent.clear()
     reduce(gang, 0)
     for rank, reducer in enumerate(gang.reducers):
@@ -287,7 +289,7 @@ def test_cc17_the_controller_is_told_of_transfers_between_groups_only(
             gone = [m for m in reached if gang.places[m].host != place.host]
             expected += [sum(each.sizes[m] + FRAME_BYTES for m in far)] if far else []
             left += sum(each.sizes[m] + FRAME_BYTES for m in gone)
-        assert sorted(told[rank]) == sorted(expected) and expected
+        assert sum(told[rank]) == sum(expected) > 0
         assert reducer.sent_bytes == left
         assert (left > sum(expected)) == (place.group == "a")
 

@@ -11,6 +11,7 @@ from torch import Size, Tensor
 
 from tests.workers.collectives.gangs import Gang, never
 from workers.collectives.buckets import BucketPlan, Row, plan_buckets
+from workers.compression import shards
 from workers.compression.choice import Choice, Plan
 from workers.compression.gradients import GradientCompression
 from workers.identity import Generation, StateId
@@ -115,6 +116,14 @@ def test_cc4_all_ranks_get_the_same_bits_and_owe_the_rest(
     expected_loss = choice not in WITHOUT_LOSS and (len(shape) > 1 or choice.startswith("powersgd"))
     assert bool(owed(gang.compressions).any()) == expected_loss
     assert bool(applied.any())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_cc4_low_rank_goes_by_owners_where_it_is_too_much_for_everybody(
+    store: str, tmp_path: Path, shape: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "DIRECT_BYTES", 0)
+    test_cc4_all_ranks_get_the_same_bits_and_owe_the_rest(store, tmp_path, "powersgd-int8 2", shape)
 
 
 @pytest.mark.parametrize("choice", CHOICES)

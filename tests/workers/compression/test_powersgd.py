@@ -44,7 +44,11 @@ def reduce(gang: Sequence[PowerSGD], each: Sequence[dict[str, Tensor]]) -> list[
     steps = [member.start(mine) for member, mine in zip(gang, each, strict=True)]
     p = torch.stack([step.p for step in steps]).sum(0)
     q = torch.stack([step.middle(p.clone()) for step in steps]).sum(0)
-    own = [step.own(torch.zeros_like(p), torch.zeros_like(q)) for step in steps]
+    own = []
+    for step, mine in zip(steps, each, strict=True):
+        rest = {name: torch.empty_like(gradient) for name, gradient in mine.items()}
+        step.rest(torch.zeros_like(p), torch.zeros_like(q), rest)
+        own.append({name: mine[name] - rest[name] for name in mine})
     return [Decoded(step.finish(q.clone()), mine) for step, mine in zip(steps, own, strict=True)]
 
 

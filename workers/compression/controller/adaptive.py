@@ -34,7 +34,8 @@ LIKE = 1.5
 """Times slower at most than it was, a link is about as it was."""
 
 BAR_STEPS = 500
-"""For how long a choice that has broken the budget is out, and twice as long each time it does so again."""
+"""For how long a choice that has broken the budget is out, or all but `none` where they do not help; and twice as long
+each time they do so again."""
 
 
 def adaptive(
@@ -49,23 +50,28 @@ def adaptive(
     - at once where the link has collapsed, to any choice that takes `change` less; in the middle of a window, after an
       alarm, for this reason only;
     - at once where the plan in force is not within the error budget, to one that loses less;
-    - all of them at once to `none` where steps have turned out no faster than with `none` over such a link. What was in
-      force is out for a while then.
+    - all of them at once to `none` where steps have turned out no faster than with `none` over such a link. Nothing else
+      is tried for a while then, as long as the link is no slower.
     """
     line = measured.lines.get(buckets[0].level)
     if line is None or buckets[0].hosts < 2:
         return replace(state, step=step), []
-    window = _Window(state, measured, step, buckets, config, _believed(line, state, buckets))
+    window = _Window(state, measured, step, buckets, config, _believed(line, state, buckets, config))
     return window.outcome() if window.is_whole or window.collapsed else (state, [])
 
 
-def _believed(line: Line, state: ControllerState, facts: Sequence[BucketFacts]) -> Line:
-    """The link as it was, where what is sent is so little that it would not show whether the link is faster now."""
+def _believed(line: Line, state: ControllerState, facts: Sequence[BucketFacts], config: ControllerConfig) -> Line:
+    """The link as it was, where what is sent is so little that it would not show whether the link is faster now, and takes
+    no longer than noise may make it take."""
     before = state.seconds_per_byte
-    if before is None or line.seconds_per_byte >= before:
+    if before is None:
         return line
     largest = max(max(transfers(each, bucket.choice)) for each, bucket in zip(facts, state.buckets, strict=True))
-    return line if largest * before > SHOWS * line.latency else line._replace(seconds_per_byte=before)
+    shows = largest * before > SHOWS * line.latency
+    expected = line._replace(seconds_per_byte=before)
+    if shows or line.seconds(largest) > config.collapse * expected.seconds(largest):
+        return line
+    return expected
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,8 @@ class _Window:
 
     def _allowed(self, i: int) -> list[Option]:
         """The present choice first."""
+        if self._sends_all and self.step < self.state.none_until and self._is_no_slower(self.state.none_over):
+            return [self.present[i]]
         bucket, config = self.state.buckets[i], self.config
         rests = bucket.changed is not None and self.step - bucket.changed < config.pause
         allowed = [self.present[i]]
@@ -213,10 +221,11 @@ class _Window:
         state, now = self.state, self.measured.step_seconds
         if not self.is_whole or now is None or state.none_step_seconds is None or self._sends_all:
             return False
-        like = state.none_seconds_per_byte is not None and (
-            self.line.seconds_per_byte <= LIKE * state.none_seconds_per_byte
-        )
+        like = self._is_no_slower(state.none_seconds_per_byte or 0.0)
         return like and now > (1 - self.config.worth) * state.none_step_seconds
+
+    def _is_no_slower(self, seconds_per_byte: float) -> bool:
+        return self.line.seconds_per_byte <= LIKE * seconds_per_byte
 
     @property
     def _sends_all(self) -> bool:
@@ -242,6 +251,10 @@ class _Window:
             gradient_norm=_or(self.measured.gradient_norm, self.state.gradient_norm),
             coherence=_or(self.measured.coherence, self.state.coherence),
         )
+        if disappoints:
+            count = self.state.disappointments + 1
+            until, over = self.step + BAR_STEPS * 2 ** (count - 1), self.line.seconds_per_byte
+            state = replace(state, disappointments=count, none_until=until, none_over=over)
         if self.measured.step_seconds is not None and self._sends_all:
             took, spent = self.measured.step_seconds, self.line.seconds_per_byte
             state = replace(state, none_step_seconds=took, none_seconds_per_byte=spent)
@@ -254,7 +267,7 @@ class _Window:
     def _changed(self, i: int, new: Option, reason: str) -> BucketState:
         before = self.state.buckets[i]
         barred = dict(before.barred)
-        if (reason == "budget" and not self.budget.tight) or self.disappoints:
+        if reason == "budget" and not self.budget.tight:
             text = str(before.choice)
             count = barred.get(text, (0, 0))[0]
             barred[text] = (count + 1, self.step + BAR_STEPS * 2**count)

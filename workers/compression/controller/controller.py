@@ -28,6 +28,8 @@ from workers.compression.registry import codec_of
 LEVEL = "hosts"
 EDGES = 2
 """Parameters at either end of a model that count as its first and its last layer: a weight and a bias."""
+EDGE_SHARE = 0.1
+"""An end that has more of the model's elements is most of what there is to send, and no edge of it."""
 
 
 class Controller:
@@ -61,8 +63,9 @@ class Controller:
 
     def facts(self, hosts: int, local_ranks: int) -> list[BucketFacts]:
         """What decides beside the measures, the same on all ranks."""
-        names = [slot.name for slot in self._plan.slots]
-        edges = {*names[:EDGES], *names[-EDGES:]}
+        everything, total = self._plan.slots, sum(self._plan.gradient_sizes)
+        ends = (everything[:EDGES], everything[-EDGES:])
+        edges = {slot.name for end in ends if sum(s.numel for s in end) <= EDGE_SHARE * total for slot in end}
         found = []
         for bucket, size in enumerate(self._plan.gradient_sizes):
             slots = [slot for slot in self._plan.slots if slot.bucket == bucket]
@@ -159,15 +162,17 @@ class Controller:
         codec = self._shadow_codecs.setdefault(rank, PowerSGD(self._shapes, rank, self._seed))
         decoded = torch.empty_like(gradient)
         views, room = self._views(pair.bucket, gradient), self._views(pair.bucket, decoded)
+        if not codec.state_dict().keys() & views.keys():
+            _turn(codec, views, room)  # in use, Q comes from the step before
         begun = time.perf_counter()
         iteration = codec.start(views)
         p = _through(factors, iteration.p)
         left_p = iteration.p.sub_(p)
         q = iteration.middle(p)
         sent = _through(factors, q)
-        iteration.own(left_p, q.sub_(sent), room)
+        iteration.rest(left_p, q.sub_(sent), room)
         between = time.perf_counter()
-        iteration.finish(sent, room)
+        iteration.finish(sent, room, alike=True)
         ended = time.perf_counter()
         codec.commit()
         return between - begun, ended - between, decoded
@@ -200,6 +205,13 @@ def _coded(choice: Choice, gradient: Tensor) -> tuple[float, float, Tensor]:
     between = time.perf_counter()
     decoded = codec.decode(payload, len(gradient))
     return between - begun, time.perf_counter() - between, decoded
+
+
+def _turn(codec: PowerSGD, views: Mapping[str, Tensor], room: Mapping[str, Tensor]) -> None:
+    """A step of this rank alone, for the sake of its Q."""
+    iteration = codec.start(views)
+    iteration.finish(iteration.middle(iteration.p), room, alike=True)
+    codec.commit()
 
 
 def _through(codec: Codec, values: Tensor) -> Tensor:

@@ -64,18 +64,19 @@ class Link:
         self._is_fitted = False
         self._reference: Line | None = None
 
-    def transfer(self, nbytes: int, begin: float, end: float) -> None:
-        """A transfer for which this rank sent `nbytes`; `begin` and `end` in seconds. Called in the order of their ends."""
+    def transfer(self, nbytes: int, begin: float, end: float, transfers: int = 1) -> None:
+        """So many transfers for which this rank sent `nbytes`; `begin` and `end` in seconds. Called in the order of their
+        ends."""
         self._is_fitted = False
         overlaps = begin < self._busy_until
         seconds = max(0.0, end - max(begin, self._busy_until))
         self._busy_until = max(end, self._busy_until)
         if overlaps and self._bursts and self._bursts[-1].transfers < LONGEST_BURST:
             count, before, busy = self._bursts.pop()
-            self._bursts.append(Burst(count + 1, before + nbytes, busy + seconds))
+            self._bursts.append(Burst(count + transfers, before + nbytes, busy + seconds))
         else:
-            self._bursts.append(Burst(1, nbytes, seconds))
-            if nbytes <= SMALL and not overlaps:
+            self._bursts.append(Burst(transfers, nbytes, seconds))
+            if nbytes <= SMALL and transfers == 1 and not overlaps:
                 self._small.append(seconds)
         while sum(burst.transfers for burst in self._bursts) - self._bursts[0].transfers >= WINDOW:
             self._bursts.popleft()

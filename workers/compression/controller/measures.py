@@ -20,9 +20,9 @@ ROUND_TRIPS = 10
 CODINGS = 16
 GAINS = 10
 STEPS = 20
-ENOUGH_STEPS = 10
+ENOUGH_STEPS = 5
 """So many tell how long a step takes."""
-NORMS = 5
+NORMS = 10
 
 UNKNOWN_LINK = Line(0.0, 1e-8)
 """Until one is measured: only to say what is tried first."""
@@ -65,8 +65,8 @@ class Measures:
 
     # ------------------------------------------------------------------ from the exchange
 
-    def transfer(self, level: str, nbytes: int, begin: float, end: float) -> None:
-        """A transfer that crossed a link of `level`, for which this rank sent `nbytes`.
+    def transfer(self, level: str, nbytes: int, begin: float, end: float, transfers: int = 1) -> None:
+        """A transfer, or several one after the other, that crossed a link of `level`, for which this rank sent `nbytes`.
 
         Args:
             begin: when it was issued, seconds of any clock that only rises.
@@ -77,7 +77,7 @@ class Measures:
         Small ones, such as the sums of the tail and of this vector, are welcome: they tell the latency, as nothing else
         does while all buckets are of one size.
         """
-        self._links[level].transfer(nbytes, begin, end)
+        self._links[level].transfer(nbytes, begin, end, transfers)
 
     def round_trip(self, seconds: float) -> None:
         """From sending something small to a peer to having its answer; only `latency_ladder` asks for it."""

@@ -10,7 +10,7 @@ from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.controller.candidates import CANDIDATES
 from workers.compression.controller.wire import BucketFacts, transfers
 
-FIRST_STEPS = 16
+FIRST_STEPS = 12
 """Steps in which everything is tried once, before the first decision."""
 
 EVERY = 5

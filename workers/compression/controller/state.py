@@ -43,6 +43,8 @@ class ControllerState:
         gradient_norm, coherence: of the last window.
         none_step_seconds: of a step in the last window in which nothing was encoded, and `none_seconds_per_byte` of the
             link then; None where there was none.
+        disappointments: how often a plan made steps no shorter than `none` had; until step `none_until` nothing else is
+            tried over a link that is no slower than it was then, `none_over` seconds per byte.
         alarmed: the next step is a decision's too, since a rank finds its link collapsed (`Measures.alarm`). Set from what
             is reduced with every step, and taken back by `decide`.
     """
@@ -56,6 +58,9 @@ class ControllerState:
     coherence: float | None = None
     none_step_seconds: float | None = None
     none_seconds_per_byte: float | None = None
+    disappointments: int = 0
+    none_until: int = 0
+    none_over: float = 0.0
     alarmed: bool = False
 
     @property
@@ -75,6 +80,9 @@ class ControllerState:
             "coherence": self.coherence,
             "none_step_seconds": self.none_step_seconds,
             "none_seconds_per_byte": self.none_seconds_per_byte,
+            "disappointments": self.disappointments,
+            "none_until": self.none_until,
+            "none_over": self.none_over,
             "alarmed": self.alarmed,
             "buckets": [
                 {

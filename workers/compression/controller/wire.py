@@ -11,7 +11,7 @@ from torch import Size
 from workers.compression.choice import Choice
 from workers.compression.powersgd import PowerSGD
 from workers.compression.registry import codec_of
-from workers.compression.shards import cut
+from workers.compression.shards import cut, goes_directly
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -57,7 +57,7 @@ def transfers(facts: BucketFacts, choice: Choice) -> tuple[int, ...]:
     """Bytes that a rank puts on links in each of a bucket's transfers, one after the other; of all ranks, the most.
 
     Sharded: the others' pieces to their owners; then the sum of the own piece to H − 1 others.
-    Low rank: P, and then Q, the same way.
+    Low rank: P, and then Q, the same way, or each in one transfer from everybody to everybody.
     """
     codec, sizes = codec_of(choice), [facts.elements]
     if choice.is_low_rank:
@@ -66,6 +66,9 @@ def transfers(facts: BucketFacts, choice: Choice) -> tuple[int, ...]:
     found: list[int] = []
     for size in sizes:
         shard = -(-size // facts.local_ranks)
+        if choice.is_low_rank and codec.name != "none" and goes_directly(codec.nbytes(shard), facts.hosts):
+            found.append((facts.hosts - 1) * codec.nbytes(shard))
+            continue
         pieces = [codec.nbytes(p.stop - p.start) for p in cut(shard, facts.hosts, codec.granularity)]
         found += [sum(pieces) - min(pieces), (facts.hosts - 1) * max(pieces)]
     return tuple(found)

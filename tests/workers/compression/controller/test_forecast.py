@@ -19,7 +19,7 @@ from workers.compression.controller.link import Line
 from workers.compression.controller.wire import BucketFacts, transfers, work
 from workers.compression.powersgd import PowerSGD
 from workers.compression.registry import codec_of, make_codec
-from workers.compression.shards import sent_bytes
+from workers.compression.shards import DIRECT_BYTES, sent_bytes
 
 TIMES = st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), min_size=1, max_size=6)
 
@@ -33,7 +33,11 @@ def test_cc18_bytes_are_those_of_the_rank_that_sends_most(choice: Choice, hosts:
             codec = PowerSGD({name: torch.Size(shape) for name, shape in facts.shapes}, int(choice.value or 0))
             factors = codec_of(choice)
             sizes = codec.sizes([name for name, _ in facts.shapes])
-            most = sum(max(sent_bytes(factors, size, hosts, index) for index in range(hosts)) for size in sizes)
+            direct = [(hosts - 1) * factors.nbytes(size) for size in sizes]
+            by_owners = [max(sent_bytes(factors, size, hosts, i) for i in range(hosts)) for size in sizes]
+            little = [factors.name != "none" and each <= DIRECT_BYTES for each in direct]
+            assert len(transfers(facts, choice)) == sum(1 if each else 2 for each in little)
+            most = sum(a if each else b for a, b, each in zip(direct, by_owners, little, strict=True))
             assert most <= total <= 1.01 * most + 16 * factors.granularity
         else:
             codec_ = make_codec(choice.codec, **choice.parameters)
