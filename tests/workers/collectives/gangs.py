@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import pytest
 
 from workers.collectives.connect import Connector
 from workers.collectives.exchange import Place, Topology
@@ -15,6 +17,21 @@ from workers.compression.gradients import GradientCompression
 from workers.identity import GENESIS, Generation
 
 T = TypeVar("T")
+
+
+TYPICAL = ("int8", "topk 0.05", "powersgd-int8 2", "changing")
+"""Of the choices one of each kind of way."""
+
+
+def each_over(choices: Iterable[str], first: tuple[Any, ...], *others: tuple[Any, ...]) -> list[Any]:
+    """Every choice with the `first` arguments, and the typical ones with the `others`; the rest are long tests."""
+    found = []
+    for choice in choices:
+        for arguments in (first, *others):
+            seldom = arguments is not first and choice not in TYPICAL
+            name = f"{choice}-{'-'.join(map(str, arguments))}"
+            found.append(pytest.param(choice, *arguments, marks=pytest.mark.long if seldom else (), id=name))
+    return found
 
 
 class Gang:

@@ -18,6 +18,7 @@ from torch import Size, Tensor
 
 import workers.engine
 from tests.workers.collectives.abandoned import Member, Outcome, Ranks
+from tests.workers.collectives.gangs import each_over
 from tests.workers.collectives.letters import Cut
 from workers.collectives.buckets import BucketPlan, plan_buckets
 from workers.collectives.exchange import INSIDE
@@ -144,8 +145,7 @@ def who_completes(cut: Cut, last: int, members: list[Member]) -> list[int]:
     return []
 
 
-@pytest.mark.parametrize(("shape", "groups"), [([2, 2], None), ([2, 1, 2], GROUPINGS[0])], ids=["one_group", "groups"])
-@pytest.mark.parametrize("choice", CODECS)
+@pytest.mark.parametrize(("choice", "shape", "groups"), each_over(CODECS, ([2, 2], None), ([2, 1, 2], GROUPINGS[0])))
 def test_cc7_a_step_abandoned_at_any_point_loses_nothing(
     choice: str, shape: list[int], groups: dict[int, str] | None, gang: Callable[..., Account]
 ) -> None:
@@ -190,8 +190,7 @@ def cut_everywhere(account: Account, last: int, of_buckets: int) -> None:
     assert account.partial and account.none
 
 
-@pytest.mark.parametrize("groups", [None, GROUPINGS[0]], ids=["one_group", "groups"])
-@pytest.mark.parametrize("choice", [*CODECS, "changing"])
+@pytest.mark.parametrize(("choice", "groups"), each_over([*CODECS, "changing"], (None,), (GROUPINGS[0],)))
 def test_cc7_cc10_cc12_over_a_hundred_attempts_with_incidents(
     choice: str, groups: dict[int, str] | None, gang: Callable[..., Account]
 ) -> None:

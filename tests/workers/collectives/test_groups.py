@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.workers.collectives.gangs import Gang, never
+from tests.workers.collectives.gangs import Gang, each_over, never
 from tests.workers.collectives.test_reducer import (
     CHOICES,
     PLAN,
@@ -43,8 +43,7 @@ def zeros(count: int) -> Iterator[Tensor]:
     return (torch.zeros(sum(PLAN.gradient_sizes), dtype=torch.float64) for _ in range(count))
 
 
-@pytest.mark.parametrize(("shape", "groups"), SHAPES, ids=str)
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize(("choice", "shape", "groups"), each_over(CHOICES, *SHAPES))
 def test_cc4_all_ranks_of_all_groups_get_the_same_bits_and_owe_the_rest(
     store: str, tmp_path: Path, choice: str, shape: list[int], groups: str
 ) -> None:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Size
 
 from benchmarks.lab import Lab, can_run
+from tests.workers.collectives.gangs import each_over
 from workers.collectives.buckets import Row, plan_buckets
 from workers.collectives.connect import Connector
 from workers.collectives.exchange import Place, Topology
@@ -131,8 +132,7 @@ def say_and_count(lab: Lab, ranks: LabRanks) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize(("per_host", "groups"), [(1, "aaa"), (2, "aaa"), (2, "aab")])
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(("codec", "per_host", "groups"), each_over(CODECS, (2, "aaa"), (1, "aaa"), (2, "aab")))
 def test_cc26_the_interfaces_count_what_the_ranks_say_that_they_have_sent(
     codec: str, per_host: int, groups: str, lab: Lab, tmp_path: Path
 ) -> None:

@@ -26,7 +26,11 @@ def _train(options: list[dict[str, object]], lacking: list[int]) -> list[OnDevic
     return scenarios.train_on_devices(options, lacking, bucket_cap_mb=SMALL_BUCKETS)
 
 
-@pytest.mark.parametrize("shape", [(2,), (2, 2), (2, 1), (3, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(2,), pytest.param((2, 2), marks=pytest.mark.long), pytest.param((2, 1), marks=pytest.mark.long), (3, 2)],
+    ids=str,
+)
 def test_cc2_buckets_go_over_the_group_and_give_the_bits_of_shared_memory(tmp_path: Path, shape: tuple[int, ...]) -> None:
     on_devices, in_memory = (trained(tmp_path, shape, lacking) for lacking in ([], list(range(sum(shape)))))
     for ours, usual in zip(on_devices, in_memory, strict=True):
@@ -58,7 +62,7 @@ def test_cc10_with_devices_nothing_is_lost(tmp_path: Path, codec: str) -> None:
 
 
 @pytest.mark.parametrize("codec", ["none", "int8"])
-@pytest.mark.parametrize("shape", [(2,), (2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [pytest.param((2,), marks=pytest.mark.long), (2, 2)], ids=str)
 def test_cc7_a_dead_rank_ends_backward_on_all_others(tmp_path: Path, shape: tuple[int, ...], codec: str) -> None:
     victim = sum(shape) - 1
     ranks = run(tmp_path, shape, scenarios.one_is_killed_on_devices, victim, codec)

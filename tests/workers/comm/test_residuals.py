@@ -42,7 +42,7 @@ def test_cc10_what_was_applied_and_what_is_owed_is_what_was_given(tmp_path: Path
 
 @pytest.mark.parametrize("codec", LOSSY)
 @pytest.mark.parametrize("after", [(1, 1), (2, 2, 1)], ids=str)
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("named", [pytest.param(False, marks=pytest.mark.long), True])
 def test_cc25_states_go_over_to_other_buckets_and_another_world(
     tmp_path: Path, codec: str, after: tuple[int, ...], named: bool
 ) -> None:
