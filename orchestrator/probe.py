@@ -86,12 +86,13 @@ class LinkProbe:
             ready = [host for host in addresses if host in self._ports]
             tournament = rounds(ready)
             seconds = _direction_seconds(len(tournament))
+            share = (BUDGET_SECONDS - OPEN_SECONDS) / max(1, len(tournament))
             for all_pairs in tournament:
                 pairs = [(a, b) for a, b in all_pairs if a in self._ports and b in self._ports]
                 left = begun + BUDGET_SECONDS - now()
                 if left < 2 * seconds + _ROUND_OVERHEAD:
                     break
-                await self._round(pairs, seconds, min(left, 2 * seconds + EXTRA_SECONDS))
+                await self._round(pairs, seconds, min(left, max(share, 2 * seconds + EXTRA_SECONDS)))
         finally:
             for host in addresses:
                 self._send(host, pb.CoordinatorMessage(probe_close=pb.ProbeClose()))

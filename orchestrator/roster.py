@@ -145,12 +145,18 @@ class Roster:
         return self.in_ring(seated)
 
     def in_ring(self, workers: Iterable[WorkerView]) -> list[WorkerView]:
-        """By group, host and rank: those of one host stand next to each other, and so do the hosts of a group (CC-9)."""
+        """By group, host and rank: those of one host stand next to each other, and so do the hosts of a group (CC-9); last
+        the hosts without a group."""
         hosts = {host: number for number, host in enumerate(self.hosts)}
         unseated = len(self.workers)  # behind all that have a rank
         return sorted(
             workers,
-            key=lambda w: (self.group(w.host), hosts[w.host], w.rank if w.rank is not None else unseated),
+            key=lambda w: (
+                not self.group(w.host),
+                self.group(w.host),
+                hosts[w.host],
+                w.rank if w.rank is not None else unseated,
+            ),
         )
 
     def group(self, host: str) -> str:

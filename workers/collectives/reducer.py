@@ -56,7 +56,9 @@ class Reducer:
         self._hosts = hosts
         self._links = LinkExchange(exchange, compression, in_place=on_host is None)
         self._levels: dict[tuple[int, int], Levels] = {}
-        self._one_level = len(hosts) == exchange.topology.world and len(exchange.topology.groups) == 1
+        if compression.controller is not None:
+            compression.controller.alike = exchange.alike
+        self.one_level = len(hosts) == exchange.topology.world and len(exchange.topology.groups) == 1
         self._tasks, self._turns, self._number = Tasks(), Turns(0), 0
         self._backward_ended: float | None = None
 
@@ -120,7 +122,7 @@ class Reducer:
         self._compensate(bucket, gradient, cut.between.shard if self._in_shards(cut) else None)
         if exact:
             self._compression.encoded(bucket)
-        if exact and self._one_level:
+        if exact and self.one_level:
             self._skip(number, INSIDE + OUT, BACK, ON_HOST)
             yield from self._links.sum_in_ring(number, gradient, OUT)
         else:

@@ -76,7 +76,7 @@ class Iterations:
         self._compressed = False
         self._flags = self._measured = torch.empty(0)
         self._quiet = False
-        """Nothing is encoded, and nothing owed: the sum of each bucket is a single operation."""
+        """Nothing is encoded, and nothing owed."""
         self._awaited: object = None
         self._since = self._checked = time.monotonic()
 
@@ -216,12 +216,12 @@ class Iterations:
             ready.put_back(values)
         if self._reducer is self._plain:
             self._adopt(tuple(ready.parameters for ready in self._open))
-        ended, self._open = self._open, []
         self._values.clear()
         self._refused.clear()
         self._tasks.clear()
-        for ready in ended:
-            ready.give()
+        while self._open:  # what is left there when something goes wrong is told so
+            self._open[0].give()
+            self._open.pop(0)
 
     def _commit(self) -> None:
         *refused, alarmed = self._flags.tolist() if len(self._flags) else [0.0] * (len(self._values) + 1)
@@ -245,7 +245,7 @@ class Iterations:
         self._watch(first.awaited)
         assert first.awaited is not None
         if wait:
-            lonely = self._quiet or sum(not task.done for task in self._tasks) == 1
+            lonely = (self._quiet and self._reducer.one_level) or sum(not task.done for task in self._tasks) == 1
             first.awaited.block(SLICE_SECONDS if lonely else BRIEFLY_SECONDS)
         return True
 

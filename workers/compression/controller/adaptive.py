@@ -251,14 +251,25 @@ class _Window:
             gradient_norm=_or(self.measured.gradient_norm, self.state.gradient_norm),
             coherence=_or(self.measured.coherence, self.state.coherence),
         )
+        if state.disappointing is not None and self._sends_all and self.measured.step_seconds is not None:
+            state = self._second_thought(state, self.measured.step_seconds)
         if disappoints:
             count = self.state.disappointments + 1
             until, over = self.step + BAR_STEPS * 2 ** (count - 1), self.line.seconds_per_byte
             state = replace(state, disappointments=count, none_until=until, none_over=over)
+            state = replace(state, disappointing=self.measured.step_seconds)
         if self.measured.step_seconds is not None and self._sends_all:
             took, spent = self.measured.step_seconds, self.line.seconds_per_byte
             state = replace(state, none_step_seconds=took, none_seconds_per_byte=spent)
         return state, [*decisions, self._plan(chosen)]
+
+    def _second_thought(self, state: ControllerState, none: float) -> ControllerState:
+        """After a window of `none`: where its steps are longer than those of the plan before, all has become slower, and
+        the plan was not to blame."""
+        assert state.disappointing is not None
+        if state.disappointing < (1 - self.config.worth) * none:
+            state = replace(state, disappointments=max(0, state.disappointments - 1), none_until=self.step, chosen=False)
+        return replace(state, disappointing=None)
 
     @property
     def _had_a_choice(self) -> bool:

@@ -20,7 +20,7 @@ from workers.compression.controller.measures import Measures
 from workers.compression.controller.policy import decide, is_decision_step
 from workers.compression.controller.records import Record
 from workers.compression.controller.shadows import Pair
-from workers.compression.controller.state import ControllerState, initial_state
+from workers.compression.controller.state import VERSION, ControllerState, initial_state
 from workers.compression.controller.wire import BucketFacts
 from workers.compression.powersgd import PowerSGD
 from workers.compression.registry import codec_of
@@ -49,6 +49,8 @@ class Controller:
         self.measures = Measures(self.facts(1, 1), (LEVEL,))
         self._layout = Layout(len(plan.sizes), (LEVEL,))
         self._next: Pair | None = None
+        self.alike = False
+        """Machines are, as of `product`."""
         self.is_calm = True
         """No shadow is in the way of the exchange, whose times are then its own."""
         self._begun: tuple[int, float] | None = None
@@ -104,6 +106,7 @@ class Controller:
             self.state, records = decide(self.state, self._layout.read(reduced), step, facts, self._config)
             if self.state.plan != before:
                 self.measures.plan_changed()
+                self._begun = None
             return records
         if alarmed and self._config.policy == "adaptive":
             self.state = replace(self.state, alarmed=True)
@@ -172,7 +175,7 @@ class Controller:
         sent = _through(factors, q)
         iteration.rest(left_p, q.sub_(sent), room)
         between = time.perf_counter()
-        iteration.finish(sent, room, alike=True)
+        iteration.finish(sent, room, alike=self.alike)
         ended = time.perf_counter()
         codec.commit()
         return between - begun, ended - between, decoded
@@ -188,9 +191,11 @@ class Controller:
         return {"policy": self._config.policy, "state": self.state.as_dict()}
 
     def restore(self, plain: Mapping[str, Any] | None) -> None:
-        """Take over `as_dict`; begin anew where there is none, or one of another policy or of other buckets."""
+        """Take over `as_dict`; begin anew where there is none, or one of another policy, version or of other buckets."""
         self.state = self._initial()
-        if plain and plain["policy"] == self._config.policy and len(plain["state"]["buckets"]) == len(self._plan.sizes):
+        if not plain or plain["policy"] != self._config.policy or plain["state"]["version"] != VERSION:
+            return
+        if len(plain["state"]["buckets"]) == len(self._plan.sizes):
             self.state = ControllerState.from_dict(plain["state"])
 
     def _initial(self) -> ControllerState:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.controller.config import ControllerConfig
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class ControllerState:
             link then; None where there was none.
         disappointments: how often a plan made steps no shorter than `none` had; until step `none_until` nothing else is
             tried over a link that is no slower than it was then, `none_over` seconds per byte.
+        disappointing: seconds of a step of the plan that did, until they are compared with those of a window after it.
         alarmed: the next step is a decision's too, since a rank finds its link collapsed (`Measures.alarm`). Set from what
             is reduced with every step, and taken back by `decide`.
     """
@@ -61,6 +62,7 @@ class ControllerState:
     disappointments: int = 0
     none_until: int = 0
     none_over: float = 0.0
+    disappointing: float | None = None
     alarmed: bool = False
 
     @property
@@ -83,6 +85,7 @@ class ControllerState:
             "disappointments": self.disappointments,
             "none_until": self.none_until,
             "none_over": self.none_over,
+            "disappointing": self.disappointing,
             "alarmed": self.alarmed,
             "buckets": [
                 {

@@ -389,6 +389,17 @@ def test_cc18_a_plan_under_which_steps_take_as_long_as_with_none_goes_back_for_a
     assert not all(all_are(state.plan) for state in again)
 
 
+def test_cc18_a_plan_is_not_to_blame_where_all_has_become_slower() -> None:
+    """As where a host is lost, or every step computes more: then steps with `none` are longer still."""
+    before, slower = measured(SLOW, step_seconds=1.0), measured(SLOW, step_seconds=2.0)
+    with_none = replace(slower, step_seconds=3.0)
+    states, records = run([before, slower, with_none, with_none, *[slower] * 3])
+    assert all_are(states[1].plan) and not all_are(states[0].plan)
+    assert not all_are(states[3].plan) and states[3].plan == states[0].plan
+    assert states[-1].plan == states[0].plan
+    assert [record["step"] for record in changes(records) if record["reason"] == "disappoints"] == [40, 40]
+
+
 def test_cc18_over_a_slower_link_than_none_had_longer_steps_disappoint_nobody() -> None:
     collapse = [measured(FAST, step_seconds=0.1), measured(SLOW)]
     states, records = run([*collapse, *[measured(SLOW, step_seconds=0.5)] * 3])
