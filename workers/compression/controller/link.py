@@ -14,6 +14,10 @@ RECENT = 8
 """So many bursts that all differ from those before by `JUMP` are another link."""
 
 JUMP = 2.0
+
+SUDDEN, SUDDEN_JUMP = 3, 8.0
+"""So few are, where each of them takes so many times as long: on a link that has all but gone, a few steps take minutes."""
+
 LONGEST_BURST = 8
 WELL_APART = 0.05
 """Of the range of sizes: nearer ones tell of noise."""
@@ -99,6 +103,8 @@ class Link:
         points = self._points()
         if self._reference is None or len(points) < RECENT:
             return 1.0
+        if _all_slower(points[-SUDDEN:], self._reference):
+            return _ratio(points[-SUDDEN:], self._reference)
         return _ratio(points[-RECENT:], self._reference)
 
     def _points(self) -> list[Point]:
@@ -109,11 +115,17 @@ class Link:
         if sum(burst.transfers for burst in self._bursts) < ENOUGH or not points:
             return None
         floor = median(self._small) if self._small else ASSUMED_LATENCY
+        if len(points) >= RECENT + SUDDEN and _all_slower(points[-SUDDEN:], fit_line(points[:-SUDDEN], floor)):
+            return fit_line(points[-SUDDEN:], floor)
         if len(points) >= 2 * RECENT:
             before, recent = points[:-RECENT], points[-RECENT:]
             if not 1 / JUMP < _ratio(recent, fit_line(before, floor)) < JUMP:
                 return fit_line(recent, floor)
         return fit_line(points, floor)
+
+
+def _all_slower(points: Sequence[Point], line: Line) -> bool:
+    return all(point.seconds > SUDDEN_JUMP * line.seconds(point.nbytes) for point in points)
 
 
 def _ratio(points: Sequence[Point], line: Line) -> float:
