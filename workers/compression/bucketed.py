@@ -97,13 +97,9 @@ class BucketMemory:
         if self._momentum is not None and codec.name in SPARSE:
             self._momentum.compensate(str(bucket), shard, start=start, out=shard)
 
-    def settle(self, bucket: int, start: int, compensated: Tensor, decoded: Tensor) -> None:
-        """Elements `start` on were to be sent, and came out as `decoded`: the rest is owed, once the step commits."""
-        self._sender.settle(str(bucket), compensated, decoded, start=start)
-
     def settle_held(self, bucket: int, held: Sequence[Encoded], codec: Codec) -> None:
-        """The same for all that this rank has encoded, in order. Elsewhere in the bucket nothing is owed any more: all of
-        that went into the sum of its host, or of its group."""
+        """All that this rank has encoded, in order: what did not come out is owed, once the step commits. Elsewhere in the
+        bucket nothing is owed any more: all of that went into the sum of its host, or of its group."""
         if self._momentum is not None and codec.name in SPARSE:
             for part in held:
                 self._momentum.settle(str(bucket), part.compensated, part.decoded, start=part.start)
@@ -114,7 +110,7 @@ class BucketMemory:
             for start, stop in zip(edges[::2], edges[1::2], strict=True):
                 self._sender.clear(str(bucket), start, stop - start)
         for part in held:
-            self.settle(bucket, part.start, part.compensated, part.decoded)
+            self._sender.settle(str(bucket), part.compensated, part.decoded, start=part.start)
 
     def draft(self, bucket: int) -> Tensor:
         """float32 [n], the whole bucket, to be filled: what is owed to it, once the step commits."""

@@ -17,7 +17,7 @@ SCRATCH = 1 << 18
 WIDE = 64
 """Rows and columns from which on kernels do not depend on the shape; for fewer, MKL has others for each processor."""
 
-TRIALS = ((1, 64, 64), (2, 257, 509), (4, 1000, 784), (8, 127, 3000), (16, 500, 1000))
+TRIALS = ((1, 64, 64), (2, 257, 129), (4, 100, 784), (8, 127, 300), (16, 65, 500))
 """r, rows and columns of what is multiplied to see whether machines are alike."""
 
 

@@ -24,6 +24,7 @@ from tests.workers.collectives.test_reducer import (
     owed,
     reduce,
     same_bits,
+    sums_are_those_of_float64,
     velocity,
 )
 from workers.collectives.exchange import INSIDE, PHASES, FlatExchange, Underway
@@ -140,18 +141,7 @@ def test_cc13_momentum_is_accumulated_of_the_sums_of_groups(
 def test_cc3_uncompressed_sums_are_those_of_float64(store: str, tmp_path: Path, values: int) -> None:
     gang = Gang(store, tmp_path, [2, 1, 2], compressions(5, always("int8")), groups="aab")
     for largest in (False, True):
-        each = [torch.randn(values, generator=torch.Generator().manual_seed(rank)) for rank in range(5)]
-        exact = torch.stack(each).double().amax(0) if largest else torch.stack(each).double().sum(0)
-
-        def one(rank: int, each: list[Tensor] = each, largest: bool = largest) -> Tensor:
-            mine = each[rank].clone()
-            gang.reducers[rank].begin()
-            gang.reducers[rank].sum_exactly(mine, largest=largest).wait(never)
-            return mine
-
-        found = gang.each(one)
-        assert all(torch.equal(mine, found[0]) for mine in found)
-        assert torch.allclose(found[0].double(), exact, atol=1e-5)
+        sums_are_those_of_float64(gang, values, largest=largest)
 
 
 def test_cc2_a_group_whose_ranks_share_no_memory_exchanges_through_sockets(store: str, tmp_path: Path) -> None:

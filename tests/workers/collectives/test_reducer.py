@@ -203,23 +203,27 @@ def velocity(compression: GradientCompression) -> Tensor:
     return torch.cat(parts).double()
 
 
+def sums_are_those_of_float64(gang: Gang, values: int, *, largest: bool) -> None:
+    each = [torch.randn(values, generator=torch.Generator().manual_seed(rank)) for rank in range(sum(map(len, gang.hosts)))]
+    exact = torch.stack(each).double().amax(0) if largest else torch.stack(each).double().sum(0)
+
+    def one(rank: int, each: list[Tensor] = each, largest: bool = largest) -> Tensor:
+        mine = each[rank].clone()
+        gang.reducers[rank].begin()
+        gang.reducers[rank].sum_exactly(mine, largest=largest).wait(never)
+        return mine
+
+    found = gang.each(one)
+    assert all(torch.equal(mine, found[0]) for mine in found)
+    assert torch.allclose(found[0].double(), exact, atol=1e-5)
+
+
 @pytest.mark.parametrize("choice", ["none", "int8", "powersgd 2"])
 @pytest.mark.parametrize("shape", [[1, 1], [2, 2], [2, 1]], ids=str)
 def test_cc3_uncompressed_sums_are_those_of_float64(store: str, tmp_path: Path, choice: str, shape: list[int]) -> None:
     gang = Gang(store, tmp_path, shape, compressions(sum(shape), always(choice)))
     for values, largest in ((3, False), (3, True), (5000, False), (5000, True), (0, False)):
-        each = [torch.randn(values, generator=torch.Generator().manual_seed(rank)) for rank in range(sum(shape))]
-        exact = torch.stack(each).double().amax(0) if largest else torch.stack(each).double().sum(0)
-
-        def one(rank: int, each: list[Tensor] = each, largest: bool = largest) -> Tensor:
-            mine = each[rank].clone()
-            gang.reducers[rank].begin()
-            gang.reducers[rank].sum_exactly(mine, largest=largest).wait(never)
-            return mine
-
-        found = gang.each(one)
-        assert all(torch.equal(mine, found[0]) for mine in found)
-        assert torch.allclose(found[0].double(), exact, atol=1e-5)
+        sums_are_those_of_float64(gang, values, largest=largest)
 
 
 @pytest.mark.parametrize("choice", ["int8", "topk 0.05", "powersgd 2"])
