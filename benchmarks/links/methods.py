@@ -137,6 +137,7 @@ METHODS: dict[str, Method] = {
         _ours("ladder", "latency ladder", {"policy": "latency_ladder"}, reacts=True),
         NONE,
         _fixed("bf16"),
+        _fixed("bf16-ring"),
         _fixed("fp16"),
         _fixed("int8"),
         _fixed("int4"),

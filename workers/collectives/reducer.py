@@ -78,9 +78,9 @@ class Reducer:
         """Forget what is on its way; the next generation has another reducer."""
         self._tasks.clear()
 
-    def progress(self) -> None:
-        """Let all sums get on; called now and then while the rank computes."""
-        self._tasks.progress()
+    def progress(self) -> bool:
+        """Let all sums get on; called now and then while the rank computes. True where something was done."""
+        return self._tasks.progress()
 
     def sum_bucket(self, bucket: int, gradient: Tensor) -> Task:
         """Start to sum `gradient`, float32 [n], in place, as the plan in force has it compressed."""
@@ -125,9 +125,27 @@ class Reducer:
         if exact and self.one_level:
             self._skip(number, INSIDE + OUT, BACK, ON_HOST)
             yield from self._links.sum_in_ring(number, gradient, OUT)
+        elif codec.sums_in is not None and self.one_level and self._exchange.topology.world > 1:
+            self._skip(number, INSIDE + OUT, BACK, ON_HOST)
+            yield from self._encoded_in_ring(number, bucket, gradient, codec, codec.sums_in)
         else:
             owed = Owed(self._compression, bucket)
             yield from self._over_hosts(number, gradient, codec, (OUT, BACK), ON_HOST, owed)
+
+    def _encoded_in_ring(self, number: int, bucket: int, gradient: Tensor, codec: Codec, dtype: torch.dtype) -> Way:
+        """What ranks have encoded is added up, and rounded, as it is."""
+        compression, n = self._compression, len(gradient)
+        begun = time.perf_counter()
+        payload = codec.encode(gradient)
+        between = time.perf_counter()
+        draft = codec.decode(payload, n, out=compression.memory.draft(bucket))
+        torch.sub(gradient, draft, out=draft)
+        ended = time.perf_counter()
+        compression.encoded(bucket)
+        compression.encoded_in(bucket, n, between - begun)
+        compression.decoded_in(bucket, n, ended - between)
+        yield from self._links.sum_in_ring(number, payload.view(dtype), OUT)
+        codec.decode(payload, n, out=gradient)
 
     def _low_rank(self, number: int, bucket: int, gradient: Tensor, codec: Codec) -> Way:
         """`codec`: of P and Q."""

@@ -14,6 +14,14 @@ from workers.collectives.exchange import SLICE_SECONDS, Abandoned
 BRIEFLY_SECONDS = 0.001
 """How long a wait for one way goes without looking at the others."""
 
+LONGER_SECONDS = 0.004
+"""The same where nothing has happened for a while: to look costs a processor that computes something else."""
+
+
+def patience(before: float, *, moved: bool) -> float:
+    """Seconds to wait for one way, after so many: `moved` where something was done since."""
+    return BRIEFLY_SECONDS if moved else min(2 * before, LONGER_SECONDS)
+
 
 class Awaited(Protocol):
     """Something that a way waits for."""
@@ -76,15 +84,17 @@ class Tasks:
 
     def drive(self, task: Task, stop: Callable[[], bool]) -> None:
         """Let all get on until `task` is done. Raises Abandoned as soon as `stop()`."""
+        briefly = BRIEFLY_SECONDS
         while True:
             moved = self.progress()
             if task.done:
                 return
             if stop():
                 raise Abandoned
+            briefly = patience(briefly, moved=moved)
             first = self._running[0].awaited
             if not moved and first is not None:
-                first.block(SLICE_SECONDS if len(self._running) == 1 else BRIEFLY_SECONDS)
+                first.block(SLICE_SECONDS if len(self._running) == 1 else briefly)
 
     def clear(self) -> None:
         """Forget all of them, wherever they are."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from workers.collectives.buckets import BucketPlan
 from workers.collectives.exchange import SLICE_SECONDS, Abandoned, ExchangeError, FlatExchange, Underway
 from workers.collectives.reducer import Reducer
-from workers.collectives.tasks import BRIEFLY_SECONDS, Task
+from workers.collectives.tasks import BRIEFLY_SECONDS, Task, patience
 from workers.comm.compression import NO_BUCKETS, State, take_over, whole_state
 from workers.comm.layout import Layout, Names, same
 from workers.comm.neighbours import Neighbours
@@ -78,6 +78,7 @@ class Iterations:
         self._quiet = False
         """Nothing is encoded, and nothing owed."""
         self._awaited: object = None
+        self._briefly = BRIEFLY_SECONDS
         self._since = self._checked = time.monotonic()
 
     # ------------------------------------------------------------------ one iteration
@@ -92,7 +93,7 @@ class Iterations:
         """How long the next bucket may be waited for before `get_on`: links go on by themselves."""
         first = self._first
         alone = first is not None and isinstance(first.awaited, Underway) and not self._open[-1].last
-        return BRIEFLY_SECONDS if alone else 0.0
+        return self._briefly if alone else 0.0
 
     def start(self, ready: Ready) -> None:
         """Start the sum of the next bucket. Raises ExchangeError, Abandoned."""
@@ -238,15 +239,16 @@ class Iterations:
 
     def _move(self, *, wait: bool) -> bool:
         """Let the sums get on for a moment; False where all are done."""
-        self._reducer.progress()
+        moved = self._reducer.progress()
         first = self._first
         if first is None:
             return False
+        self._briefly = patience(self._briefly, moved=moved)
         self._watch(first.awaited)
         assert first.awaited is not None
         if wait:
             lonely = (self._quiet and self._reducer.one_level) or sum(not task.done for task in self._tasks) == 1
-            first.awaited.block(SLICE_SECONDS if lonely else BRIEFLY_SECONDS)
+            first.awaited.block(SLICE_SECONDS if lonely else self._briefly)
         return True
 
     @property

@@ -40,7 +40,7 @@ class CommState:
     Args:
         policy: `adaptive` measures links and codecs, and decides; `latency_ladder` goes by the round-trip time alone;
             `fixed` is always `codec`.
-        codec: `none`, `bf16`, `fp16`, `int8`, `int4`, `sign`, `topk 0.01`, `threshold 0.01`, `powersgd 4`,
+        codec: `none`, `bf16`, `bf16-ring`, `fp16`, `int8`, `int4`, `sign`, `topk 0.01`, `threshold 0.01`, `powersgd 4`,
             `powersgd-int8 4`.
         error_budget: largest share of the gradient's energy that `adaptive` may leave to error feedback in a step, 0 to 1;
             above 0.1 is looser than the rule of GraVAC (CC-19).

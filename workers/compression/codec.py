@@ -30,10 +30,12 @@ class Codec(ABC):
     """Encodes 1-dimensional finite float32 tensors on CPU. May be used by several threads at once.
 
     `granularity`: where a tensor is cut into shards, a multiple of so many elements wastes no bytes.
+    `sums_in`: the type in which gloo's ring adds up payloads as they are; None where they have to be decoded first.
     """
 
     name: ClassVar[str]
     granularity: int = 1
+    sums_in: ClassVar[torch.dtype | None] = None
 
     @property
     def parameters(self) -> Mapping[str, float]:

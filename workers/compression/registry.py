@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 
 from workers.compression.blocks import Int4Codec, Int8Codec, SignCodec
-from workers.compression.casts import BF16Codec, FP16Codec, NoneCodec
+from workers.compression.casts import BF16Codec, BF16RingCodec, FP16Codec, NoneCodec
 from workers.compression.choice import FACTOR_CODECS, Choice
 from workers.compression.codec import Codec, CodecError
 from workers.compression.sparse import ThresholdCodec, TopKCodec
 
 CODECS: dict[str, type[Codec]] = {
     each.name: each
-    for each in (NoneCodec, BF16Codec, FP16Codec, Int8Codec, Int4Codec, SignCodec, TopKCodec, ThresholdCodec)
+    for each in (NoneCodec, BF16Codec, BF16RingCodec, FP16Codec, Int8Codec, Int4Codec, SignCodec, TopKCodec, ThresholdCodec)
 }
 
 FACTOR_BLOCK = 64

@@ -155,8 +155,46 @@ def test_cc10_cc12_over_steps_discards_joins_and_leaves_nothing_is_lost(store: s
     assert step == 100
 
 
+@pytest.mark.parametrize("shape", [[1, 1], [1, 1, 1, 1]], ids=str)
+def test_cc10_a_ring_in_bfloat16_loses_of_the_sums_only_what_their_type_does(
+    store: str, tmp_path: Path, shape: list[int]
+) -> None:
+    """What a rank's own gradient lost it owes to the last bit, but nobody what partial sums lost."""
+    world = len(shape)
+    gang = Gang(store, tmp_path, shape, compressions(world, always("bf16-ring")))
+    applied, given, bound = (torch.zeros(sum(PLAN.gradient_sizes), dtype=torch.float64) for _ in range(3))
+    kept = [c.memory.state_dict() for c in gang.compressions]
+    for step in range(12):
+        discarded = step % 4 == 2
+        rows = reduce(gang, step, commit=not discarded)
+        same_bits(rows)
+        for rank, compression in enumerate(gang.compressions):
+            state = compression.memory.state_dict()
+            for slot in PLAN.slots:
+                residual = kept[rank].get(slot.name, torch.zeros(slot.shape))
+                if not discarded:
+                    compensated = residual + gradients(rank, step).views[PLAN.slots.index(slot)]
+                    residual = compensated - compensated.bfloat16().float()
+                assert torch.equal(state.get(slot.name, torch.zeros(slot.shape)), residual)
+            kept[rank] = state
+        if not discarded:
+            each = torch.stack([flat(gradients(rank, step)) for rank in range(world)])
+            applied += flat(rows[0])
+            given += each.sum(0)
+            bound += 1.1 * (world - 1) * 2**-8 * each.abs().sum(0)
+    lost = (applied + owed(gang.compressions) - given).abs()
+    assert bool((lost <= bound + 1e-5).all()) and bool(owed(gang.compressions).any())
+
+
+@pytest.mark.parametrize("shape", [[2, 1], [2, 2]], ids=str)
+def test_cc10_where_hosts_have_several_ranks_a_ring_in_bfloat16_is_bf16(
+    store: str, tmp_path: Path, shape: list[int]
+) -> None:
+    test_cc4_all_ranks_get_the_same_bits_and_owe_the_rest(store, tmp_path, "bf16-ring", shape)
+
+
 def test_cc10_a_change_of_codec_in_mid_run_loses_nothing(store: str, tmp_path: Path) -> None:
-    texts = ["int8", "topk 0.05", "none", "powersgd 2", "sign", "powersgd 1", "none", "none"]
+    texts = ["int8", "topk 0.05", "none", "powersgd 2", "bf16-ring", "powersgd 1", "sign", "none", "none"]
 
     def policy(step: int) -> Plan:
         """Another one for each bucket, and every two steps others."""

@@ -16,6 +16,7 @@ from workers.compression.shards import cut
 SPECS: dict[str, dict[str, float]] = {
     "none": {},
     "bf16": {},
+    "bf16-ring": {},
     "fp16": {},
     "int8": {},
     "int4": {},

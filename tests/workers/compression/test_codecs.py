@@ -32,7 +32,7 @@ def bound(which: Codec, x: Tensor) -> Tensor:
     magnitude = x.double().abs()
     if which.name == "none":
         return torch.zeros_like(magnitude)
-    if which.name == "bf16":
+    if which.name.startswith("bf16"):
         return magnitude * 2.0**-8 + TINY
     if which.name == "fp16":
         factor = 2.0 ** max(math.frexp(float(magnitude.max()))[1] - 15, -126)

@@ -12,7 +12,7 @@ INT8 = Choice("int8")
 CANDIDATES = (
     NONE,
     Choice("fp16"),
-    Choice("bf16"),
+    Choice("bf16-ring"),
     INT8,
     Choice("int4"),
     Choice("topk", 0.1),

@@ -134,7 +134,7 @@ class Controller:
         if self._next is not None:
             self._copies[bucket] = gradient.to("cpu", copy=True)
 
-    def try_shadows(self, step: int, meanwhile: Callable[[], None]) -> None:
+    def try_shadows(self, step: int, meanwhile: Callable[[], object]) -> None:
         """Encode and decode what is worth a try, with nothing owed: what the codec keeps of a step's gradient.
 
         Args:

@@ -20,7 +20,7 @@ MLP = (
 ERRORS = {
     "none": 0.0,
     "fp16": 1e-6,
-    "bf16": 1e-5,
+    "bf16-ring": 1e-5,
     "int8": 1e-4,
     "int4": 0.015,
     "topk 0.1": 0.25,
@@ -35,7 +35,7 @@ ERRORS = {
 }
 """1 − gain, about what an MLP's gradients have."""
 
-RATES = {"none": 0.0, "fp16": 2e-10, "bf16": 2e-10, "int8": 8e-10, "int4": 1e-9, "sign": 8e-10}
+RATES = {"none": 0.0, "fp16": 2e-10, "bf16-ring": 2e-10, "int8": 8e-10, "int4": 1e-9, "sign": 8e-10}
 """Seconds per element; of the others 3e-9."""
 
 FAST, MEDIUM, SLOW = (Line(2e-4, 8 / rate) for rate in (4e10, 1e8, 1e7))

@@ -88,7 +88,7 @@ def test_cc18_what_backward_hides_is_not_compressed() -> None:
 
 def test_cc18_coding_counts() -> None:
     """A codec that costs more than it saves is not taken, a cheaper one is."""
-    costly = dict.fromkeys(("powersgd-int8", "int4", "int8", "topk", "sign", "bf16"), 1e-6)
+    costly = dict.fromkeys(("powersgd-int8", "int4", "int8", "topk", "sign", "bf16-ring"), 1e-6)
     states, _ = run([measured(MEDIUM, rates=costly | {"fp16": 1e-10})])
     assert states[0].plan[1] == Choice("fp16")
     states, _ = run([measured(MEDIUM, rates=costly | {"fp16": 1e-6})])
