@@ -34,6 +34,16 @@ NONE_CODEC = NoneCodec()
 OUT = 0
 """Phases are in pairs, out and back."""
 
+AGAIN = 2
+"""The second pair, after so many phases."""
+
+LARGE_BYTES = 1 << 18
+"""From a lane of so many on, what goes to members before this one and what goes to those behind it are two operations.
+
+A member of gloo's says that it is ready to receive only behind all that it is sending to the same peer. So of two that send
+each other one large message, one begins when the other has ended, and links that carry as much each way at the same time
+stand half idle. As two operations, in process groups of their own, the messages have connections of their own."""
+
 
 def _nothing_more() -> None:
     return
@@ -74,6 +84,15 @@ class LinkExchange:
         self.sent_bytes = 0
         """What this rank has put on links to other hosts: payloads, and gloo's frames."""
         self._out: dict[tuple[int, int], _Leg] = {}
+        self._both_ways: set[int] = set()
+
+    def go_both_ways(self, number: int, levels: Levels, codec: Codec) -> bool:
+        """Whether this way takes the phases of the second pair too, which all members answer alike."""
+        lanes = levels.between.lanes
+        if levels.between.alone or max(codec.nbytes(lane.stop - lane.start) for lane in lanes) < LARGE_BYTES:
+            return False
+        self._both_ways.add(number)
+        return True
 
     def sum_shard(
         self, number: int, levels: Levels, local: Tensor, codec: Codec, phases: tuple[int, int], left_out: LeftOut
@@ -128,8 +147,8 @@ class LinkExchange:
     def _nothing(self, number: int, phases: tuple[int, int], left_out: LeftOut) -> Way:
         """On one host nothing is encoded."""
         for phase in phases:
-            self.turns.over(phase, number)
-            self.turns.over(INSIDE + phase, number)
+            self._over(phase, number)
+            self._over(INSIDE + phase, number)
         left_out.nothing()
         yield from ()
 
@@ -159,8 +178,8 @@ class LinkExchange:
         """The way `between` groups, which is of what this member owns of its group's sum, and what is around it."""
         out, back = (INSIDE + phase for phase in phases)
         if inside.alone:
-            self.turns.over(out, number)
-            self.turns.over(back, number)
+            self._over(out, number)
+            self._over(back, number)
             yield from between
         else:
             yield from self._to_owners(number, inside, local, out)
@@ -328,20 +347,31 @@ class LinkExchange:
         if self._exchange.topology.world == 1:
             meanwhile()
             return
-        yield self.turns.turn(phase, number)
-        operation = self._exchange.all_to_all(received, sent, receive, send, phase)
-        self.turns.over(phase, number)
+        operations = [_Operands(received, sent, receive, send, phase)]
+        if number in self._both_ways:
+            operations = _both_ways(operations[0], self._index)
+        underway = []
+        for operands in operations:
+            yield self.turns.turn(operands.phase, number)
+            underway.append(self._exchange.all_to_all(*operands))
+            self.turns.over(operands.phase, number)
         begun = time.perf_counter()
         meanwhile()
-        yield operation
+        yield from underway
         members = self._everybody if phase < INSIDE else self._exchange.topology.group
         left, crossed = (
-            sum(send[member] * sent.element_size() + FRAME_BYTES for member in members if far[member])
+            sum(send[member] * sent.element_size() + len(operations) * FRAME_BYTES for member in members if far[member])
             for far in (self._leaves, self._crosses)
         )
         self.sent_bytes += left
         if crossed:
             self._measure(number, phase, _Leg(crossed, begun, time.perf_counter()), answered)
+
+    def _over(self, phase: int, number: int) -> None:
+        """Nothing is issued there."""
+        self.turns.over(phase, number)
+        if number in self._both_ways:
+            self.turns.over(phase + AGAIN, number)
 
     def _measure(self, number: int, phase: int, leg: _Leg, answered: bool) -> None:
         """Of the links that gradients are encoded for. What is sent may lie in the system's buffers when an operation is
@@ -365,6 +395,40 @@ class LinkExchange:
         begun = time.perf_counter()
         codec.decode(payload, len(out), out=out)
         left_out.decoded_in(len(out), time.perf_counter() - begun)
+
+
+class _Operands(NamedTuple):
+    """Of an all-to-all."""
+
+    received: Tensor
+    sent: Tensor
+    receive: list[int]
+    send: list[int]
+    phase: int
+
+
+def _both_ways(operands: _Operands, index: int) -> list[_Operands]:
+    """As two operations: member `index` sends in the first to those behind it and receives from those before it, and in
+    the second the other way round, and from itself."""
+    received, sent, receive, send, phase = operands
+    there, here = sum(send[: index + 1]), sum(receive[:index])
+    before, behind = range(index + 1), range(index, len(send))
+    return [
+        _Operands(
+            received[:here],
+            sent[there:],
+            [size if member < index else 0 for member, size in enumerate(receive)],
+            [size if member > index else 0 for member, size in enumerate(send)],
+            phase,
+        ),
+        _Operands(
+            received[here:],
+            sent[:there],
+            [size if member in behind else 0 for member, size in enumerate(receive)],
+            [size if member in before else 0 for member, size in enumerate(send)],
+            phase + AGAIN,
+        ),
+    ]
 
 
 def _is_small(cut: Lanes, codec: Codec) -> bool:

@@ -114,7 +114,7 @@ class Reducer:
     # ------------------------------------------------------------------ ways
 
     def _sharded(self, number: int, bucket: int, gradient: Tensor, codec: Codec) -> Way:
-        self._skip(number, OUT_AGAIN, BACK_AGAIN, ON_HOST + 1, ON_HOST + 2)
+        self._skip(number, ON_HOST + 1, ON_HOST + 2)
         exact, memory = codec.name == "none", self._compression.memory
         if exact and self._compression.alters(bucket):
             memory.settle_all(bucket)
@@ -123,12 +123,13 @@ class Reducer:
         if exact:
             self._compression.encoded(bucket)
         if exact and self.one_level:
-            self._skip(number, INSIDE + OUT, BACK, ON_HOST)
+            self._skip(number, INSIDE + OUT, BACK, OUT_AGAIN, BACK_AGAIN, ON_HOST)
             yield from self._links.sum_in_ring(number, gradient, OUT)
         elif codec.sums_in is not None and self.one_level and self._exchange.topology.world > 1:
-            self._skip(number, INSIDE + OUT, BACK, ON_HOST)
+            self._skip(number, INSIDE + OUT, BACK, OUT_AGAIN, BACK_AGAIN, ON_HOST)
             yield from self._encoded_in_ring(number, bucket, gradient, codec, codec.sums_in)
         else:
+            self._spread(number, cut, codec)
             owed = Owed(self._compression, bucket)
             yield from self._over_hosts(number, gradient, codec, (OUT, BACK), ON_HOST, owed)
 
@@ -175,11 +176,12 @@ class Reducer:
         self._compression.decoded_in(bucket, len(gradient), time.perf_counter() - begun)
 
     def _exact(self, number: int, values: Tensor, largest: bool) -> Way:
-        self._skip(number, OUT_AGAIN, BACK_AGAIN, ON_HOST + 1, ON_HOST + 2)
+        self._skip(number, ON_HOST + 1, ON_HOST + 2)
         if len(values) > DIRECT_ELEMENTS and not largest:
+            self._spread(number, self._levels_of(len(values), NONE_CODEC.granularity), NONE_CODEC)
             yield from self._over_hosts(number, values, NONE_CODEC, (OUT, BACK), ON_HOST, UNTOUCHED)
         else:
-            self._skip(number, INSIDE + OUT, BACK, ON_HOST)
+            self._skip(number, INSIDE + OUT, BACK, OUT_AGAIN, BACK_AGAIN, ON_HOST)
             yield from self._links.sum_directly(number, values, OUT, largest=largest)
 
     def _over_hosts(
@@ -225,6 +227,11 @@ class Reducer:
             self._turns.over(phase, number)
             if phase < PHASES:
                 self._turns.over(INSIDE + phase, number)
+
+    def _spread(self, number: int, cut: Levels, codec: Codec) -> None:
+        """Over the phases of the second pair too, where that is worth it."""
+        if not self._links.go_both_ways(number, cut, codec):
+            self._skip(number, OUT_AGAIN, BACK_AGAIN)
 
     def _levels_of(self, n: int, granularity: int) -> Levels:
         key = n, granularity

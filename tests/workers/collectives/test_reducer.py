@@ -10,6 +10,7 @@ import torch
 from torch import Size, Tensor
 
 from tests.workers.collectives.gangs import Gang, never
+from workers.collectives import links
 from workers.collectives.buckets import BucketPlan, Row, plan_buckets
 from workers.compression import shards
 from workers.compression.choice import Choice, Plan
@@ -124,6 +125,24 @@ def test_cc4_low_rank_goes_by_owners_where_it_is_too_much_for_everybody(
 ) -> None:
     monkeypatch.setattr(shards, "DIRECT_BYTES", 0)
     test_cc4_all_ranks_get_the_same_bits_and_owe_the_rest(store, tmp_path, "powersgd-int8 2", shape)
+
+
+@pytest.mark.parametrize("choice", ["none", "bf16", "int8", "topk 0.05"])
+@pytest.mark.parametrize("shape", [[1, 1, 1], [2, 1], [2, 2]], ids=str)
+def test_cc4_large_lanes_go_both_ways_at_once(
+    store: str, tmp_path: Path, choice: str, shape: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "LARGE_BYTES", 0)
+    test_cc4_all_ranks_get_the_same_bits_and_owe_the_rest(store, tmp_path, choice, shape)
+
+
+def test_cc5_some_buckets_go_both_ways_and_some_by_low_rank(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both take the phases of the second pair, and nobody waits for ever."""
+    monkeypatch.setattr(links, "LARGE_BYTES", 0)
+    monkeypatch.setattr(shards, "DIRECT_BYTES", 0)
+    test_cc10_a_change_of_codec_in_mid_run_loses_nothing(store, tmp_path)
 
 
 @pytest.mark.parametrize("choice", CHOICES)

@@ -153,6 +153,7 @@ class _Window:
         if self._sends_all and self.step < self.state.none_until and self._is_no_slower(self.state.none_over):
             return [self.present[i]]
         bucket, config = self.state.buckets[i], self.config
+        urgent = self.collapsed or not self.state.chosen
         rests = bucket.changed is not None and self.step - bucket.changed < config.pause
         allowed = [self.present[i]]
         for option in self.options[i][1:]:
@@ -161,7 +162,6 @@ class _Window:
                 continue
             if text in bucket.barred and self.step < bucket.barred[text][1]:
                 continue
-            urgent = self.gain(i, option) >= config.change and (self.collapsed or not self.state.chosen)
             ripe = not rests and self.streaks[i].get(text, 0) >= config.windows
             safer = self.over and option.error < self.present[i].error
             if urgent or ripe or safer:
@@ -184,7 +184,14 @@ class _Window:
         if chosen is None:  # within the budget, but not once every error is rounded up
             return self.present
         found = [options[index] for options, index in zip(allowed, chosen, strict=True)]
-        return found if self.state.chosen or self._worth(found) else self.present
+        if not self.state.chosen:
+            return found if self._worth(found) and self._saves(found) else self.present
+        return self.present if self.collapsed and not self.over and not self._saves(found) else found
+
+    def _saves(self, found: list[Option]) -> bool:
+        """Whether a plan gains enough in which some buckets may take longer, and lose less, for the sake of others."""
+        now, then = (exposed([option.seconds for option in options], self.hidden) for options in (self.present, found))
+        return then <= (1 - self.config.change) * now
 
     def _worth(self, found: list[Option]) -> bool:
         """Whether the first plan is."""

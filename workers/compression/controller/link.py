@@ -38,11 +38,16 @@ class Line(NamedTuple):
 
 
 class Burst(NamedTuple):
-    """Transfers that followed each other without a pause: how many, their bytes, the seconds that the link was busy."""
+    """Transfers that were under way together: how many, their bytes, and when the link was busy with them, in seconds."""
 
     transfers: int
     nbytes: int
-    seconds: float
+    begin: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.begin
 
 
 class Point(NamedTuple):
@@ -63,7 +68,7 @@ class Link:
     def __init__(self) -> None:
         self._bursts: deque[Burst] = deque()
         self._small: deque[float] = deque(maxlen=RECENT)
-        self._busy_until = float("-inf")
+        """Seconds of those that were alone, and are not looked at any more."""
         self._fitted: Line | None = None
         self._is_fitted = False
         self._reference: Line | None = None
@@ -72,18 +77,16 @@ class Link:
         """So many transfers for which this rank sent `nbytes`; `begin` and `end` in seconds. Called in the order of their
         ends."""
         self._is_fitted = False
-        overlaps = begin < self._busy_until
-        seconds = max(0.0, end - max(begin, self._busy_until))
-        self._busy_until = max(end, self._busy_until)
-        if overlaps and self._bursts and self._bursts[-1].transfers < LONGEST_BURST:
-            count, before, busy = self._bursts.pop()
-            self._bursts.append(Burst(count + transfers, before + nbytes, busy + seconds))
-        else:
-            self._bursts.append(Burst(transfers, nbytes, seconds))
-            if nbytes <= SMALL and transfers == 1 and not overlaps:
-                self._small.append(seconds)
+        burst = Burst(transfers, nbytes, begin, end)
+        while self._bursts and self._bursts[-1].end > begin and self._bursts[-1].transfers < LONGEST_BURST:
+            last = self._bursts.pop()  # several, where a long one ends after some that came and went in the meantime
+            both = burst.transfers + last.transfers, burst.nbytes + last.nbytes
+            burst = Burst(*both, min(burst.begin, last.begin), max(burst.end, last.end))
+        free = self._bursts[-1].end if self._bursts else burst.begin
+        begin = max(burst.begin, free)
+        self._bursts.append(burst._replace(begin=begin, end=max(burst.end, begin)))
         while sum(burst.transfers for burst in self._bursts) - self._bursts[0].transfers >= WINDOW:
-            self._bursts.popleft()
+            self._small += _alone_and_small([self._bursts.popleft()])
 
     def fit(self) -> Line | None:
         """None until there are enough transfers."""
@@ -103,9 +106,10 @@ class Link:
         points = self._points()
         if self._reference is None or len(points) < RECENT:
             return 1.0
-        if _all_slower(points[-SUDDEN:], self._reference):
-            return _ratio(points[-SUDDEN:], self._reference)
-        return _ratio(points[-RECENT:], self._reference)
+        telling = [points[i] for i in _telling(points)]
+        if _all_slower(telling[-SUDDEN:], self._reference):
+            return _ratio(telling[-SUDDEN:], self._reference)
+        return _ratio(telling[-RECENT:], self._reference)
 
     def _points(self) -> list[Point]:
         return [Point(b.nbytes / b.transfers, b.seconds / b.transfers) for b in self._bursts if b.seconds > 0]
@@ -114,14 +118,34 @@ class Link:
         points = self._points()
         if sum(burst.transfers for burst in self._bursts) < ENOUGH or not points:
             return None
-        floor = median(self._small) if self._small else ASSUMED_LATENCY
-        if len(points) >= RECENT + SUDDEN and _all_slower(points[-SUDDEN:], fit_line(points[:-SUDDEN], floor)):
-            return fit_line(points[-SUDDEN:], floor)
-        if len(points) >= 2 * RECENT:
-            before, recent = points[:-RECENT], points[-RECENT:]
-            if not 1 / JUMP < _ratio(recent, fit_line(before, floor)) < JUMP:
-                return fit_line(recent, floor)
-        return fit_line(points, floor)
+        small = [*self._small, *_alone_and_small(self._bursts)][-RECENT:]
+        floor = median(small) if small else ASSUMED_LATENCY
+        return fit_line(points[_change(points, floor) :], floor)
+
+
+def _alone_and_small(bursts: Iterable[Burst]) -> list[float]:
+    """Their seconds."""
+    return [burst.seconds for burst in bursts if burst.transfers == 1 and burst.nbytes <= SMALL]
+
+
+def _telling(points: Sequence[Point]) -> list[int]:
+    """Which of them tell how fast the link is: not the small ones, where there are enough others."""
+    found = [i for i, point in enumerate(points) if point.nbytes > SMALL]
+    return found if len(found) >= ENOUGH + SUDDEN else list(range(len(points)))
+
+
+def _change(points: Sequence[Point], floor: float) -> int:
+    """From which one on they are of another link; 0 where all are of one."""
+    telling = _telling(points)
+    if len(telling) >= ENOUGH + SUDDEN:
+        first = telling[-SUDDEN]
+        if _all_slower([points[i] for i in telling[-SUDDEN:]], fit_line(points[:first], floor)):
+            return first
+    if len(telling) >= 2 * RECENT:
+        first = telling[-RECENT]
+        if not 1 / JUMP < _ratio([points[i] for i in telling[-RECENT:]], fit_line(points[:first], floor)) < JUMP:
+            return first
+    return 0
 
 
 def _all_slower(points: Sequence[Point], line: Line) -> bool:

@@ -161,3 +161,34 @@ def test_cc21_three_transfers_show_that_a_link_has_all_but_gone() -> None:
         assert line is not None
         assert (link.slowdown() > 3) is seen
         assert (line.seconds(1_000_000) > 0.5 * 100 * (1e-4 + 1e-2)) is seen
+
+
+def test_cc17_a_long_transfer_takes_in_all_that_came_and_went_while_it_was_under_way() -> None:
+    """Two small ones, the second of which began when the first was there, and a large one that ended last."""
+    link = Link()
+    for step in range(10):
+        at = 2.0 * step
+        link.transfer(5_000, at + 0.1, at + 0.8)
+        link.transfer(3_000, at + 0.8, at + 0.9)
+        link.transfer(2_000_000, at, at + 1.7)
+        link.transfer(100, at + 1.7, at + 1.701)
+    found = link.fit()
+    assert found is not None
+    assert found.seconds(2_000_000) == pytest.approx(1.7, rel=0.01)
+    assert found.latency < 0.01
+
+
+def test_cc21_small_transfers_do_not_hide_that_a_link_has_all_but_gone() -> None:
+    """They take as long as before."""
+    link = Link()
+    at = 0.0
+    for seconds in (0.002, 2.0):
+        for _ in range(12 if seconds < 1 else 3):
+            for nbytes, took in ((2_000_000, seconds), (100, 1e-4)):
+                link.transfer(nbytes, at, at + took)
+                at += took + 0.01
+        if seconds < 1:
+            link.settle()
+    assert link.slowdown() > 100
+    found = link.settle()
+    assert found is not None and found.seconds(2_000_000) == pytest.approx(2.0, rel=0.05)
