@@ -24,8 +24,9 @@ WARM_UP = 20
 """Unshaped steps before a link gets its speed: DDP has rebuilt its buckets, every compressor has left its dense start."""
 SETTLE_STEPS = 2
 """Steps at the speed before those that count, where nothing has to be found out."""
-REACT_STEPS = 80
-"""The same for a method that reacts: three windows of 20 steps (CC-21), and the one in which the speed changed."""
+REACT_STEPS = 120
+"""The same for a method that reacts: 100 steps in which a bucket changes once (CC-21), and the window in which the speed
+changed."""
 SLOW_STEP = 0.5
 """Seconds; steps that take longer are asked for one by one."""
 CHUNK = 5

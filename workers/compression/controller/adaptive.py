@@ -49,7 +49,8 @@ def adaptive(
       its choice has not beaten `none` by `worth` for as long; not twice within `pause` steps;
     - at once where the link has collapsed, to any choice that takes `change` less; in the middle of a window, after an
       alarm, for this reason only;
-    - at once where the plan in force is not within the error budget, to one that loses less;
+    - at once where the plan in force is not within the error budget, to one that loses less; where that is so only while
+      gradients change fast, it does not have to wait for `pause` steps afterwards;
     - all of them at once to `none` where steps have turned out no faster than with `none` over such a link. Nothing else
       is tried for a while then, as long as the link is no slower.
     """
@@ -289,7 +290,10 @@ class _Window:
             text = str(before.choice)
             count = barred.get(text, (0, 0))[0]
             barred[text] = (count + 1, self.step + BAR_STEPS * 2**count)
-        return BucketState(new.choice, None if reason == "start" else self.step, {}, barred)
+        changed = None if reason == "start" else self.step
+        if reason == "budget" and self.budget.tight:  # as soon as gradients are calm again, it may be changed back
+            changed = before.changed
+        return BucketState(new.choice, changed, {}, barred)
 
     def _smoothed(self) -> float:
         before, now = self.state.seconds_per_byte, self.line.seconds_per_byte

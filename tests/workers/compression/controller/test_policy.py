@@ -278,7 +278,7 @@ def test_cc21_a_change_needs_10_per_cent_and_3_windows_and_comes_once_in_100_ste
             assert step - last.get(bucket, -100) >= 100
         if record["reason"] == "start":
             assert bucket not in last or begins_anew
-        else:
+        elif record["reason"] != "budget" or not record["critical"]:
             last[bucket] = step
 
 
@@ -308,6 +308,25 @@ def test_cc21_in_a_collapse_a_bucket_loses_less_so_that_another_may_lose_more() 
     state, records = decide(replace(state, alarmed=True), slow, 25, buckets)
     assert state.plan == (Choice("powersgd-int8", 16),) * 2
     assert {record["reason"] for record in changes(records)} == {"collapse"}
+
+
+def test_cc21_what_was_changed_because_gradients_changed_fast_is_changed_back_once_they_are_calm() -> None:
+    """After three windows, and not after 100 steps."""
+    buckets = [BucketFacts((("0.weight", (1000, 784)),), 4)]
+    state = replace(
+        initial_state(DEFAULT, 1, 10),
+        buckets=(BucketState(Choice("powersgd-int8", 4)),),
+        step=20,
+        chosen=True,
+        seconds_per_byte=1e-7,
+        gradient_norm=1.0,
+    )
+    plans = []
+    for number in range(2, 6):
+        reduced = measured(Line(1e-4, 1e-7), buckets=1, gradient_norm=2.0)
+        state, _ = decide(state, reduced, 20 * number, buckets, ControllerConfig(error_budget=0.25))
+        plans.append(str(state.plan[0]))
+    assert plans == [*["powersgd-int8 16"] * 3, "powersgd-int8 4"]
 
 
 def test_cc21_the_third_window_in_a_row_changes_the_plan() -> None:
