@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.workers.compression.controller.conftest import ERRORS, FAST, MEDIUM, SLOW, all_are, any_measures, measured, mlp
 from workers.compression.choice import NONE, Choice, plan_hash
+from workers.compression.controller.adaptive import TOLERATED
 from workers.compression.controller.candidates import CANDIDATES, is_late
 from workers.compression.controller.config import ControllerConfig
 from workers.compression.controller.forecast import exposed, known_option, seconds
@@ -128,7 +129,8 @@ def test_cc18_the_first_plan_is_none_or_saves_more_than_3_per_cent(reduced: Meas
 @settings(max_examples=100)
 @given(st.lists(any_measures(), min_size=1, max_size=12), st.sampled_from([0.02, 0.1, 0.5]))
 def test_cc19_no_plan_exceeds_the_budget(windows: list[Measured], error_budget: float) -> None:
-    """Whatever comes: what was measured of the chosen plan is within the budget of its window, or all is none."""
+    """Whatever comes: what was measured of the chosen plan is within the budget of its window, or all is none. What is kept
+    may have come to need a little more, as errors are noisy."""
     config = ControllerConfig(error_budget=error_budget)
     states, records = run(windows, config=config)
     plans = {record["step"]: record for record in records if record["kind"] == PLAN}
@@ -139,7 +141,9 @@ def test_cc19_no_plan_exceeds_the_budget(windows: list[Measured], error_budget: 
         known = [value for value in reduced.energy if value is not None]
         weights = [value / sum(known) for value in known] if len(known) == 2 and sum(known) > 0 else by_elements()
         assert record["budget"] <= error_budget * (1 + 1e-9)
-        assert model_error(state, reduced, weights) <= record["budget"] * (1 + 1e-9) or all_are(state.plan)
+        kept = all(change["step"] != 20 * number for change in changes(records))
+        allowed = record["budget"] * (TOLERATED if kept else 1) * (1 + 1e-9)
+        assert model_error(state, reduced, weights) <= allowed or all_are(state.plan)
         some += 1
     assert some == sum(reduced.lines["hosts"] is not None for reduced in windows)
 
