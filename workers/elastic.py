@@ -323,12 +323,12 @@ class Job:
             self._run_round(name, fn, observe=observe)
 
     def tell(self, kind: str, fields: dict[str, Any]) -> None:
-        """Put an event into `events.jsonl`; of all ranks that call it, the lowest one does."""
+        """Put an event into `events.jsonl`; of all ranks that call it, the first of the ring does."""
         if self._rank.index == 0:
             self._note(kind, fields)
 
     def hand_over(self, name: str, write: Callable[[Path], None]) -> None:
-        """A file of the job's folder that belongs to its result: `write(path)` makes it, at the end, on the lowest rank."""
+        """A file of the job's folder that belongs to its result: `write(path)` makes it, at the end, on the ring's first."""
         self._files[name] = write
 
     def keep_weights(self) -> None:

@@ -43,7 +43,7 @@ _PLAN = {
 
 
 class Keeper:
-    """The lowest rank's duties towards storage; on other ranks it only waits to become the lowest."""
+    """The duties towards storage of the first of the ring; on other ranks it only waits to become the first."""
 
     def __init__(self, rank: Rank | SoloRank, engine: Engine, config: TrainingConfig) -> None:
         self._rank, self._engine, self._config = rank, engine, config

@@ -58,7 +58,7 @@ class Host(Protocol):
         """A generation is running: who writes, and which shares are ours, may have changed."""
 
     def stop_requested(self) -> None:
-        """The job ends here: the lowest rank checkpoints."""
+        """The job ends here: the first of the ring checkpoints."""
 
 
 class Rank:
@@ -166,7 +166,7 @@ class Rank:
 
     @property
     def index(self) -> int:
-        """Position among the members in rank order: 0 writes logs and checkpoints."""
+        """Position in the ring of the members: 0 writes logs and checkpoints."""
         return self.topology.index
 
     @property
@@ -330,7 +330,7 @@ class Rank:
             self.finish()
 
     def _begin_job(self, configure: pb.Configure, mine: pb.Member) -> Sync:
-        """The first generation takes its state from the lowest rank (EP-15)."""
+        """The first generation takes its state from the first of the ring (EP-15)."""
         assert self.engine is not None and self._owner is not None
         if not mine.donor:
             self._get_state([m.peer_address for m in configure.members if m.donor], None)

@@ -1,4 +1,4 @@
-"""`steps.jsonl`: a line per committed step, written by the lowest healed rank, backfilled by its successor.
+"""`steps.jsonl`: a line per committed step, written by the first healed rank of the ring, backfilled by its successor.
 
 Every rank keeps the recent lines in memory, so a writer's death loses none (TA section 2, EP-10).
 """
@@ -44,7 +44,7 @@ class StepLog:
             self._write([line] if not self._is_behind else self._missing())
 
     def write_from_now_on(self, writer: bool) -> None:
-        """Called at every new generation: the lowest rank writes, after adding what is missing in the file."""
+        """Called at every new generation: the first of the ring writes, after adding what is missing in the file."""
         if not writer:
             self._close()
             return

@@ -54,7 +54,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Topology:
-    """Members in rank order; `index` is ours. Hosts and groups follow from the places."""
+    """Members in the order of the ring, by group, host and rank; `index` is ours. Hosts and groups follow from places."""
 
     places: tuple[Place, ...]
     index: int
@@ -81,10 +81,10 @@ class Topology:
 
 
 Hosts = tuple[tuple[int, ...], ...]
-"""Members by host, each host's in rank order."""
+"""Members by host, each host's in the order of the ring."""
 
 Groups = tuple[tuple[int, ...], ...]
-"""Members by group, each group's in rank order."""
+"""Members by group, each group's in the order of the ring."""
 
 
 class Pending(Protocol):

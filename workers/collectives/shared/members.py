@@ -31,7 +31,7 @@ def by_memory(members: Sequence[pb.Member]) -> Hosts:
 
 
 def enter(memory: HostMemory, host: str, members: Sequence[pb.Member], generation: Generation) -> HostExchange | None:
-    """The exchange of a generation's `members`, in rank order, on `host`, which is ours; None where it shares nothing.
+    """The exchange of a generation's `members`, as in the ring, on `host`, which is ours; None where it shares nothing.
 
     Raises ExchangeError where the memory of a peer is gone or laid out otherwise.
     """
