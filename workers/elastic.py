@@ -328,7 +328,7 @@ class Job:
             self._note(kind, fields)
 
     def hand_over(self, name: str, write: Callable[[Path], None]) -> None:
-        """A file of the job's folder that belongs to its result: `write(path)` makes it, at the end, on the ring's first."""
+        """A file of the job's folder that its result has: `write(path)` makes it, in the end, by the ring's first."""
         self._files[name] = write
 
     def keep_weights(self) -> None:
