@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from benchmarks.links.summary import Table
 
 UNSHAPED_AT = 10_000
 """Where on the axis of Mbit/s the unshaped links stand."""
+APART = 0.032
+"""Of the height of a panel, between the names of two lines."""
 BLUE, GREY = "#2864b4", "#c0c6cf"
 COLORS = dict(zip(PEERS, ("#c8372d", "#d98b1f", "#1e8c5a"), strict=True))
 
@@ -19,6 +22,16 @@ def points(table: Table, method: str) -> list[tuple[float, float]]:
     """(Mbit/s, milliseconds), from slow links to fast ones."""
     found = ((rate or UNSHAPED_AT, table.get((key, method))) for key, rate in RATES.items())
     return sorted((mbit, timing.median * 1000) for mbit, timing in found if timing is not None)
+
+
+def spread(heights: Mapping[str, float], apart: float) -> dict[str, float]:
+    """The same heights, moved up where two are nearer than `apart`."""
+    found: dict[str, float] = {}
+    least = float("-inf")
+    for name, height in sorted(heights.items(), key=lambda item: item[1]):
+        found[name] = max(height, least)
+        least = found[name] + apart
+    return found
 
 
 def draw(tables: Mapping[str, Table], layout: str, path: Path) -> None:
@@ -30,6 +43,7 @@ def draw(tables: Mapping[str, Table], layout: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(tables), squeeze=False)[0]
     for axes, (model, table) in zip(panels, tables.items(), strict=True):
+        named: dict[str, tuple[float, float]] = {}
         for method in METHODS.values():
             found = points(table, method.key)
             if not found or method is ALONE:
@@ -45,19 +59,10 @@ def draw(tables: Mapping[str, Table], layout: str, path: Path) -> None:
                 label=method.label if first or method.key in COLORS else None,
             )
             if method.ours and not first:
-                axes.annotate(
-                    method.label.removeprefix("ours, "),
-                    found[0],
-                    (-4, 0),
-                    textcoords="offset points",
-                    ha="right",
-                    va="center",
-                    fontsize=7,
-                    color="#5a6470",
-                )
+                named[method.label.removeprefix("ours, ")] = found[0]
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlim(4, 1.6 * UNSHAPED_AT)
+        axes.set_xlim(0.5, 1.6 * UNSHAPED_AT)
         axes.set_xticks([rate or UNSHAPED_AT for rate in RATES.values()], [*RATES])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
@@ -65,5 +70,18 @@ def draw(tables: Mapping[str, Table], layout: str, path: Path) -> None:
         axes.set_xlabel("link, Mbit/s")
         axes.set_ylabel("step, ms (median)")
         axes.legend(fontsize=8)
+        bottom, top = (math.log10(edge) for edge in axes.get_ylim())
+        heights = spread({name: math.log10(at[1]) for name, at in named.items()}, APART * (top - bottom))
+        for name, (mbit, milliseconds) in named.items():
+            axes.annotate(
+                name,
+                (mbit, milliseconds),
+                (0.74 * mbit, 10 ** heights[name]),
+                ha="right",
+                va="center",
+                fontsize=7,
+                color="#5a6470",
+                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5},
+            )
     figure.suptitle(f"{TITLES[layout]}; thin grey: ours with other settings", fontsize=11)
     figure.savefig(path)

@@ -17,7 +17,7 @@ from benchmarks.links.change import STEPS, change_cells, change_section, spent
 from benchmarks.links.limit import duration, least_seconds
 from benchmarks.links.methods import ADAPTIVE, ALONE, FP16, FP32, METHODS, NONE, PEERS, POWERSGD, START
 from benchmarks.links.page import page
-from benchmarks.links.picture import UNSHAPED_AT, draw, points
+from benchmarks.links.picture import UNSHAPED_AT, draw, points, spread
 from benchmarks.links.records import Records
 from benchmarks.links.summary import Table, always_first, exposed, learned, seconds_to_target, timings, verdicts
 from benchmarks.links.tasks import TASKS, Data, batch
@@ -275,6 +275,12 @@ def test_cc27_the_page_has_a_row_for_every_cell_and_says_which_failed(tmp_path: 
     assert "links-2x1.png" not in text
     assert "time mlp 2x1 10 ddp-fp32 0: rank 1: it ended by itself" in text
     assert f"| 4 | 8 | 100 | 1006.6 | 1200.0 | {1.2 / 1.00663296:.3f} | – | – |" in text
+
+
+def test_names_in_the_picture_do_not_cover_each_other() -> None:
+    heights = {"a": 2.0, "b": 1.0, "c": 1.1, "d": 1.15}
+    found = spread(heights, 0.2)
+    assert found["b"] == 1.0 and found["c"] == pytest.approx(1.2) and found["d"] == pytest.approx(1.4) and found["a"] == 2.0
 
 
 def test_the_picture_goes_from_slow_links_to_fast_ones(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ SLICE_SECONDS = 0.01
 """How long a wait goes without looking at the bell."""
 
 PHASES = 4
-"""Of a bucket's way: two exchanges, each of shards to their owners and of sums to everybody. Each phase has its own gloo
-group, as gloo matches the operations of a group by their order, and a phase of one bucket must not wait for another's."""
+"""Of a bucket's way: two exchanges, each of shards to their owners and of sums to everybody. Low rank needs both; others
+use the second one for half of a large message (`links.LARGE_BYTES`). Each phase has its own gloo group, as gloo matches the
+operations of a group by their order, and a phase of one bucket must not wait for another's."""
 
 INSIDE = PHASES
 """Where hosts are in several groups, `INSIDE + p` is what belongs to phase p among the members of one group. It has gloo

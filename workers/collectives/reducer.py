@@ -6,8 +6,9 @@ encoded; the owners add them up in float32 and send the encoded sums back; every
 (CC-4); the ranks of the host put the shards together. With several groups of hosts, this is between groups, and
 `LinkExchange` has a level more.
 
-Nobody waits in a circle: a way has its phases in one order, those inside a group around those between groups, and waits in
-each for the ways before it and, from other members, for nothing but the same phase of itself.
+Nobody waits in a circle: all members take a way through its phases in the same order, those inside a group around those
+between groups; in each it waits for the ways before it, never for one behind it, and for nothing of other members but the
+same phase of itself.
 """
 
 from __future__ import annotations
