@@ -350,12 +350,12 @@ class LinkExchange:
         operations = [_Operands(received, sent, receive, send, phase)]
         if number in self._both_ways:
             operations = _both_ways(operations[0], self._index)
-        underway = []
+        underway, begun = [], 0.0
         for operands in operations:
             yield self.turns.turn(operands.phase, number)
+            begun = begun or time.perf_counter()
             underway.append(self._exchange.all_to_all(*operands))
             self.turns.over(operands.phase, number)
-        begun = time.perf_counter()
         meanwhile()
         yield from underway
         members = self._everybody if phase < INSIDE else self._exchange.topology.group

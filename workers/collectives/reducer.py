@@ -4,7 +4,7 @@ A bucket's way: what this rank owes is added, to its shard only when the host ha
 shard each, in the memory they share or on their devices; each sends the pieces of its shard to their owners on other hosts,
 encoded; the owners add them up in float32 and send the encoded sums back; everybody decodes the same bytes, the owner too
 (CC-4); the ranks of the host put the shards together. With several groups of hosts, this is between groups, and
-`LinkExchange` has a level more.
+`LinkExchange` has a level more. Where each host has one rank, `none` and `bf16-ring` go by gloo's own ring instead.
 
 Nobody waits in a circle: all members take a way through its phases in the same order, those inside a group around those
 between groups; in each it waits for the ways before it, never for one behind it, and for nothing of other members but the
@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 
 from workers.collectives.exchange import INSIDE, PHASES, FlatExchange, Hosts
-from workers.collectives.left_out import UNTOUCHED, Collected, LeftOut, Owed
+from workers.collectives.left_out import OVERFLOW, UNTOUCHED, Collected, LeftOut, Owed
 from workers.collectives.levels import Levels, levels
 from workers.collectives.links import NONE_CODEC, LinkExchange
 from workers.collectives.on_host import OnHost
 from workers.collectives.shared import Patience
 from workers.collectives.tasks import BRIEFLY_SECONDS, Task, Tasks, Turns, Way
 from workers.compression.codec import Codec
-from workers.compression.finite import NonFiniteError
+from workers.compression.finite import NonFiniteError, is_finite
 from workers.compression.gradients import GradientCompression
+from workers.errors import TaskError
 
 OUT, BACK, OUT_AGAIN, BACK_AGAIN = range(PHASES)
 ON_HOST = INSIDE + PHASES
@@ -61,6 +62,7 @@ class Reducer:
             compression.controller.alike = exchange.alike
         self.one_level = len(hosts) == exchange.topology.world and len(exchange.topology.groups) == 1
         self._tasks, self._turns, self._number = Tasks(), Turns(0), 0
+        self._low_rank_before = False
         self._backward_ended: float | None = None
 
     def begin(self) -> None:
@@ -68,7 +70,7 @@ class Reducer:
         self._tasks.clear()
         self._turns = Turns(ON_HOST + CHANNELS)
         self._links.begin(self._turns)
-        self._number, self._backward_ended = 0, None
+        self._number, self._backward_ended, self._low_rank_before = 0, None, False
 
     @property
     def sent_bytes(self) -> int:
@@ -88,6 +90,7 @@ class Reducer:
         choice = self._compression.choice(bucket)
         number = self._take_number()
         if choice.is_low_rank:
+            self._low_rank_before = True
             way = self._low_rank(number, bucket, gradient, self._compression.codec(choice))
         else:
             way = self._sharded(number, bucket, gradient, self._compression.codec(choice))
@@ -141,13 +144,16 @@ class Reducer:
         payload = codec.encode(gradient)
         between = time.perf_counter()
         draft = codec.decode(payload, n, out=compression.memory.draft(bucket))
+        compression.decoded_in(bucket, n, time.perf_counter() - between)
         torch.sub(gradient, draft, out=draft)
-        ended = time.perf_counter()
         compression.encoded(bucket)
         compression.encoded_in(bucket, n, between - begun)
-        compression.decoded_in(bucket, n, ended - between)
         yield from self._links.sum_in_ring(number, payload.view(dtype), OUT)
+        begun = time.perf_counter()
         codec.decode(payload, n, out=gradient)
+        compression.decoded_in(bucket, n, time.perf_counter() - begun)
+        if not is_finite(gradient):
+            raise TaskError(OVERFLOW)
 
     def _low_rank(self, number: int, bucket: int, gradient: Tensor, codec: Codec) -> Way:
         """`codec`: of P and Q."""
@@ -230,8 +236,8 @@ class Reducer:
                 self._turns.over(INSIDE + phase, number)
 
     def _spread(self, number: int, cut: Levels, codec: Codec) -> None:
-        """Over the phases of the second pair too, where that is worth it."""
-        if not self._links.go_both_ways(number, cut, codec):
+        """Over the phases of the second pair too, where that is worth it, and no turn there has to be waited for."""
+        if self._low_rank_before or not self._links.go_both_ways(number, cut, codec):
             self._skip(number, OUT_AGAIN, BACK_AGAIN)
 
     def _levels_of(self, n: int, granularity: int) -> Levels:

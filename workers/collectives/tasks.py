@@ -91,10 +91,10 @@ class Tasks:
                 return
             if stop():
                 raise Abandoned
-            briefly = patience(briefly, moved=moved)
             first = self._running[0].awaited
             if not moved and first is not None:
                 first.block(SLICE_SECONDS if len(self._running) == 1 else briefly)
+            briefly = patience(briefly, moved=moved)
 
     def clear(self) -> None:
         """Forget all of them, wherever they are."""

@@ -98,7 +98,7 @@ class Iterations:
     def start(self, ready: Ready) -> None:
         """Start the sum of the next bucket. Raises ExchangeError, Abandoned."""
         self._open.append(ready)
-        self._since = time.monotonic()
+        self._since, self._briefly = time.monotonic(), BRIEFLY_SECONDS
         if ready.index != len(self._open) - 1:
             raise ExchangeError(
                 f"bucket {ready.index} came after {len(self._open) - 1} buckets of a backward pass that has not ended: "
@@ -243,12 +243,12 @@ class Iterations:
         first = self._first
         if first is None:
             return False
-        self._briefly = patience(self._briefly, moved=moved)
         self._watch(first.awaited)
         assert first.awaited is not None
         if wait:
             lonely = (self._quiet and self._reducer.one_level) or sum(not task.done for task in self._tasks) == 1
             first.awaited.block(SLICE_SECONDS if lonely else self._briefly)
+        self._briefly = patience(self._briefly, moved=moved)
         return True
 
     @property

@@ -54,7 +54,7 @@ class BF16Codec(Codec):
 class BF16RingCodec(BF16Codec):
     """The same, and what ranks have encoded is added up as it is, in gloo's ring, where each host has one rank.
 
-    Half of what `bf16` has a processor do. Sums of several ranks are rounded to bfloat16 as well, by up to 2^-9 for each,
+    Half of what `bf16` has a processor do. Sums of several ranks are rounded to bfloat16 as well, by up to 2^-8 for each,
     and nobody is owed that; what this rank's own gradient lost is. Elsewhere it is `bf16`.
     """
 

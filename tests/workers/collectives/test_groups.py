@@ -19,6 +19,7 @@ from tests.workers.collectives.test_reducer import (
     WITHOUT_LOSS,
     always,
     compressions,
+    count_of_transfers_that_go_both_ways,
     flat,
     gradients,
     owed,
@@ -64,6 +65,15 @@ def test_cc4_all_ranks_of_all_groups_get_the_same_bits_and_owe_the_rest(
         assert torch.allclose(rows[0].tail.double(), torch.as_tensor(tails), atol=1e-5)
     assert bool(owed(gang.compressions).any()) == (choice not in WITHOUT_LOSS)
     assert bool(applied.any())
+
+
+@pytest.mark.parametrize("choice", ["none", "int8"])
+def test_cc4_large_lanes_go_both_ways_between_groups_and_inside(
+    store: str, tmp_path: Path, choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parted = count_of_transfers_that_go_both_ways(monkeypatch)
+    test_cc4_all_ranks_of_all_groups_get_the_same_bits_and_owe_the_rest(store, tmp_path, choice, [2, 1, 1], "aab")
+    assert parted
 
 
 @pytest.mark.parametrize("choice", CHOICES)

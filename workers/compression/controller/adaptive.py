@@ -47,8 +47,8 @@ def adaptive(
     replaces what nobody chose. After it, a bucket changes:
     - to a choice that was predicted in `windows` windows in a row to take `change` less exposed time, or to `none` where
       its choice has not beaten `none` by `worth` for as long; not twice within `pause` steps;
-    - at once where the link has collapsed, to any choice that takes `change` less; in the middle of a window, after an
-      alarm, for this reason only;
+    - at once where the link has collapsed, to any choice, where the plan as a whole takes `change` less; in the middle of a
+      window, after an alarm, for this reason only;
     - at once where the plan in force is not within the error budget, to one that loses less; where that is so only while
       gradients change fast, it does not have to wait for `pause` steps afterwards;
     - all of them at once to `none` where steps have turned out no faster than with `none` over such a link. Nothing else
@@ -192,7 +192,7 @@ class _Window:
     def _saves(self, found: list[Option]) -> bool:
         """Whether a plan gains enough in which some buckets may take longer, and lose less, for the sake of others."""
         now, then = (exposed([option.seconds for option in options], self.hidden) for options in (self.present, found))
-        return then <= (1 - self.config.change) * now
+        return then < now and then <= (1 - self.config.change) * now
 
     def _worth(self, found: list[Option]) -> bool:
         """Whether the first plan is."""

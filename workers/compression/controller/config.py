@@ -42,9 +42,16 @@ class ControllerConfig(Config):
     )
     every: Count = Field(20, description="Steps of a window; at its end is a decision.", json_schema_extra=unit("steps"))
     worth: float = Field(0.03, ge=0, lt=1, description="Share of time that a plan has to save over one that loses less.")
-    change: float = Field(0.1, ge=0, lt=1, description="Predicted gain without which no bucket changes.")
+    change: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Predicted gain without which no bucket changes, or after a collapse the plan as a whole.",
+    )
     windows: Count = Field(3, description="How many windows in a row must predict that gain.")
-    pause: int = Field(100, ge=0, description="Steps in which a bucket changes once.", json_schema_extra=unit("steps"))
+    pause: int = Field(
+        100, ge=0, description="Steps in which a bucket changes once for a gain.", json_schema_extra=unit("steps")
+    )
     collapse: float = Field(3.0, gt=1, description="How many times slower than of late a link has collapsed.")
     dense_steps: Count = Field(
         10, description="Least steps before `topk`, `threshold`, `sign` and low rank.", json_schema_extra=unit("steps")

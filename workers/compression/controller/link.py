@@ -38,16 +38,23 @@ class Line(NamedTuple):
 
 
 class Burst(NamedTuple):
-    """Transfers that were under way together: how many, their bytes, and when the link was busy with them, in seconds."""
+    """Transfers that were under way together: how many, their bytes, and when the link was busy with them, in seconds;
+    `waited`: they were begun before the link was free."""
 
     transfers: int
     nbytes: int
     begin: float
     end: float
+    waited: bool = False
 
     @property
     def seconds(self) -> float:
         return self.end - self.begin
+
+    def takes_in(self, last: Burst, begin: float) -> bool:
+        """Whether a transfer that began at `begin`, in this burst, shared the link with `last`: as a rule up to
+        `LONGEST_BURST` of them, but always with what came and went while it was under way."""
+        return last.end > begin and (last.begin >= begin or last.transfers < LONGEST_BURST)
 
 
 class Point(NamedTuple):
@@ -78,15 +85,21 @@ class Link:
         ends."""
         self._is_fitted = False
         burst = Burst(transfers, nbytes, begin, end)
-        while self._bursts and self._bursts[-1].end > begin and self._bursts[-1].transfers < LONGEST_BURST:
+        while self._bursts and burst.takes_in(self._bursts[-1], begin):
             last = self._bursts.pop()  # several, where a long one ends after some that came and went in the meantime
             both = burst.transfers + last.transfers, burst.nbytes + last.nbytes
             burst = Burst(*both, min(burst.begin, last.begin), max(burst.end, last.end))
         free = self._bursts[-1].end if self._bursts else burst.begin
-        begin = max(burst.begin, free)
-        self._bursts.append(burst._replace(begin=begin, end=max(burst.end, begin)))
-        while sum(burst.transfers for burst in self._bursts) - self._bursts[0].transfers >= WINDOW:
+        if free > burst.begin:
+            burst = burst._replace(begin=free, end=max(burst.end, free), waited=True)
+        self._bursts.append(burst)
+        while self._are_many and sum(each.transfers for each in self._bursts) - self._bursts[0].transfers >= WINDOW:
             self._small += _alone_and_small([self._bursts.popleft()])
+
+    @property
+    def _are_many(self) -> bool:
+        """Enough bursts to tell a change by, however many transfers each of them has."""
+        return len(self._bursts) > 2 * RECENT
 
     def fit(self) -> Line | None:
         """None until there are enough transfers."""
@@ -125,7 +138,7 @@ class Link:
 
 def _alone_and_small(bursts: Iterable[Burst]) -> list[float]:
     """Their seconds."""
-    return [burst.seconds for burst in bursts if burst.transfers == 1 and burst.nbytes <= SMALL]
+    return [each.seconds for each in bursts if each.transfers == 1 and each.nbytes <= SMALL and not each.waited]
 
 
 def _telling(points: Sequence[Point]) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.controller.config import ControllerConfig
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class BucketState:
 
     Attributes:
         choice: in force.
-        changed: the step of its last change; None where the first choice still holds.
+        changed: the step of its last change, but for those made only because gradients changed fast; None where there was
+            none since the first choice.
         streaks: for how many windows in a row a change to that choice was promised to gain enough, by its text.
         barred: choices that have broken the error budget here, by text: how often, and the step until which they are out.
     """

@@ -192,3 +192,27 @@ def test_cc21_small_transfers_do_not_hide_that_a_link_has_all_but_gone() -> None
     assert link.slowdown() > 100
     found = link.settle()
     assert found is not None and found.seconds(2_000_000) == pytest.approx(2.0, rel=0.05)
+
+
+def test_cc17_a_long_transfer_takes_in_all_others_however_many_they_were() -> None:
+    link = Link()
+    for step in range(6):
+        at = 3.0 * step
+        for i in range(8):
+            link.transfer(5_000, at + 0.1 + 0.1 * i, at + 0.9 + 0.1 * i)
+        link.transfer(20_000_000, at, at + 2.0)
+    found = link.fit()
+    assert found is not None and found.seconds(20_000_000) == pytest.approx(2.0, rel=0.1)
+
+
+def test_cc21_a_collapse_shows_however_many_transfers_a_step_has() -> None:
+    """Ten of them together, so that the last fifty are five bursts."""
+    link, at = Link(), 0.0
+    for seconds, steps in ((0.01, 12), (2.0, 3)):
+        for _ in range(steps):
+            for i in range(10):
+                link.transfer(500_000, at + 0.001 * i, at + seconds * (i + 1) / 10)
+            at += seconds + 0.01
+        if seconds < 1:
+            link.settle()
+    assert link.slowdown() > 50
