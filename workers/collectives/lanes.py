@@ -122,6 +122,11 @@ class Lanes:
         return tuple(tuple(pieces) for pieces in found)
 
     @cached_property
+    def longest(self) -> int:
+        """Elements of the longest lane."""
+        return max((lane.stop - lane.start for lane in self.lanes), default=0)
+
+    @cached_property
     def alone(self) -> bool:
         """There is one unit only, or nothing to be exchanged."""
         return all(len(lane.members) == 1 for lane in self.lanes)

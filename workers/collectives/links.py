@@ -87,9 +87,9 @@ class LinkExchange:
         self._both_ways: set[int] = set()
 
     def go_both_ways(self, number: int, levels: Levels, codec: Codec) -> bool:
-        """Whether this way takes the phases of the second pair too, which all members answer alike."""
-        lanes = levels.between.lanes
-        if levels.between.alone or max(codec.nbytes(lane.stop - lane.start) for lane in lanes) < LARGE_BYTES:
+        """Let this way take the phases of the second pair too, where what it sends is large: all members do so alike.
+        Returns whether it does."""
+        if levels.between.alone or codec.nbytes(levels.between.longest) < LARGE_BYTES:
             return False
         self._both_ways.add(number)
         return True
@@ -412,7 +412,6 @@ def _both_ways(operands: _Operands, index: int) -> list[_Operands]:
     the second the other way round, and from itself."""
     received, sent, receive, send, phase = operands
     there, here = sum(send[: index + 1]), sum(receive[:index])
-    before, behind = range(index + 1), range(index, len(send))
     return [
         _Operands(
             received[:here],
@@ -424,8 +423,8 @@ def _both_ways(operands: _Operands, index: int) -> list[_Operands]:
         _Operands(
             received[here:],
             sent[:there],
-            [size if member in behind else 0 for member, size in enumerate(receive)],
-            [size if member in before else 0 for member, size in enumerate(send)],
+            [size if member >= index else 0 for member, size in enumerate(receive)],
+            [size if member <= index else 0 for member, size in enumerate(send)],
             phase + AGAIN,
         ),
     ]

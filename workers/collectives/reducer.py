@@ -126,12 +126,12 @@ class Reducer:
         self._compensate(bucket, gradient, cut.between.shard if self._in_shards(cut) else None)
         if exact:
             self._compression.encoded(bucket)
-        if exact and self.one_level:
+        if self.one_level and (exact or (codec.sums_in is not None and self._exchange.topology.world > 1)):
             self._skip(number, INSIDE + OUT, BACK, OUT_AGAIN, BACK_AGAIN, ON_HOST)
-            yield from self._links.sum_in_ring(number, gradient, OUT)
-        elif codec.sums_in is not None and self.one_level and self._exchange.topology.world > 1:
-            self._skip(number, INSIDE + OUT, BACK, OUT_AGAIN, BACK_AGAIN, ON_HOST)
-            yield from self._encoded_in_ring(number, bucket, gradient, codec, codec.sums_in)
+            if codec.sums_in is None:
+                yield from self._links.sum_in_ring(number, gradient, OUT)
+            else:
+                yield from self._encoded_in_ring(number, bucket, gradient, codec, codec.sums_in)
         else:
             self._spread(number, cut, codec)
             owed = Owed(self._compression, bucket)

@@ -27,7 +27,19 @@ from workers.compression.choice import Choice
 from workers.compression.gradients import GradientCompression
 from workers.identity import GENESIS, Generation, StateId
 
-CODECS = ("none", "bf16", "fp16", "int8", "int4", "sign", "topk 0.05", "threshold 0.05", "powersgd 2", "powersgd-int8 2")
+CODECS = (
+    "none",
+    "bf16",
+    "bf16-ring",
+    "fp16",
+    "int8",
+    "int4",
+    "sign",
+    "topk 0.05",
+    "threshold 0.05",
+    "powersgd 2",
+    "powersgd-int8 2",
+)
 CLOSE = 0.05
 STEPS = 4
 CLONE_NEWNET = 0x40000000

@@ -186,8 +186,10 @@ class _Window:
             return self.present
         found = [options[index] for options, index in zip(allowed, chosen, strict=True)]
         if not self.state.chosen:
-            return found if self._worth(found) and self._saves(found) else self.present
-        return self.present if self.collapsed and not self.over and not self._saves(found) else found
+            enough = self._worth(found) and self._saves(found)
+        else:
+            enough = self.over or not self.collapsed or self._saves(found)
+        return found if enough else self.present
 
     def _saves(self, found: list[Option]) -> bool:
         """Whether a plan gains enough in which some buckets may take longer, and lose less, for the sake of others."""
@@ -264,8 +266,8 @@ class _Window:
         if disappoints:
             count = self.state.disappointments + 1
             until, over = self.step + BAR_STEPS * 2 ** (count - 1), self.line.seconds_per_byte
-            state = replace(state, disappointments=count, none_until=until, none_over=over)
-            state = replace(state, disappointing=self.measured.step_seconds)
+            took = self.measured.step_seconds
+            state = replace(state, disappointments=count, none_until=until, none_over=over, disappointing=took)
         if self.measured.step_seconds is not None and self._sends_all:
             took, spent = self.measured.step_seconds, self.line.seconds_per_byte
             state = replace(state, none_step_seconds=took, none_seconds_per_byte=spent)

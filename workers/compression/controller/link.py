@@ -51,10 +51,10 @@ class Burst(NamedTuple):
     def seconds(self) -> float:
         return self.end - self.begin
 
-    def takes_in(self, last: Burst, begin: float) -> bool:
-        """Whether a transfer that began at `begin`, in this burst, shared the link with `last`: as a rule up to
-        `LONGEST_BURST` of them, but always with what came and went while it was under way."""
-        return last.end > begin and (last.begin >= begin or last.transfers < LONGEST_BURST)
+    def joins(self, begin: float) -> bool:
+        """Whether a later transfer that began at `begin` belongs to this burst: as long as that has fewer than
+        `LONGEST_BURST`, or where all of it came and went in the meantime."""
+        return self.end > begin and (self.begin >= begin or self.transfers < LONGEST_BURST)
 
 
 class Point(NamedTuple):
@@ -85,7 +85,7 @@ class Link:
         ends."""
         self._is_fitted = False
         burst = Burst(transfers, nbytes, begin, end)
-        while self._bursts and burst.takes_in(self._bursts[-1], begin):
+        while self._bursts and self._bursts[-1].joins(begin):
             last = self._bursts.pop()  # several, where a long one ends after some that came and went in the meantime
             both = burst.transfers + last.transfers, burst.nbytes + last.nbytes
             burst = Burst(*both, min(burst.begin, last.begin), max(burst.end, last.end))

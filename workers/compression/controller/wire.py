@@ -74,6 +74,7 @@ def transfers(facts: BucketFacts, choice: Choice) -> tuple[int, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=1 << 16)
 def work(facts: BucketFacts, choice: Choice) -> Work:
     """Sharded: encoded are the others' pieces and the sum of the own one. Decoded are everybody's parts of the own piece
     and the others' sums; and, but for `none`, for the residuals, all that was encoded. Low rank works on the whole
