@@ -13,7 +13,7 @@ from benchmarks.links.methods import ADAPTIVE, ALONE, FP32, METHODS, POWERSGD
 
 STRETCHES = ("1000", "10", "1000")
 """Mbit/s, one after the other."""
-STEPS = 150
+STEPS = 500
 """Of a stretch."""
 SETTLE, FEW, MANY = 2, 3, 20
 """Of a method that does not react, for each stretch: steps that do not count, and those that do; few where it is slow."""

@@ -22,6 +22,7 @@ from workers.comm.compression import NO_BUCKETS, State, take_over, whole_state
 from workers.comm.layout import Layout, Names, same
 from workers.comm.neighbours import Neighbours
 from workers.comm.ready import Ready, on_cpu
+from workers.compression.controller.controller import Controller
 from workers.compression.gradients import GradientCompression
 from workers.identity import NO_GENERATION, StateId
 
@@ -30,7 +31,7 @@ logger = logging.getLogger("quantarion.comm")
 CHECK_SECONDS = 0.1
 """How long a dead neighbour goes unnoticed."""
 
-QUIET_STEPS = 4
+QUIET_STEPS = 2
 """Where nothing is encoded and nothing owed, in one pass of so many ranks tell each other how they are."""
 
 NORM_STEPS = 2
@@ -117,12 +118,12 @@ class Iterations:
             self._no_more_buckets()
             self._say_what_all_must_know()
             if not self.waiting:
-                self._end()
+                self._conclude()
 
     def get_on(self) -> None:
         """Let the sums get on for a moment; the last one ends the iteration. Raises ExchangeError, Abandoned."""
         if not self._move(wait=self.spare_seconds == 0) and self._open[-1].last:
-            self._end()
+            self._conclude()
 
     def abandon(self) -> list[Ready]:
         """Forget what is on its way. Returns the buckets that get no sum."""
@@ -189,17 +190,15 @@ class Iterations:
 
     def _say_what_all_must_know(self) -> None:
         """Whose gradient was refused, and added zeros; whether a link has collapsed; what codecs are chosen by."""
+        self._flags = self._measured = torch.empty(0)
         if not self._compressed:
             return
         controller, step = self.compression.controller, self.steps + 1
-        self._flags = torch.empty(0)
         if not self._quiet or step % QUIET_STEPS == 0:
             self._tell_flags()
-        self._measured = torch.empty(0)
         if controller is not None and self._reducer is self._encoding:
             if controller.is_due(step):
-                self._measured = controller.measures.vector()
-                self._tasks.append(self._reducer.sum_exactly(self._measured, largest=True))
+                self._reduce_measures(controller)
             controller.try_shadows(step, self._reducer.progress)
 
     def _tell_flags(self) -> None:
@@ -207,6 +206,25 @@ class Iterations:
         alarmed = controller is not None and controller.alarm
         self._flags = torch.tensor([*self._refused, alarmed], dtype=torch.float32)
         self._tasks.append(self._reducer.sum_exactly(self._flags))
+
+    def _conclude(self) -> None:
+        """All that was started is done. Where a rank has found its link collapsed all reduce their measures before the end,
+        so that the next pass has another plan."""
+        controller = self.compression.controller
+        if controller is not None and self._alarmed and self._reducer is self._encoding and not len(self._measured):
+            controller.raise_alarm()
+            self._reduce_measures(controller)
+        if not self.waiting:
+            self._end()
+
+    @property
+    def _alarmed(self) -> bool:
+        """A rank has found its link collapsed, as all know now."""
+        return len(self._flags) > 0 and float(self._flags[-1]) > 0
+
+    def _reduce_measures(self, controller: Controller) -> None:
+        self._measured = controller.measures.vector()
+        self._tasks.append(self._reducer.sum_exactly(self._measured, largest=True))
 
     def _end(self) -> None:
         self.steps += 1
@@ -225,14 +243,14 @@ class Iterations:
             self._open.pop(0)
 
     def _commit(self) -> None:
-        *refused, alarmed = self._flags.tolist() if len(self._flags) else [0.0] * (len(self._values) + 1)
+        refused = self._flags.tolist()[:-1] if len(self._flags) else [0.0] * len(self._values)
         for values, flag in zip(self._values, refused, strict=True):
             if flag:
                 values.fill_(math.nan)
         self.compression.commit(skipped=any(refused))
         controller = self.compression.controller
         if controller is not None:
-            for decision in controller.decide(self.steps, self._measured, controller.world, alarmed=alarmed > 0):
+            for decision in controller.decide(self.steps, self._measured, controller.world, alarmed=self._alarmed):
                 logger.info("%s", decision)
             if not any(refused) and self.steps % NORM_STEPS == 0:
                 controller.measures.gradient_norm(sum(float(torch.dot(v, v)) for v in self._values) ** 0.5)

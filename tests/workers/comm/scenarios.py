@@ -18,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.workers.comm.ranks import Known, digest, flat, hooked, wanted
 from workers.collectives.device import DeviceExchange
 from workers.comm import CommState, devices, neighbours
+from workers.compression.controller.controller import Controller
+from workers.compression.controller.records import Record
 from workers.memory_file import MemoryShortage
 
 STEPS = 30
@@ -121,6 +123,26 @@ def train_modes(modes: list[tuple[str, dict[str, Any]]]) -> list[tuple[Outcome, 
     """With plain DDP, and with ours uncompressed and in float32."""
     exact = {"policy": "fixed", "codec": "none"}
     return [(train(None, 12, mode, **ddp), train(exact, 12, mode, **ddp)) for mode, ddp in modes]
+
+
+def train_alarmed(whom: int, steps: Sequence[int]) -> tuple[Outcome, list[int]]:
+    """`whom` finds its link collapsed in some steps. With those after which there were measures of all to decide by."""
+    begun, decide, decided = 0, Controller.decide, []
+
+    def begin_step(self: Controller, step: int) -> None:
+        nonlocal begun
+        begun = step
+        began(self, step)
+
+    def counted(self: Controller, step: int, reduced: Tensor, *args: Any, **kwargs: Any) -> list[Record]:
+        if len(reduced):
+            decided.append(step)
+        return decide(self, step, reduced, *args, **kwargs)
+
+    began, Controller.begin_step = Controller.begin_step, begin_step  # type: ignore[method-assign]
+    Controller.decide = counted  # type: ignore[method-assign]
+    Controller.alarm = property(lambda _: dist.get_rank() == whom and begun in steps)  # type: ignore[assignment]
+    return train({}, 45), decided
 
 
 def train_without_room(lacking: list[int]) -> Outcome:

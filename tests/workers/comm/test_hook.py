@@ -96,6 +96,18 @@ def test_cc25_cc20_by_default_it_adapts_alike_on_all_ranks(tmp_path: Path) -> No
     assert ranks[0].choices and ranks[0].steps == 90
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1)], ids=str)
+def test_cc21_where_a_rank_finds_its_link_collapsed_all_decide_after_that_very_step(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """Where nothing is encoded they tell each other in every other step only; a step that decides anyway does so once."""
+    ranks = run(tmp_path, shape, scenarios.train_alarmed, 1, [24, 27, 40, 42])
+    assert {outcome.digest for outcome, _ in ranks} == {ranks[0][0].digest}
+    for outcome, decided in ranks:
+        assert outcome.steps == 45
+        assert set(decided) - {27} == {20, 24, 40, 42} and len(decided) == len(set(decided))
+
+
 @pytest.mark.parametrize("codec", ["int8", "powersgd 2"])
 def test_cc25_many_buckets_one_of_a_bias_alone(tmp_path: Path, codec: str) -> None:
     ours = {"policy": "fixed", "codec": codec, "dense_steps": 1}

@@ -33,9 +33,12 @@ TOLERATED = 1.2
 LIKE = 1.5
 """Times slower at most than it was, a link is about as it was."""
 
+PLAIN = 1 / 3
+"""Of a step: a plan that promises to save as much need not wait until it is well known how long steps with `none` take."""
+
 BAR_STEPS = 500
-"""For how long a choice that has broken the budget is out, or all but `none` where they do not help; and twice as long
-each time they do so again."""
+"""For how long a choice that has broken the budget is out, or what takes as long to encode as one that did not help; and
+twice as long each time one does so again after that."""
 
 
 def adaptive(
@@ -44,15 +47,17 @@ def adaptive(
     """The state after `step`, and the decisions.
 
     Without a measured link nothing is decided. The first decision that has something to choose from is made at once; it
-    replaces what nobody chose. After it, a bucket changes:
+    replaces what nobody chose. One that promises little waits for a second window of `none`: the first steps of a training
+    are slow, and would make any plan look good. After it, a bucket changes:
     - to a choice that was predicted in `windows` windows in a row to take `change` less exposed time, or to `none` where
       its choice has not beaten `none` by `worth` for as long; not twice within `pause` steps;
     - at once where the link has collapsed, to any choice, where the plan as a whole takes `change` less; in the middle of a
       window, after an alarm, for this reason only;
     - at once where the plan in force is not within the error budget, to one that loses less; where that is so only while
       gradients change fast, it does not have to wait for `pause` steps afterwards;
-    - all of them at once to `none` where steps have turned out no faster than with `none` over such a link. Nothing else
-      is tried for a while then, as long as the link is no slower.
+    - all of them at once to `none` where steps have turned out no faster than with `none` over such a link. After a window
+      of `none` there may be a first decision again, for a while only from what takes less time to encode and decode, as
+      long as the link is no slower.
     """
     line = measured.lines.get(buckets[0].level)
     if line is None or buckets[0].hosts < 2:
@@ -151,8 +156,7 @@ class _Window:
 
     def _allowed(self, i: int) -> list[Option]:
         """The present choice first."""
-        if self._sends_all and self.step < self.state.none_until and self._is_no_slower(self.state.none_over):
-            return [self.present[i]]
+        cheap = self._sends_all and self._only_cheap
         bucket, config = self.state.buckets[i], self.config
         urgent = self.collapsed or not self.state.chosen
         rests = bucket.changed is not None and self.step - bucket.changed < config.pause
@@ -160,6 +164,8 @@ class _Window:
         for option in self.options[i][1:]:
             text = str(option.choice)
             if is_late(option.choice) and self.step < self.state.dense_until:
+                continue
+            if cheap and option.coding >= self.state.cheap_below * self.facts[i].elements:
                 continue
             if text in bucket.barred and self.step < bucket.barred[text][1]:
                 continue
@@ -198,9 +204,15 @@ class _Window:
 
     def _worth(self, found: list[Option]) -> bool:
         """Whether the first plan is."""
-        now = exposed([option.seconds for option in found], self.hidden)
-        least = self.config.worth * max(self._none_exposed, self.measured.step_seconds or 0.0)
-        return self._can_tell and self._none_exposed - now > least
+        saved = self._none_exposed - exposed([option.seconds for option in found], self.hidden)
+        step = self.measured.step_seconds or 0.0
+        least = PLAIN * step if self._is_early else self.config.worth * max(self._none_exposed, step)
+        return self._can_tell and saved > least
+
+    @property
+    def _is_early(self) -> bool:
+        """How long a step takes when nothing is encoded is known from this window alone."""
+        return self.measured.step_seconds is not None and self.state.none_step_seconds is None
 
     @property
     def _can_tell(self) -> bool:
@@ -238,10 +250,15 @@ class _Window:
         return self.line.seconds_per_byte <= LIKE * seconds_per_byte
 
     @property
+    def _only_cheap(self) -> bool:
+        return self.step < self.state.cheap_until and self._is_no_slower(self.state.cheap_over)
+
+    @property
     def _sends_all(self) -> bool:
         return all(option.choice == NONE for option in self.present)
 
     def outcome(self) -> tuple[ControllerState, list[Record]]:
+        self.state = self._second_thought()
         disappoints = self.disappoints
         chosen = self.none if disappoints else self.choose()
         after, decisions = [], []
@@ -256,29 +273,40 @@ class _Window:
             self.state,
             buckets=tuple(after),
             step=self.step,
-            chosen=self.state.chosen or self._had_a_choice,
+            chosen=self.state.chosen or (self._had_a_choice and (chosen != self.present or not self._is_early)),
             seconds_per_byte=self._smoothed(),
             gradient_norm=_or(self.measured.gradient_norm, self.state.gradient_norm),
             coherence=_or(self.measured.coherence, self.state.coherence),
         )
-        if state.disappointing is not None and self._sends_all and self.measured.step_seconds is not None:
-            state = self._second_thought(state, self.measured.step_seconds)
         if disappoints:
-            count = self.state.disappointments + 1
-            until, over = self.step + BAR_STEPS * 2 ** (count - 1), self.line.seconds_per_byte
-            took = self.measured.step_seconds
-            state = replace(state, disappointments=count, none_until=until, none_over=over, disappointing=took)
-        if self.measured.step_seconds is not None and self._sends_all:
+            state = self._disappointed(state)
+        if self.measured.step_seconds is not None and self._sends_all and self.is_whole:
             took, spent = self.measured.step_seconds, self.line.seconds_per_byte
             state = replace(state, none_step_seconds=took, none_seconds_per_byte=spent)
         return state, [*decisions, self._plan(chosen)]
 
-    def _second_thought(self, state: ControllerState, none: float) -> ControllerState:
+    def _disappointed(self, state: ControllerState) -> ControllerState:
+        """Encoding has taken longer than it seemed: cores are shared with backward. What takes less may do."""
+        buckets = zip(self.present, self.facts, strict=True)
+        if not self._only_cheap:
+            count, until = state.disappointments + 1, self.step + BAR_STEPS * 2**state.disappointments
+            state = replace(state, disappointments=count, cheap_until=until)
+        return replace(
+            state,
+            chosen=False,
+            cheap_below=min((option.coding / each.elements for option, each in buckets if option.coding), default=0.0),
+            cheap_over=self.line.seconds_per_byte,
+            disappointing=self.measured.step_seconds,
+        )
+
+    def _second_thought(self) -> ControllerState:
         """After a window of `none`: where its steps are longer than those of the plan before, all has become slower, and
         the plan was not to blame."""
-        assert state.disappointing is not None
+        state, none = self.state, self.measured.step_seconds
+        if state.disappointing is None or none is None or not self._sends_all:
+            return state
         if state.disappointing < (1 - self.config.worth) * none:
-            state = replace(state, disappointments=max(0, state.disappointments - 1), none_until=self.step, chosen=False)
+            state = replace(state, disappointments=max(0, state.disappointments - 1), cheap_until=self.step)
         return replace(state, disappointing=None)
 
     @property

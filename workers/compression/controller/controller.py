@@ -102,20 +102,24 @@ class Controller:
             alarmed: whether a rank has found its link collapsed.
         """
         if len(reduced):
-            facts, before = self.facts(*world), self.state.plan
-            self.state, records = decide(self.state, self._layout.read(reduced), step, facts, self._config)
-            if self.state.plan != before:
-                self.measures.plan_changed()
+            facts, before = self.facts(*world), self.state
+            self.state, records = decide(before, self._layout.read(reduced), step, facts, self._config)
+            if self.state.plan != before.plan or before.alarmed:
+                self.measures.begin_steps()
                 self._begun = None
             return records
-        if alarmed and self._config.policy == "adaptive":
-            self.state = replace(self.state, alarmed=True)
+        if alarmed:
+            self.raise_alarm()
         return []
+
+    def raise_alarm(self) -> None:
+        """A rank finds its link collapsed, and all know: the next step that ends is a decision's."""
+        self.state = replace(self.state, alarmed=True)
 
     @property
     def alarm(self) -> bool:
         """Whether this rank finds its link collapsed."""
-        return self._hosts > 1 and self.measures.alarm(self._config.collapse)
+        return self._config.policy == "adaptive" and self._hosts > 1 and self.measures.alarm(self._config.collapse)
 
     # ------------------------------------------------------------------ shadows
 

@@ -17,6 +17,8 @@ JUMP = 2.0
 
 SUDDEN, SUDDEN_JUMP = 3, 8.0
 """So few are, where each of them takes so many times as long: on a link that has all but gone, a few steps take minutes."""
+SUDDEN_SECONDS = 1.0
+"""And one fewer, where they have taken as long as this together."""
 
 LONGEST_BURST = 8
 WELL_APART = 0.05
@@ -120,8 +122,8 @@ class Link:
         if self._reference is None or len(points) < RECENT:
             return 1.0
         telling = [points[i] for i in _telling(points)]
-        if _all_slower(telling[-SUDDEN:], self._reference):
-            return _ratio(telling[-SUDDEN:], self._reference)
+        if sudden := _sudden(telling, self._reference):
+            return _ratio(telling[-sudden:], self._reference)
         return _ratio(telling[-RECENT:], self._reference)
 
     def _points(self) -> list[Point]:
@@ -151,9 +153,9 @@ def _change(points: Sequence[Point], floor: float) -> int:
     """From which one on they are of another link; 0 where all are of one."""
     telling = _telling(points)
     if len(telling) >= ENOUGH + SUDDEN:
-        first = telling[-SUDDEN]
-        if _all_slower([points[i] for i in telling[-SUDDEN:]], fit_line(points[:first], floor)):
-            return first
+        before = fit_line(points[: telling[-SUDDEN]], floor)
+        if sudden := _sudden([points[i] for i in telling], before):
+            return telling[-sudden]
     if len(telling) >= 2 * RECENT:
         first = telling[-RECENT]
         if not 1 / JUMP < _ratio([points[i] for i in telling[-RECENT:]], fit_line(points[:first], floor)) < JUMP:
@@ -161,8 +163,12 @@ def _change(points: Sequence[Point], floor: float) -> int:
     return 0
 
 
-def _all_slower(points: Sequence[Point], line: Line) -> bool:
-    return all(point.seconds > SUDDEN_JUMP * line.seconds(point.nbytes) for point in points)
+def _sudden(points: Sequence[Point], line: Line) -> int:
+    """How many of the last ones show that the link has all but gone; 0 where they do not."""
+    few = points[1 - SUDDEN :]
+    count = len(few) if sum(point.seconds for point in few) >= SUDDEN_SECONDS else SUDDEN
+    slow = all(point.seconds > SUDDEN_JUMP * line.seconds(point.nbytes) for point in points[-count:])
+    return count if slow else 0
 
 
 def _ratio(points: Sequence[Point], line: Line) -> float:

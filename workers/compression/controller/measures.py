@@ -105,8 +105,8 @@ class Measures:
         """From the beginning of a step to that of the next one, in which nothing was tried beside the exchange."""
         self._steps.append(seconds)
 
-    def plan_changed(self) -> None:
-        """Steps of the last plan say nothing of this one."""
+    def begin_steps(self) -> None:
+        """The plan or the link has changed: steps before say nothing of those to come."""
         self._steps.clear()
 
     def gain(self, bucket: int, choice: Choice, gain: float, energy: float | None = None) -> None:
@@ -164,7 +164,7 @@ class Measures:
         return Measured(
             lines={level: link.settle() for level, link in self._links.items()},
             round_trip=_mean(self._round_trips),
-            step_seconds=_median(self._steps) if len(self._steps) >= ENOUGH_STEPS else None,
+            step_seconds=_quartile(self._steps) if len(self._steps) >= ENOUGH_STEPS else None,
             gradient_norm=_mean(self._norms),
             coherence=_mean(self._coherence),
             encode=tuple(_rate(self._encode.get(choice)) for choice in CANDIDATES),
@@ -196,6 +196,11 @@ def _mean(values: Sequence[float] | deque[float]) -> Value:
 
 def _median(values: Sequence[float] | deque[float]) -> Value:
     return median(values) if values else None
+
+
+def _quartile(values: Sequence[float] | deque[float]) -> float:
+    """The lower one: what makes a step longer now and then is mostly none of the plan's doing."""
+    return sorted(values)[(len(values) - 1) // 4]
 
 
 def _rate(samples: deque[tuple[float, int]] | None) -> Value:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.controller.config import ControllerConfig
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class ControllerState:
         gradient_norm, coherence: of the last window.
         none_step_seconds: of a step in the last window in which nothing was encoded, and `none_seconds_per_byte` of the
             link then; None where there was none.
-        disappointments: how often a plan made steps no shorter than `none` had; until step `none_until` nothing else is
-            tried over a link that is no slower than it was then, `none_over` seconds per byte.
+        disappointments: how often a plan made steps no shorter than `none` had; until step `cheap_until` nothing is tried
+            that takes as long to encode and decode as that did, `cheap_below` seconds per element, over a link that is no
+            slower than it was then, `cheap_over` seconds per byte.
         disappointing: seconds of a step of the plan that did, until they are compared with those of a window after it.
         alarmed: the next step is a decision's too, since a rank finds its link collapsed (`Measures.alarm`). Set from what
             is reduced with every step, and taken back by `decide`.
@@ -61,8 +62,9 @@ class ControllerState:
     none_step_seconds: float | None = None
     none_seconds_per_byte: float | None = None
     disappointments: int = 0
-    none_until: int = 0
-    none_over: float = 0.0
+    cheap_until: int = 0
+    cheap_below: float = 0.0
+    cheap_over: float = 0.0
     disappointing: float | None = None
     alarmed: bool = False
 
@@ -84,8 +86,9 @@ class ControllerState:
             "none_step_seconds": self.none_step_seconds,
             "none_seconds_per_byte": self.none_seconds_per_byte,
             "disappointments": self.disappointments,
-            "none_until": self.none_until,
-            "none_over": self.none_over,
+            "cheap_until": self.cheap_until,
+            "cheap_below": self.cheap_below,
+            "cheap_over": self.cheap_over,
             "disappointing": self.disappointing,
             "alarmed": self.alarmed,
             "buckets": [

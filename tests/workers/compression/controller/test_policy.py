@@ -392,6 +392,8 @@ def test_cc21_after_an_alarm_a_collapse_is_acted_on_in_the_middle_of_a_window_an
     after, records = decide(state, measured(SLOW), 1003, BUCKETS)
     assert str(after.plan[1]) == "powersgd-int8 8" and {r["reason"] for r in changes(records)} == {"collapse"}
     assert not after.alarmed
+    timed, _ = decide(state, measured(SLOW, step_seconds=1.0), 1003, BUCKETS)
+    assert timed.none_step_seconds is None, "most of those steps were before the collapse"
     false_alarm, records = decide(state, measured(MEDIUM), 1003, BUCKETS)
     assert false_alarm == replace(state, alarmed=False) and not records
 
@@ -425,7 +427,8 @@ def test_cc23_every_decision_is_a_record_of_plain_values_with_what_led_to_it() -
 
 
 def test_cc18_a_plan_under_which_steps_take_as_long_as_with_none_goes_back_for_a_while() -> None:
-    """Whatever was predicted: over a link that is as it was, what was measured decides; and no other is tried there."""
+    """Whatever was predicted: over a link that is as it was, what was measured decides. Tried after it is only what takes
+    less and less time to encode and decode."""
     slow = measured(SLOW, step_seconds=1.0)
     states, _ = run([slow])
     assert not all_are(states[0].plan) and states[0].none_step_seconds == 1.0
@@ -433,9 +436,10 @@ def test_cc18_a_plan_under_which_steps_take_as_long_as_with_none_goes_back_for_a
     assert not any(record["reason"] == "disappoints" for record in changes(better[1]))
     states, records = no_better
     steps = sorted({record["step"] for record in changes(records) if record["reason"] == "disappoints"})
-    assert steps[0] == 40 and all_are(states[1].plan) and states[1].none_until == 540
-    tried = [state.step for state in states if not all_are(state.plan)]
-    assert tried[1] == 540 and len(tried) == 2 and states[-1].none_until > 1500
+    assert steps[0] == 40 and all_are(states[1].plan) and states[1].cheap_until == 540
+    tried = {state.step: str(state.plan[1]) for state in states if not all_are(state.plan)}
+    assert list(tried.values()) == 2 * ["powersgd-int8 8", "int4", "int8", "bf16-ring"]
+    assert [step for step in tried if step > 140] == [540, 580, 620, 660] and states[-1].cheap_until == 560 + 1000
     slower = replace(measured(Line(SLOW.latency, 2 * SLOW.seconds_per_byte)), step_seconds=3.0)
     again, _ = run([slower] * 8, state=states[1])
     assert not all(all_are(state.plan) for state in again)
@@ -445,9 +449,9 @@ def test_cc18_a_plan_is_not_to_blame_where_all_has_become_slower() -> None:
     """As where a host is lost, or every step computes more: then steps with `none` are longer still."""
     before, slower = measured(SLOW, step_seconds=1.0), measured(SLOW, step_seconds=2.0)
     with_none = replace(slower, step_seconds=3.0)
-    states, records = run([before, slower, with_none, with_none, *[slower] * 3])
+    states, records = run([before, slower, with_none, *[slower] * 3])
     assert all_are(states[1].plan) and not all_are(states[0].plan)
-    assert not all_are(states[3].plan) and states[3].plan == states[0].plan
+    assert states[2].plan == states[0].plan and states[2].disappointments == 0
     assert states[-1].plan == states[0].plan
     assert [record["step"] for record in changes(records) if record["reason"] == "disappoints"] == [40, 40]
 
@@ -466,12 +470,15 @@ def test_cc18_what_promises_little_waits_until_it_can_be_compared() -> None:
     hidden = [spare * 0.7] * 2
     states, _ = run([measured(MEDIUM, hidden=hidden)] * 3)
     assert all(all_are(state.plan) and not state.chosen for state in states)
-    states, _ = run([measured(MEDIUM, hidden=hidden), measured(MEDIUM, hidden=hidden, step_seconds=3 * spare)])
-    assert not all_are(states[-1].plan)
+    timed = measured(MEDIUM, hidden=hidden, step_seconds=3 * spare)
+    states, _ = run([measured(MEDIUM, hidden=hidden), timed, timed])
+    assert all_are(states[1].plan) and not states[1].chosen, "the first steps of a training are slow"
+    assert not all_are(states[2].plan)
     states, _ = run([measured(MEDIUM, hidden=hidden, step_seconds=50 * spare)] * 5)
     assert all_are(states[-1].plan)
-    urgent, _ = run([measured(MEDIUM, hidden=[spare * 0.1] * 2)])
-    assert not all_are(urgent[0].plan)
+    for takes in (None, 1.5 * spare):
+        urgent, _ = run([measured(MEDIUM, hidden=[spare * 0.1] * 2, step_seconds=takes)])
+        assert not all_are(urgent[0].plan)
 
 
 def test_cc19_a_plan_that_seems_a_little_over_the_budget_stays() -> None:
