@@ -33,12 +33,16 @@ TOLERATED = 1.2
 LIKE = 1.5
 """Times slower at most than it was, a link is about as it was."""
 
-PLAIN = 1 / 3
+PLAIN = 3 / 4
 """Of a step: a plan that promises to save as much need not wait until it is well known how long steps with `none` take."""
 
 BAR_STEPS = 500
-"""For how long a choice that has broken the budget is out, or what takes as long to encode as one that did not help; and
-twice as long each time one does so again after that."""
+"""For how long a choice that has broken the budget is out; and twice as long each time it does so again."""
+
+DEARER_STEP = 1.25
+"""Each time it turns out to be, encoding and decoding count as so many times dearer at least."""
+
+FORGET_STEPS = 1000
 
 
 def adaptive(
@@ -55,15 +59,40 @@ def adaptive(
       window, after an alarm, for this reason only;
     - at once where the plan in force is not within the error budget, to one that loses less; where that is so only while
       gradients change fast, it does not have to wait for `pause` steps afterwards;
-    - all of them at once to `none` where steps have turned out no faster than with `none` over such a link. After a window
-      of `none` there may be a first decision again, for a while only from what takes less time to encode and decode, as
-      long as the link is no slower.
+    - all of them at once to `none` where steps have turned out no faster than with `none` over such a link. What was
+      missing of the promise is put down to encoding and decoding, which counts as so much dearer from then on. With that
+      there is a first decision again after a window of `none`;
+    - all of them once more after the window in which a link has collapsed, when it is better known.
     """
     line = measured.lines.get(buckets[0].level)
     if line is None or buckets[0].hosts < 2:
         return replace(state, step=step), []
+    if step % config.every == 0:
+        state = _second_thought(state, measured.step_seconds, step, config)
     window = _Window(state, measured, step, buckets, config, _believed(line, state, buckets, config))
     return window.outcome() if window.is_whole or window.collapsed else (state, [])
+
+
+def _second_thought(state: ControllerState, none: Value, step: int, config: ControllerConfig) -> ControllerState:
+    """After a window of `none` that follows a plan which was no faster: where its steps are longer than those of the plan,
+    all has become slower, and the plan was not to blame."""
+    if state.disappointing is None or none is None or any(choice != NONE for choice in state.plan):
+        return state
+    if state.disappointing >= (1 - config.worth) * none:
+        state = replace(state, dearer=state.dearer_then, dearer_since=step)
+    return replace(state, disappointing=None)
+
+
+def _dearer(state: ControllerState, step: int) -> float:
+    """Forgotten by half in `FORGET_STEPS`: other work may have ended, and what was no gain may become one."""
+    return 1 + (state.dearer - 1) * 0.5 ** ((step - state.dearer_since) / FORGET_STEPS)
+
+
+def _as_dear(measured: Measured, factor: float) -> Measured:
+    encode, decode = (
+        tuple(None if rate is None else factor * rate for rate in rates) for rates in (measured.encode, measured.decode)
+    )
+    return replace(measured, encode=encode, decode=decode)
 
 
 def _believed(line: Line, state: ControllerState, facts: Sequence[BucketFacts], config: ControllerConfig) -> Line:
@@ -101,7 +130,9 @@ class _Window:
         config: ControllerConfig,
         line: Line,
     ) -> None:
-        self.state, self.measured, self.step, self.config, self.line = state, measured, step, config, line
+        self.dearer = _dearer(state, step)
+        self.state, self.measured = state, _as_dear(measured, self.dearer)
+        self.step, self.config, self.line = step, config, line
         self.facts = facts
         self.is_whole = step % config.every == 0
         self.hidden = [max(0.0, value or 0.0) for value in measured.hidden]
@@ -156,7 +187,6 @@ class _Window:
 
     def _allowed(self, i: int) -> list[Option]:
         """The present choice first."""
-        cheap = self._sends_all and self._only_cheap
         bucket, config = self.state.buckets[i], self.config
         urgent = self.collapsed or not self.state.chosen
         rests = bucket.changed is not None and self.step - bucket.changed < config.pause
@@ -164,8 +194,6 @@ class _Window:
         for option in self.options[i][1:]:
             text = str(option.choice)
             if is_late(option.choice) and self.step < self.state.dense_until:
-                continue
-            if cheap and option.coding >= self.state.cheap_below * self.facts[i].elements:
                 continue
             if text in bucket.barred and self.step < bucket.barred[text][1]:
                 continue
@@ -191,10 +219,9 @@ class _Window:
         if chosen is None:  # within the budget, but not once every error is rounded up
             return self.present
         found = [options[index] for options, index in zip(allowed, chosen, strict=True)]
-        if not self.state.chosen:
-            enough = self._worth(found) and self._saves(found)
-        else:
-            enough = self.over or not self.collapsed or self._saves(found)
+        if self.over or (self.state.chosen and not self.collapsed):
+            return found
+        enough = self._saves(found) and (self.state.chosen or self._worth(found))
         return found if enough else self.present
 
     def _saves(self, found: list[Option]) -> bool:
@@ -250,15 +277,10 @@ class _Window:
         return self.line.seconds_per_byte <= LIKE * seconds_per_byte
 
     @property
-    def _only_cheap(self) -> bool:
-        return self.step < self.state.cheap_until and self._is_no_slower(self.state.cheap_over)
-
-    @property
     def _sends_all(self) -> bool:
         return all(option.choice == NONE for option in self.present)
 
     def outcome(self) -> tuple[ControllerState, list[Record]]:
-        self.state = self._second_thought()
         disappoints = self.disappoints
         chosen = self.none if disappoints else self.choose()
         after, decisions = [], []
@@ -273,7 +295,7 @@ class _Window:
             self.state,
             buckets=tuple(after),
             step=self.step,
-            chosen=self.state.chosen or (self._had_a_choice and (chosen != self.present or not self._is_early)),
+            chosen=not self.collapsed and (self.state.chosen or self._has_decided(chosen)),
             seconds_per_byte=self._smoothed(),
             gradient_norm=_or(self.measured.gradient_norm, self.state.gradient_norm),
             coherence=_or(self.measured.coherence, self.state.coherence),
@@ -286,32 +308,18 @@ class _Window:
         return state, [*decisions, self._plan(chosen)]
 
     def _disappointed(self, state: ControllerState) -> ControllerState:
-        """Encoding has taken longer than it seemed: cores are shared with backward. What takes less may do."""
-        buckets = zip(self.present, self.facts, strict=True)
-        if not self._only_cheap:
-            count, until = state.disappointments + 1, self.step + BAR_STEPS * 2**state.disappointments
-            state = replace(state, disappointments=count, cheap_until=until)
-        return replace(
-            state,
-            chosen=False,
-            cheap_below=min((option.coding / each.elements for option, each in buckets if option.coding), default=0.0),
-            cheap_over=self.line.seconds_per_byte,
-            disappointing=self.measured.step_seconds,
-        )
+        """To encode and decode has taken longer than by itself: cores are shared with backward."""
+        took, none = self.measured.step_seconds or 0.0, state.none_step_seconds or 0.0
+        missing = self._none_exposed - exposed(self.durations, self.hidden) - (none - took)
+        alone = sum(option.coding for option in self.present) / self.dearer
+        least = DEARER_STEP * self.dearer
+        then = max(least, self.dearer + missing / alone) if alone > 0 else least
+        return replace(state, chosen=False, disappointing=took, dearer_then=then)
 
-    def _second_thought(self) -> ControllerState:
-        """After a window of `none`: where its steps are longer than those of the plan before, all has become slower, and
-        the plan was not to blame."""
-        state, none = self.state, self.measured.step_seconds
-        if state.disappointing is None or none is None or not self._sends_all:
-            return state
-        if state.disappointing < (1 - self.config.worth) * none:
-            state = replace(state, disappointments=max(0, state.disappointments - 1), cheap_until=self.step)
-        return replace(state, disappointing=None)
-
-    @property
-    def _had_a_choice(self) -> bool:
-        return self._can_tell and any(len(options) > 1 for options in self.options)
+    def _has_decided(self, chosen: list[Option]) -> bool:
+        """Whether this was the first decision."""
+        had_a_choice = self._can_tell and any(len(options) > 1 for options in self.options)
+        return had_a_choice and (chosen != self.present or not self._is_early)
 
     def _changed(self, i: int, new: Option, reason: str) -> BucketState:
         before = self.state.buckets[i]
@@ -320,10 +328,8 @@ class _Window:
             text = str(before.choice)
             count = barred.get(text, (0, 0))[0]
             barred[text] = (count + 1, self.step + BAR_STEPS * 2**count)
-        changed = None if reason == "start" else self.step
-        if reason == "budget" and self.budget.tight:  # as soon as gradients are calm again, it may be changed back
-            changed = before.changed
-        return BucketState(new.choice, changed, {}, barred)
+        may_change_soon = reason == "start" or (reason == "budget" and self.budget.tight)  # and be calm again soon
+        return BucketState(new.choice, before.changed if may_change_soon else self.step, {}, barred)
 
     def _smoothed(self) -> float:
         before, now = self.state.seconds_per_byte, self.line.seconds_per_byte

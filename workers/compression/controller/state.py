@@ -19,8 +19,8 @@ class BucketState:
 
     Attributes:
         choice: in force.
-        changed: the step of its last change, but for those made only because gradients changed fast; None where there was
-            none since the first choice.
+        changed: the step of its last change, but for first choices and those made only because gradients changed fast; None
+            where there was none.
         streaks: for how many windows in a row a change to that choice was promised to gain enough, by its text.
         barred: choices that have broken the error budget here, by text: how often, and the step until which they are out.
     """
@@ -44,10 +44,10 @@ class ControllerState:
         gradient_norm, coherence: of the last window.
         none_step_seconds: of a step in the last window in which nothing was encoded, and `none_seconds_per_byte` of the
             link then; None where there was none.
-        disappointments: how often a plan made steps no shorter than `none` had; until step `cheap_until` nothing is tried
-            that takes as long to encode and decode as that did, `cheap_below` seconds per element, over a link that is no
-            slower than it was then, `cheap_over` seconds per byte.
-        disappointing: seconds of a step of the plan that did, until they are compared with those of a window after it.
+        dearer: how many times longer than by themselves encoding and decoding take in a step, as plans have shown that
+            saved less than they promised; since step `dearer_since`, from which on it is forgotten by and by.
+        disappointing: seconds of a step of a plan that was no faster than `none`, until they are compared with those of the
+            window after it; then `dearer` is `dearer_then`, or the plan was not to blame.
         alarmed: the next step is a decision's too, since a rank finds its link collapsed (`Measures.alarm`). Set from what
             is reduced with every step, and taken back by `decide`.
     """
@@ -61,11 +61,10 @@ class ControllerState:
     coherence: float | None = None
     none_step_seconds: float | None = None
     none_seconds_per_byte: float | None = None
-    disappointments: int = 0
-    cheap_until: int = 0
-    cheap_below: float = 0.0
-    cheap_over: float = 0.0
+    dearer: float = 1.0
+    dearer_since: int = 0
     disappointing: float | None = None
+    dearer_then: float = 1.0
     alarmed: bool = False
 
     @property
@@ -85,11 +84,10 @@ class ControllerState:
             "coherence": self.coherence,
             "none_step_seconds": self.none_step_seconds,
             "none_seconds_per_byte": self.none_seconds_per_byte,
-            "disappointments": self.disappointments,
-            "cheap_until": self.cheap_until,
-            "cheap_below": self.cheap_below,
-            "cheap_over": self.cheap_over,
+            "dearer": self.dearer,
+            "dearer_since": self.dearer_since,
             "disappointing": self.disappointing,
+            "dearer_then": self.dearer_then,
             "alarmed": self.alarmed,
             "buckets": [
                 {

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.workers.compression.controller.conftest import ERRORS, FAST, MEDIUM, SLOW, all_are, any_measures, measured, mlp
-from workers.compression.choice import NONE, Choice, plan_hash
-from workers.compression.controller.adaptive import TOLERATED
+from workers.compression.choice import NONE, Choice, Plan, plan_hash
+from workers.compression.controller.adaptive import TOLERATED, _as_dear
 from workers.compression.controller.candidates import CANDIDATES, is_late
 from workers.compression.controller.config import ControllerConfig
 from workers.compression.controller.forecast import exposed, known_option, seconds
@@ -270,21 +271,32 @@ def test_cc21_a_change_needs_10_per_cent_and_3_windows_and_comes_once_in_100_ste
     pieces: list[tuple[Measured, int]],
 ) -> None:
     windows = [reduced for reduced, times in pieces for _ in range(times)]
-    _, records = run(windows)
+    states, records = run(windows)
+    chosen_before = {20: False} | {state.step + 20: state.chosen for state in states}
     last: dict[int, int] = {}
-    sent_back, begun = -1, -1
     for record in changes(records):
         bucket, step = record["bucket"], record["step"]
-        sent_back = step if record["reason"] == "disappoints" else sent_back
         if record["reason"] not in URGENT:
             assert record["windows"] >= 3
             assert record["gain"] >= 0.1 or record["to"] == "none"
             assert step - last.get(bucket, -100) >= 100
         if record["reason"] == "start":
-            assert bucket not in last or begun == step or sent_back > begun
-            begun = step
+            assert not chosen_before[step]
         elif record["reason"] != "budget" or not record["critical"]:
             last[bucket] = step
+
+
+@settings(max_examples=100)
+@given(st.lists(any_measures(), min_size=1, max_size=12))
+def test_cc21_a_first_decision_is_made_again_only_after_a_collapse_or_a_plan_that_disappoints(
+    windows: list[Measured],
+) -> None:
+    states, records = run(windows)
+    disappointed = {record["step"] for record in changes(records) if record["reason"] == "disappoints"}
+    for before, after in pairwise(states):
+        if before.chosen and not after.chosen and after.step not in disappointed:
+            assert after.seconds_per_byte is not None and before.seconds_per_byte is not None
+            assert after.seconds_per_byte > 3 * before.seconds_per_byte
 
 
 @settings(max_examples=100)
@@ -426,23 +438,39 @@ def test_cc23_every_decision_is_a_record_of_plain_values_with_what_led_to_it() -
     assert tuple(plan) == states[-1].plan and len(changes(records)) >= 2
 
 
-def test_cc18_a_plan_under_which_steps_take_as_long_as_with_none_goes_back_for_a_while() -> None:
-    """Whatever was predicted: over a link that is as it was, what was measured decides. Tried after it is only what takes
-    less and less time to encode and decode."""
-    slow = measured(SLOW, step_seconds=1.0)
-    states, _ = run([slow])
-    assert not all_are(states[0].plan) and states[0].none_step_seconds == 1.0
-    better, no_better = (run([slow, *[replace(slow, step_seconds=took)] * 60]) for took in (0.5, 0.98))
-    assert not any(record["reason"] == "disappoints" for record in changes(better[1]))
-    states, records = no_better
-    steps = sorted({record["step"] for record in changes(records) if record["reason"] == "disappoints"})
-    assert steps[0] == 40 and all_are(states[1].plan) and states[1].cheap_until == 540
-    tried = {state.step: str(state.plan[1]) for state in states if not all_are(state.plan)}
-    assert list(tried.values()) == 2 * ["powersgd-int8 8", "int4", "int8", "bf16-ring"]
-    assert [step for step in tried if step > 140] == [540, 580, 620, 660] and states[-1].cheap_until == 560 + 1000
-    slower = replace(measured(Line(SLOW.latency, 2 * SLOW.seconds_per_byte)), step_seconds=3.0)
-    again, _ = run([slower] * 8, state=states[1])
-    assert not all(all_are(state.plan) for state in again)
+@pytest.mark.parametrize("dearer", [1.0, 3.0, 20.0])
+@pytest.mark.parametrize("mbit", [100, 1000, 10_000])
+def test_cc18_where_cores_are_shared_what_coding_costs_is_learned_from_plans_that_disappoint(
+    mbit: float, dearer: float
+) -> None:
+    """Encoding and decoding take `dearer` times as long in a step as by themselves. Soon steps are about as short as they
+    can be, and less than one in ten is under a plan that does not help."""
+    measure = measured(Line(1e-4, 8e-6 / mbit))
+
+    def takes(plan: Plan) -> float:
+        really = _as_dear(measure, dearer)
+        line, choices = measure.lines["hosts"], enumerate(plan)
+        assert line is not None
+        options = [known_option(line, BUCKETS[i], i, choice, really) for i, choice in choices]
+        return 0.03 + exposed([option.seconds for option in options if option is not None], [0.0, 0.0])
+
+    state, times, records = initial_state(DEFAULT, 2, 100), [], []
+    for number in range(1, 151):
+        times.append(takes(state.plan))
+        state, found = decide(state, replace(measure, step_seconds=times[-1]), 20 * number, BUCKETS)
+        records += found
+    none = takes((NONE, NONE))
+    best = min(takes((first, second)) for first in allowed() for second in allowed())
+    assert sum(took > 1.001 * none for took in times) <= 15
+    later = sorted(times[50:])
+    assert later[len(later) // 2] <= 1.15 * best
+    if dearer == 1:
+        assert not any(record["reason"] == "disappoints" for record in changes(records))
+
+
+def allowed() -> list[Choice]:
+    """What the error budget has for both buckets."""
+    return [choice for choice in CANDIDATES if ERRORS[str(choice)] <= DEFAULT.error_budget]
 
 
 def test_cc18_a_plan_is_not_to_blame_where_all_has_become_slower() -> None:
@@ -451,7 +479,7 @@ def test_cc18_a_plan_is_not_to_blame_where_all_has_become_slower() -> None:
     with_none = replace(slower, step_seconds=3.0)
     states, records = run([before, slower, with_none, *[slower] * 3])
     assert all_are(states[1].plan) and not all_are(states[0].plan)
-    assert states[2].plan == states[0].plan and states[2].disappointments == 0
+    assert states[2].plan == states[0].plan and states[2].dearer == 1
     assert states[-1].plan == states[0].plan
     assert [record["step"] for record in changes(records) if record["reason"] == "disappoints"] == [40, 40]
 
@@ -476,7 +504,7 @@ def test_cc18_what_promises_little_waits_until_it_can_be_compared() -> None:
     assert not all_are(states[2].plan)
     states, _ = run([measured(MEDIUM, hidden=hidden, step_seconds=50 * spare)] * 5)
     assert all_are(states[-1].plan)
-    for takes in (None, 1.5 * spare):
+    for takes in (None, 1.1 * spare):
         urgent, _ = run([measured(MEDIUM, hidden=[spare * 0.1] * 2, step_seconds=takes)])
         assert not all_are(urgent[0].plan)
 
