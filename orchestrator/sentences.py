@@ -10,7 +10,7 @@ from orchestrator.records import Incident, Record, measured_accuracy, phase_word
 from orchestrator.report import percent, size
 
 CHANGE_REASONS = {
-    "start": "first choice",
+    "start": "chosen anew",
     "saves": "saves time",
     "no_gain": "no faster than none",
     "disappoints": "took no less than none had",

@@ -212,7 +212,6 @@ class Iterations:
         so that the next pass has another plan."""
         controller = self.compression.controller
         if controller is not None and self._alarmed and self._reducer is self._encoding and not len(self._measured):
-            controller.raise_alarm()
             self._reduce_measures(controller)
         if not self.waiting:
             self._end()

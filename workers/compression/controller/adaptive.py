@@ -33,16 +33,18 @@ TOLERATED = 1.2
 LIKE = 1.5
 """Times slower at most than it was, a link is about as it was."""
 
-PLAIN = 3 / 4
+EARLY_SHARE = 3 / 4
 """Of a step: a plan that promises to save as much need not wait until it is well known how long steps with `none` take."""
 
 BAR_STEPS = 500
 """For how long a choice that has broken the budget is out; and twice as long each time it does so again."""
 
-DEARER_STEP = 1.25
-"""Each time it turns out to be, encoding and decoding count as so many times dearer at least."""
+LEAST_LESSON, MOST_LESSON = 1.25, 4.0
+"""Each time they turn out to be, encoding and decoding count as so many times dearer, at least and at most: a window in
+which something else was in the way teaches too much."""
 
 FORGET_STEPS = 1000
+"""After which half of the first lesson is forgotten; twice as many after each further one."""
 
 
 def adaptive(
@@ -76,16 +78,19 @@ def adaptive(
 def _second_thought(state: ControllerState, none: Value, step: int, config: ControllerConfig) -> ControllerState:
     """After a window of `none` that follows a plan which was no faster: where its steps are longer than those of the plan,
     all has become slower, and the plan was not to blame."""
-    if state.disappointing is None or none is None or any(choice != NONE for choice in state.plan):
+    if any(choice != NONE for choice in state.plan):
+        return replace(state, disappointing=None)
+    if state.disappointing is None or none is None:
         return state
     if state.disappointing >= (1 - config.worth) * none:
-        state = replace(state, dearer=state.dearer_then, dearer_since=step)
+        state = replace(state, dearer=state.dearer_then, dearer_since=step, lessons=state.lessons + 1)
     return replace(state, disappointing=None)
 
 
 def _dearer(state: ControllerState, step: int) -> float:
-    """Forgotten by half in `FORGET_STEPS`: other work may have ended, and what was no gain may become one."""
-    return 1 + (state.dearer - 1) * 0.5 ** ((step - state.dearer_since) / FORGET_STEPS)
+    """Forgotten by and by: other work may have ended, and what was no gain may become one."""
+    half = FORGET_STEPS * 2.0 ** max(0, state.lessons - 1)
+    return 1 + (state.dearer - 1) * 0.5 ** ((step - state.dearer_since) / half)
 
 
 def _as_dear(measured: Measured, factor: float) -> Measured:
@@ -233,18 +238,21 @@ class _Window:
         """Whether the first plan is."""
         saved = self._none_exposed - exposed([option.seconds for option in found], self.hidden)
         step = self.measured.step_seconds or 0.0
-        least = PLAIN * step if self._is_early else self.config.worth * max(self._none_exposed, step)
+        least = EARLY_SHARE * step if self._is_early else self.config.worth * max(self._none_exposed, step)
         return self._can_tell and saved > least
 
     @property
     def _is_early(self) -> bool:
         """How long a step takes when nothing is encoded is known from this window alone."""
-        return self.measured.step_seconds is not None and self.state.none_step_seconds is None
+        return self._sends_all and self.measured.step_seconds is not None and self.state.none_step_seconds is None
 
     @property
     def _can_tell(self) -> bool:
         """It is known how long a step takes when nothing is encoded, to compare with; or that the exchange takes longer
-        than backward, where any plan that promises something is better."""
+        than backward, where any plan that promises something is better. Not before it is known what to think of a plan
+        that has disappointed, but in a collapse."""
+        if self.state.disappointing is not None and not self.collapsed:
+            return False
         return self.measured.step_seconds is not None or self._none_exposed >= max(self.hidden)
 
     @cached_property
@@ -254,10 +262,10 @@ class _Window:
     def _reason(self, old: Option, new: Option) -> str:
         if self.over and new.error < old.error:
             return "budget"
-        if not self.state.chosen:
-            return "start"
         if self.collapsed:
             return "collapse"
+        if not self.state.chosen:
+            return "start"
         if is_late(new.choice) and self.state.step < self.state.dense_until:
             return "dense_start_over"
         return "saves" if new.seconds < old.seconds else "no_gain"
@@ -270,11 +278,11 @@ class _Window:
         state, now = self.state, self.measured.step_seconds
         if not self.is_whole or now is None or state.none_step_seconds is None or self._sends_all:
             return False
-        like = self._is_no_slower(state.none_seconds_per_byte or 0.0)
-        return like and now > (1 - self.config.worth) * state.none_step_seconds
+        return self._is_no_slower(state.none_seconds_per_byte) and now > (1 - self.config.worth) * state.none_step_seconds
 
-    def _is_no_slower(self, seconds_per_byte: float) -> bool:
-        return self.line.seconds_per_byte <= LIKE * seconds_per_byte
+    def _is_no_slower(self, before: float | None) -> bool:
+        """The link is, than `before`, seconds per byte."""
+        return before is None or self.line.seconds_per_byte <= LIKE * before
 
     @property
     def _sends_all(self) -> bool:
@@ -302,7 +310,7 @@ class _Window:
         )
         if disappoints:
             state = self._disappointed(state)
-        if self.measured.step_seconds is not None and self._sends_all and self.is_whole:
+        if self.measured.step_seconds is not None and self._sends_all and self._is_no_slower(self.state.seconds_per_byte):
             took, spent = self.measured.step_seconds, self.line.seconds_per_byte
             state = replace(state, none_step_seconds=took, none_seconds_per_byte=spent)
         return state, [*decisions, self._plan(chosen)]
@@ -312,14 +320,17 @@ class _Window:
         took, none = self.measured.step_seconds or 0.0, state.none_step_seconds or 0.0
         missing = self._none_exposed - exposed(self.durations, self.hidden) - (none - took)
         alone = sum(option.coding for option in self.present) / self.dearer
-        least = DEARER_STEP * self.dearer
-        then = max(least, self.dearer + missing / alone) if alone > 0 else least
+        least, most = LEAST_LESSON * self.dearer, MOST_LESSON * self.dearer
+        then = min(max(least, self.dearer + missing / alone), most) if alone > 0 else least
         return replace(state, chosen=False, disappointing=took, dearer_then=then)
 
     def _has_decided(self, chosen: list[Option]) -> bool:
-        """Whether this was the first decision."""
-        had_a_choice = self._can_tell and any(len(options) > 1 for options in self.options)
-        return had_a_choice and (chosen != self.present or not self._is_early)
+        """Whether changes are held back from here on: there was something to choose from, in a window whose steps tell how
+        good what is in force is."""
+        if chosen != self.present:
+            return True
+        is_known = self.measured.step_seconds is not None and self._can_tell and not self._is_early
+        return is_known and any(len(options) > 1 for options in self.options)
 
     def _changed(self, i: int, new: Option, reason: str) -> BucketState:
         before = self.state.buckets[i]
@@ -364,7 +375,7 @@ class _Window:
             **records.of_line(self.line),
             "exposed": exposed(durations, self.hidden),
             "exposed_before": exposed(self.durations, self.hidden),
-            "exposed_none": exposed([option.seconds for option in self.none], self.hidden),
+            "exposed_none": self._none_exposed,
             "error": self._error(chosen),
             **self._model(),
         }
@@ -374,6 +385,7 @@ class _Window:
         return {
             "budget": self.budget.allowed,
             "critical": self.budget.tight,
+            "dearer": self.dearer,
             "gradient_norm": self.measured.gradient_norm,
             "coherence": self.measured.coherence,
         }

@@ -101,20 +101,16 @@ class Controller:
             world: of the generation that has committed.
             alarmed: whether a rank has found its link collapsed.
         """
-        if len(reduced):
-            facts, before = self.facts(*world), self.state
-            self.state, records = decide(before, self._layout.read(reduced), step, facts, self._config)
-            if self.state.plan != before.plan or before.alarmed:
-                self.measures.begin_steps()
-                self._begun = None
-            return records
         if alarmed:
-            self.raise_alarm()
-        return []
-
-    def raise_alarm(self) -> None:
-        """A rank finds its link collapsed, and all know: the next step that ends is a decision's."""
-        self.state = replace(self.state, alarmed=True)
+            self.state = replace(self.state, alarmed=True)
+        if not len(reduced):
+            return []
+        facts, before = self.facts(*world), self.state
+        self.state, records = decide(before, self._layout.read(reduced), step, facts, self._config)
+        if self.state.plan != before.plan or (before.alarmed and records):
+            self.measures.begin_steps()
+            self._begun = None
+        return records
 
     @property
     def alarm(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from workers.compression.controller.records import CHANGE, PLAN
 
 REASONS = {
-    "start": "first choice",
+    "start": "chosen anew",
     "saves": "predicted to save time",
     "no_gain": "no longer beats none",
     "disappoints": "took no less than none had",

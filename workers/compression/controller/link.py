@@ -18,7 +18,7 @@ JUMP = 2.0
 SUDDEN, SUDDEN_JUMP = 3, 8.0
 """So few are, where each of them takes so many times as long: on a link that has all but gone, a few steps take minutes."""
 SUDDEN_SECONDS = 1.0
-"""And one fewer, where they have taken as long as this together."""
+"""And one fewer, where a mean transfer of each adds up to as much."""
 
 LONGEST_BURST = 8
 WELL_APART = 0.05

@@ -152,7 +152,7 @@ class Measures:
     def alarm(self, factor: float) -> bool:
         """Whether a link is `factor` times slower than the last `vector` said. Cheap: for every step.
 
-        Where one rank says so, and all hear it with the commit (`ControllerState.alarmed`), the next step is a decision's.
+        Where one rank says so, and all hear it, this step or the next is a decision's (`ControllerState.alarmed`).
         """
         return any(link.slowdown() > factor for link in self._links.values())
 

@@ -39,17 +39,19 @@ class ControllerState:
         buckets: in the order of the bucket plan.
         dense_until: the last step before which no codec that needs a dense start is in force (CC-14).
         step: of the last decision.
-        chosen: whether the first choice was made, which is not held back as a change is.
+        chosen: whether the first choice was made, which is not held back as a change is; there is another one after a link
+            has collapsed, and after a plan that has disappointed.
         seconds_per_byte: of the link, smoothed over the windows; None before it was measured.
         gradient_norm, coherence: of the last window.
         none_step_seconds: of a step in the last window in which nothing was encoded, and `none_seconds_per_byte` of the
             link then; None where there was none.
         dearer: how many times longer than by themselves encoding and decoding take in a step, as plans have shown that
-            saved less than they promised; since step `dearer_since`, from which on it is forgotten by and by.
+            saved less than they promised, `lessons` of them; since step `dearer_since`, from which on it is forgotten by
+            and by.
         disappointing: seconds of a step of a plan that was no faster than `none`, until they are compared with those of the
             window after it; then `dearer` is `dearer_then`, or the plan was not to blame.
-        alarmed: the next step is a decision's too, since a rank finds its link collapsed (`Measures.alarm`). Set from what
-            is reduced with every step, and taken back by `decide`.
+        alarmed: the next measures that are reduced are for a decision, since a rank finds its link collapsed
+            (`Measures.alarm`); taken back by `decide`.
     """
 
     buckets: tuple[BucketState, ...]
@@ -63,6 +65,7 @@ class ControllerState:
     none_seconds_per_byte: float | None = None
     dearer: float = 1.0
     dearer_since: int = 0
+    lessons: int = 0
     disappointing: float | None = None
     dearer_then: float = 1.0
     alarmed: bool = False
@@ -86,6 +89,7 @@ class ControllerState:
             "none_seconds_per_byte": self.none_seconds_per_byte,
             "dearer": self.dearer,
             "dearer_since": self.dearer_since,
+            "lessons": self.lessons,
             "disappointing": self.disappointing,
             "dearer_then": self.dearer_then,
             "alarmed": self.alarmed,

@@ -49,6 +49,9 @@ class Gang:
             self.seconds.append(self.exchange_time(line, self.state.plan))
             self.exchange(line)
             self.try_candidates()
+            for rank in self.ranks:
+                rank.stepped(max(HIDDEN) + self.seconds[-1])
+            before = self.state.plan
             if is_decision_step(self.state, self.step):
                 reduced = torch.stack([rank.vector() for rank in self.ranks]).amax(dim=0)
                 states = {
@@ -56,6 +59,9 @@ class Gang:
                 }
                 assert len(states) == 1
                 self.state, _ = decide(self.state, self.ranks[0].read(reduced), self.step, BUCKETS)
+                for rank in self.ranks:
+                    if self.state.plan != before:
+                        rank.begin_steps()
             elif self.alarms and any(rank.alarm(DEFAULT.collapse) for rank in self.ranks):
                 self.state = replace(self.state, alarmed=True)
 
