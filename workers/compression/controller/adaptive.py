@@ -274,11 +274,14 @@ class _Window:
 
     @property
     def disappoints(self) -> bool:
-        """Steps with what is encoded take no less time than they took when nothing was, over such a link."""
+        """Steps with what is encoded take no less time than they took when nothing was, over such a link; or over one that
+        seems slower, where little is promised even so: small transfers tell less of a link, and a window of `none` more."""
         state, now = self.state, self.measured.step_seconds
         if not self.is_whole or now is None or state.none_step_seconds is None or self._sends_all:
             return False
-        return self._is_no_slower(state.none_seconds_per_byte) and now > (1 - self.config.worth) * state.none_step_seconds
+        promised = self._none_exposed - exposed(self.durations, self.hidden)
+        like = self._is_no_slower(state.none_seconds_per_byte) or promised < EARLY_SHARE * now
+        return like and now > (1 - self.config.worth) * state.none_step_seconds
 
     def _is_no_slower(self, before: float | None) -> bool:
         """The link is, than `before`, seconds per byte."""

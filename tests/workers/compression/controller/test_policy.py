@@ -485,6 +485,16 @@ def test_cc18_a_plan_is_not_to_blame_where_all_has_become_slower() -> None:
     assert [record["step"] for record in changes(records) if record["reason"] == "disappoints"] == [40, 40]
 
 
+def test_cc18_where_little_is_promised_a_link_that_seems_slower_is_no_excuse() -> None:
+    """Small transfers may seem slow; steps that are no shorter than with `none` are looked at all the same."""
+    line = Line(1e-4, 8e-6 / 1000)
+    seems = Line(line.latency, 2 * line.seconds_per_byte)
+    before = measured(line, step_seconds=0.3)
+    states, records = run([before, before, *[measured(seems, step_seconds=0.3)] * 2])
+    assert not all_are(states[1].plan) and all_are(states[2].plan) and states[3].dearer > 1
+    assert "disappoints" in {record["reason"] for record in changes(records)}
+
+
 def test_cc18_over_a_slower_link_than_none_had_longer_steps_disappoint_nobody() -> None:
     collapse = [measured(FAST, step_seconds=0.1), measured(SLOW)]
     states, records = run([*collapse, *[measured(SLOW, step_seconds=0.5)] * 3])
