@@ -9,24 +9,12 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.codecs import CODECS
 from tests.gang.harness import IMPATIENT, Gang
 from workers.compression.controller.ladder import rung
 
 StartGang = Callable[..., Gang]
 
-CODECS = (
-    "none",
-    "bf16",
-    "bf16-ring",
-    "fp16",
-    "int8",
-    "int4",
-    "sign",
-    "topk 0.05",
-    "threshold 0.05",
-    "powersgd 2",
-    "powersgd-int8 2",
-)
 KILLS = {
     "in_exchange": "in_exchange@rank=3,step=20,bucket=1=kill",
     "before_apply": "before_apply@rank=1,step=21=kill",

@@ -13,9 +13,9 @@ import pytest
 
 from benchmarks.lab import Lab, can_run
 from orchestrator.records import read_steps
+from tests.codecs import CODECS
 from tests.gang.harness import IMPATIENT, STEPS_PER_EPOCH
 from tests.gang.lab import LabGang
-from tests.gang.test_compression import CODECS
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Size
 
 from benchmarks.lab import Lab, can_run
+from tests.codecs import CODECS
 from tests.workers.collectives.gangs import each_over
 from workers.collectives.buckets import Row, plan_buckets
 from workers.collectives.connect import Connector
@@ -27,19 +28,6 @@ from workers.compression.choice import Choice
 from workers.compression.gradients import GradientCompression
 from workers.identity import GENESIS, Generation, StateId
 
-CODECS = (
-    "none",
-    "bf16",
-    "bf16-ring",
-    "fp16",
-    "int8",
-    "int4",
-    "sign",
-    "topk 0.05",
-    "threshold 0.05",
-    "powersgd 2",
-    "powersgd-int8 2",
-)
 CLOSE = 0.05
 STEPS = 4
 CLONE_NEWNET = 0x40000000

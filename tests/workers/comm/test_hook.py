@@ -7,23 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.codecs import CODECS
 from tests.workers.comm import scenarios
 from tests.workers.comm.ranks import run
 from tests.workers.comm.scenarios import SMALL_BUCKETS, STEPS, Outcome
 
-CODECS = (
-    "none",
-    "bf16",
-    "bf16-ring",
-    "fp16",
-    "int8",
-    "int4",
-    "sign",
-    "topk 0.05",
-    "threshold 0.05",
-    "powersgd 2",
-    "powersgd-int8 2",
-)
 HOSTS = {(1, 1): ((0,), (1,)), (2, 2): ((0, 1), (2, 3)), (2, 1): ((0, 1), (2,)), (3,): ((0, 1, 2),)}
 
 

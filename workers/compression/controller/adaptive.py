@@ -34,7 +34,8 @@ LIKE = 1.5
 """Times slower at most than it was, a link is about as it was."""
 
 EARLY_SHARE = 3 / 4
-"""Of a step: a plan that promises to save as much need not wait until it is well known how long steps with `none` take."""
+"""Of a step: a plan that promises to save as much need not wait until it is well known how long steps with `none` take, and
+over a link that seems slower than it was then nobody asks whether it does."""
 
 BAR_STEPS = 500
 """For how long a choice that has broken the budget is out; and twice as long each time it does so again."""
@@ -236,10 +237,14 @@ class _Window:
 
     def _worth(self, found: list[Option]) -> bool:
         """Whether the first plan is."""
-        saved = self._none_exposed - exposed([option.seconds for option in found], self.hidden)
+        saved = self._promised(found)
         step = self.measured.step_seconds or 0.0
         least = EARLY_SHARE * step if self._is_early else self.config.worth * max(self._none_exposed, step)
         return self._can_tell and saved > least
+
+    def _promised(self, options: Sequence[Option]) -> float:
+        """Exposed seconds that they save over `none`."""
+        return self._none_exposed - exposed([option.seconds for option in options], self.hidden)
 
     @property
     def _is_early(self) -> bool:
@@ -279,8 +284,7 @@ class _Window:
         state, now = self.state, self.measured.step_seconds
         if not self.is_whole or now is None or state.none_step_seconds is None or self._sends_all:
             return False
-        promised = self._none_exposed - exposed(self.durations, self.hidden)
-        like = self._is_no_slower(state.none_seconds_per_byte) or promised < EARLY_SHARE * now
+        like = self._is_no_slower(state.none_seconds_per_byte) or self._promised(self.present) < EARLY_SHARE * now
         return like and now > (1 - self.config.worth) * state.none_step_seconds
 
     def _is_no_slower(self, before: float | None) -> bool:
@@ -321,7 +325,7 @@ class _Window:
     def _disappointed(self, state: ControllerState) -> ControllerState:
         """To encode and decode has taken longer than by itself: cores are shared with backward."""
         took, none = self.measured.step_seconds or 0.0, state.none_step_seconds or 0.0
-        missing = self._none_exposed - exposed(self.durations, self.hidden) - (none - took)
+        missing = self._promised(self.present) - (none - took)
         alone = sum(option.coding for option in self.present) / self.dearer
         least, most = LEAST_LESSON * self.dearer, MOST_LESSON * self.dearer
         then = min(max(least, self.dearer + missing / alone), most) if alone > 0 else least
