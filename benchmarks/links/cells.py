@@ -24,9 +24,9 @@ WARM_UP = 20
 """Unshaped steps before a link gets its speed: DDP has rebuilt its buckets, every compressor has left its dense start."""
 SETTLE_STEPS = 2
 """Steps at the speed before those that count, where nothing has to be found out."""
-REACT_STEPS = 120
-"""The same for a method that reacts: 100 steps in which a bucket changes once (CC-21), and the window in which the speed
-changed."""
+REACT_STEPS = 300
+"""The same for a method that reacts: plans that promised more than they kept are known by then, each after the 100 steps
+in which a bucket changes once (CC-21)."""
 SLOW_STEP = 0.5
 """Seconds; steps that take longer are asked for one by one."""
 CHUNK = 5

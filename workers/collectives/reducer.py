@@ -13,6 +13,7 @@ same phase of itself.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -49,13 +50,23 @@ class Reducer:
         hosts: the members that share memory, by host; one that shares none is a host of its own.
         on_host: the exchange among the members of this one's host, None where it is alone there.
         compression: of this rank; outlives the generation.
+        nan_tells: where a gradient that is altered goes by gloo's ring and is not finite, its sum is NaN on all members,
+            and `spoilt` says so, instead of zeros being added. Nobody has to be told of it otherwise.
     """
 
     def __init__(
-        self, exchange: FlatExchange, hosts: Hosts, on_host: OnHost | None, compression: GradientCompression
+        self,
+        exchange: FlatExchange,
+        hosts: Hosts,
+        on_host: OnHost | None,
+        compression: GradientCompression,
+        *,
+        nan_tells: bool = False,
     ) -> None:
         self._exchange, self._on_host, self._compression = exchange, on_host, compression
-        self._hosts = hosts
+        self._hosts, self._nan_tells = hosts, nan_tells
+        self.spoilt: set[int] = set()
+        """Buckets whose sums in this step are not finite, the same on all members; only with `nan_tells`."""
         self._links = LinkExchange(exchange, compression, in_place=on_host is None)
         self._levels: dict[tuple[int, int], Levels] = {}
         if compression.controller is not None:
@@ -68,6 +79,7 @@ class Reducer:
     def begin(self) -> None:
         """A step begins."""
         self._tasks.clear()
+        self.spoilt.clear()
         self._turns = Turns(ON_HOST + CHANNELS)
         self._links.begin(self._turns)
         self._number, self._backward_ended, self._low_rank_before = 0, None, False
@@ -115,6 +127,14 @@ class Reducer:
         self._number += 1
         return self._number - 1
 
+    def goes_in_ring(self, bucket: int) -> bool:
+        """Whether its sum is gloo's own all-reduce, as the plan in force has it compressed."""
+        choice = self._compression.choice(bucket)
+        if not self.one_level or choice.is_low_rank:
+            return False
+        codec = self._compression.codec(choice)
+        return codec.name == "none" or (codec.sums_in is not None and self._exchange.topology.world > 1)
+
     # ------------------------------------------------------------------ ways
 
     def _sharded(self, number: int, bucket: int, gradient: Tensor, codec: Codec) -> Way:
@@ -123,15 +143,19 @@ class Reducer:
         if exact and self._compression.alters(bucket):
             memory.settle_all(bucket)
         cut = self._levels_of(len(gradient), codec.granularity)
-        self._compensate(bucket, gradient, cut.between.shard if self._in_shards(cut) else None)
+        in_ring = self.goes_in_ring(bucket)
+        refused = math.nan if in_ring and self._nan_tells else 0.0
+        self._compensate(bucket, gradient, cut.between.shard if self._in_shards(cut) else None, refused=refused)
         if exact:
             self._compression.encoded(bucket)
-        if self.one_level and (exact or (codec.sums_in is not None and self._exchange.topology.world > 1)):
+        if in_ring:
             self._skip(number, INSIDE + OUT, BACK, OUT_AGAIN, BACK_AGAIN, ON_HOST)
             if codec.sums_in is None:
                 yield from self._links.sum_in_ring(number, gradient, OUT)
             else:
                 yield from self._encoded_in_ring(number, bucket, gradient, codec, codec.sums_in)
+            if self._compression.alters(bucket) and not is_finite(gradient):
+                self._not_finite(bucket)
         else:
             self._spread(number, cut, codec)
             owed = Owed(self._compression, bucket)
@@ -152,8 +176,6 @@ class Reducer:
         begun = time.perf_counter()
         codec.decode(payload, n, out=gradient)
         compression.decoded_in(bucket, n, time.perf_counter() - begun)
-        if not is_finite(gradient):
-            raise TaskError(OVERFLOW)
 
     def _low_rank(self, number: int, bucket: int, gradient: Tensor, codec: Codec) -> Way:
         """`codec`: of P and Q."""
@@ -219,14 +241,21 @@ class Reducer:
         """Whether what this rank owes to its shard is added to the sum of its host, and not to its own gradient."""
         return self._on_host is not None and not cut.between.alone
 
-    def _compensate(self, bucket: int, gradient: Tensor, apart: slice | None = None) -> None:
+    def _compensate(self, bucket: int, gradient: Tensor, apart: slice | None = None, *, refused: float = 0.0) -> None:
+        """A gradient that is not finite becomes `refused`."""
         if not self._compression.alters(bucket):
             return
         try:
             self._compression.memory.compensate(bucket, gradient, apart=apart)
         except NonFiniteError as error:
             self._compression.refused(error)
-            gradient.zero_()
+            gradient.fill_(refused)
+
+    def _not_finite(self, bucket: int) -> None:
+        """The sum of a bucket."""
+        if not self._nan_tells:
+            raise TaskError(OVERFLOW)
+        self.spoilt.add(bucket)
 
     def _skip(self, number: int, *phases: int) -> None:
         """A phase that is left out between groups is so inside of them."""

@@ -32,7 +32,7 @@ CHECK_SECONDS = 0.1
 """How long a dead neighbour goes unnoticed."""
 
 QUIET_STEPS = 2
-"""Where nothing is encoded and nothing owed, in one pass of so many ranks tell each other how they are."""
+"""Where no rank needs to be told that a gradient was refused, in one pass of so many ranks tell each other how they are."""
 
 NORM_STEPS = 2
 """In one pass of so many the norm of the gradient is computed."""
@@ -77,7 +77,9 @@ class Iterations:
         self._compressed = False
         self._flags = self._measured = torch.empty(0)
         self._quiet = False
-        """Nothing is encoded, and nothing owed."""
+        """Nobody has to be told that a gradient was refused: none can be, or its sum is NaN everywhere."""
+        self._in_rings = False
+        """All buckets go by gloo's rings, which get on by themselves."""
         self._awaited: object = None
         self._briefly = BRIEFLY_SECONDS
         self._since = self._checked = time.monotonic()
@@ -94,7 +96,9 @@ class Iterations:
         """How long the next bucket may be waited for before `get_on`: links go on by themselves."""
         first = self._first
         alone = first is not None and isinstance(first.awaited, Underway) and not self._open[-1].last
-        return self._briefly if alone else 0.0
+        if not alone:
+            return 0.0
+        return CHECK_SECONDS if self._in_rings else self._briefly
 
     def start(self, ready: Ready) -> None:
         """Start the sum of the next bucket. Raises ExchangeError, Abandoned."""
@@ -139,15 +143,18 @@ class Iterations:
         if self._compressed:
             before = StateId(self.steps, 0, NO_GENERATION, 0)
             self.compression.begin(before, NO_GENERATION, self._learning_rate())
-        plan = range(len(self.compression.plan.sizes))
-        self._quiet = self._compressed and not any(map(self.compression.alters, plan))
+        plan = range(len(self.compression.plan.sizes)) if self._compressed else ()
+        rings = [self._reducer.goes_in_ring(bucket) for bucket in plan]
+        altered = [self.compression.alters(bucket) for bucket in plan]
+        self._in_rings = self._compressed and all(rings)
+        self._quiet = self._compressed and all(ring or not alters for ring, alters in zip(rings, altered, strict=True))
 
     def _go_on_plain(self) -> None:
         """The buckets before this one were as in the plan, and this one is not: each reducer has an order of its own."""
         self._no_more_buckets()
         while self._move(wait=True):
             pass
-        self._quiet = False
+        self._quiet = self._in_rings = False
         self.sent_bytes += self._reducer.sent_bytes
         self._reducer = self._plain
         self._reducer.begin()
@@ -243,8 +250,9 @@ class Iterations:
 
     def _commit(self) -> None:
         refused = self._flags.tolist()[:-1] if len(self._flags) else [0.0] * len(self._values)
-        for values, flag in zip(self._values, refused, strict=True):
-            if flag:
+        for bucket, values in enumerate(self._values):
+            if refused[bucket] or bucket in self._reducer.spoilt:
+                refused[bucket] = 1.0
                 values.fill_(math.nan)
         self.compression.commit(skipped=any(refused))
         controller = self.compression.controller
@@ -263,8 +271,8 @@ class Iterations:
         self._watch(first.awaited)
         assert first.awaited is not None
         if wait:
-            lonely = (self._quiet and self._reducer.one_level) or sum(not task.done for task in self._tasks) == 1
-            first.awaited.block(SLICE_SECONDS if lonely else self._briefly)
+            lonely = sum(not task.done for task in self._tasks) == 1
+            first.awaited.block(CHECK_SECONDS if self._in_rings else SLICE_SECONDS if lonely else self._briefly)
         self._briefly = patience(self._briefly, moved=moved)
         return True
 
@@ -301,7 +309,9 @@ class Iterations:
         take_over(compression, state)
         compression.begin_generation(self._exchange.topology.units(self._neighbours.hosts))
         self.compression = compression
-        self._encoding = Reducer(self._exchange, self._neighbours.hosts, self._neighbours.on_host, compression)
+        self._encoding = Reducer(
+            self._exchange, self._neighbours.hosts, self._neighbours.on_host, compression, nan_tells=True
+        )
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -40,6 +40,7 @@ class Gang:
     Args:
         groups: the name of the group of each host; all are in one if it is empty.
         sockets: hosts whose ranks share no memory.
+        nan_tells: as in `Reducer`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Gang:
         number: int = 1,
         groups: str = "",
         sockets: Sequence[int] = (),
+        nan_tells: bool = False,
     ) -> None:
         self.compressions = compressions
         self.generation = Generation(1, number)
@@ -72,7 +74,7 @@ class Gang:
             mine = next(members for members in self.hosts if rank in members)
             shared = HostExchange(memories[rank], [paths[r] for r in mine], self.generation) if len(mine) > 1 else None
             compressions[rank].begin_generation(topology.units(self.hosts))
-            return Reducer(exchange, self.hosts, shared, compressions[rank])
+            return Reducer(exchange, self.hosts, shared, compressions[rank], nan_tells=nan_tells)
 
         self.reducers = self.each(enter)
 

@@ -350,3 +350,37 @@ def test_cc15_a_gradient_that_is_not_finite_is_refused_by_name_and_spoils_nothin
         compression.commit(skipped=True)
         after = compression.memory.state_dict()
         assert after.keys() == kept.keys() and all(torch.equal(after[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("owed_only", [False, True], ids=["encoded", "only owed"])
+def test_cc15_in_a_ring_the_sum_itself_may_tell_all_that_a_gradient_was_not_finite(
+    store: str, tmp_path: Path, bad: float, owed_only: bool
+) -> None:
+    """And only that of its bucket."""
+    plans = [always("bf16-ring")(1), always("none" if owed_only else "bf16-ring")(2)]
+    gang = Gang(store, tmp_path, [1, 1, 1], compressions(3, lambda step: plans[step - 1]), nan_tells=True)
+    reduce(gang, 0)
+    before = [c.memory.state_dict() for c in gang.compressions]
+
+    def one(rank: int) -> Row:
+        row = gradients(rank, 1)
+        if rank == 1:
+            row.views[2][3, 4] = bad
+        gang.compressions[rank].begin(state_of(1), gang.generation, 0.1)
+        gang.reducers[rank].begin()
+        sizes = PLAN.gradient_sizes
+        for task in [gang.reducers[rank].sum_bucket(i, row.buckets[i][:size]) for i, size in enumerate(sizes)]:
+            task.wait(never)
+        return row
+
+    rows = gang.each(one)
+    hit = next(slot.bucket for slot in PLAN.slots if slot.name == "b.weight")
+    assert len(PLAN.sizes) > 1 and [reducer.spoilt for reducer in gang.reducers] == [{hit}] * 3
+    for row in rows:
+        whole = [bool(row.buckets[i][:size].isfinite().all()) for i, size in enumerate(PLAN.gradient_sizes)]
+        assert whole == [i != hit for i in range(len(whole))]
+    for compression, kept in zip(gang.compressions, before, strict=True):
+        compression.commit(skipped=True)
+        after = compression.memory.state_dict()
+        assert after.keys() == kept.keys() and all(torch.equal(after[name], kept[name]) for name in kept)

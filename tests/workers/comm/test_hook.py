@@ -141,9 +141,14 @@ def test_cc2_ranks_without_room_in_shared_memory_use_sockets_and_all_know_it(tmp
     assert torch.isfinite(ranks[0].parameters).all()
 
 
-@pytest.mark.parametrize("codec", ["none", "int8", "powersgd 2"])
-def test_cc11_cc15_all_ranks_see_a_gradient_that_is_not_finite_and_keep_their_residuals(tmp_path: Path, codec: str) -> None:
-    ranks = run(tmp_path, (2, 1), scenarios.one_gradient_is_infinite, codec)
+@pytest.mark.parametrize(
+    "codec,shape",
+    [("none", (2, 1)), ("int8", (2, 1)), ("powersgd 2", (2, 1)), ("none", (1, 1)), ("bf16-ring", (1, 1)), ("int8", (1, 1))],
+)
+def test_cc11_cc15_all_ranks_see_a_gradient_that_is_not_finite_and_keep_their_residuals(
+    tmp_path: Path, codec: str, shape: tuple[int, ...]
+) -> None:
+    ranks = run(tmp_path, shape, scenarios.one_gradient_is_infinite, codec)
     for rank in ranks:
         assert rank.nan == [False, False, True]
         assert rank.kept and rank.finite

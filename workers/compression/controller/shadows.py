@@ -14,7 +14,9 @@ FIRST_STEPS = 12
 """Steps in which everything is tried once, before the first decision."""
 
 EVERY = 5
-"""After that, in one step of so many something is tried again, if it is due."""
+SELDOM_EVERY = 20
+"""After that, in one step of so many something is tried again, if it is due; where nothing is encoded. There steps are
+short, and nothing hangs on errors of yesterday: a codec is chosen by them only when a link has become slower."""
 
 DUE_STEPS = 100
 SELDOM_STEPS = 1000
@@ -73,7 +75,7 @@ class Shadows:
         if new:
             return self._ask(max(new, key=self._saves))
         self._left = 0
-        if step % EVERY:
+        if step % (SELDOM_EVERY if all(choice == NONE for choice in plan) else EVERY):
             return None
         due = [pair for pair in waiting if self._is_due(pair, plan)]
         return self._ask(min(due, key=lambda pair: self._tried[pair])) if due else None
