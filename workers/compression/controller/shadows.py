@@ -57,6 +57,7 @@ class Shadows:
             for choice in CANDIDATES
             if facts.hosts > 1 and sum(transfers(facts, choice)) < sum(transfers(facts, NONE))
         ]
+        self._wanted = set(self._pairs)
         self._per_step = math.ceil(len(self._pairs) / FIRST_STEPS)
 
     def tried(self, pair: Pair) -> None:
@@ -67,15 +68,16 @@ class Shadows:
         """The next to be tried in `step`, where `plan` is in force; None when that is enough for this step."""
         if step != self._step:
             self._step, self._left = step, self._per_step
+        every = SELDOM_EVERY if all(choice == NONE for choice in plan) else EVERY
+        if self._left <= 0 or (step % every and self._tried.keys() >= self._wanted):
+            return None
         waiting = [pair for pair in self._pairs if step - self._asked.get(pair, -PATIENCE) >= PATIENCE]
         new = [pair for pair in waiting if pair not in self._tried]
-        if self._left <= 0:
-            return None
         self._left -= 1
         if new:
             return self._ask(max(new, key=self._saves))
         self._left = 0
-        if step % (SELDOM_EVERY if all(choice == NONE for choice in plan) else EVERY):
+        if step % every:
             return None
         due = [pair for pair in waiting if self._is_due(pair, plan)]
         return self._ask(min(due, key=lambda pair: self._tried[pair])) if due else None
