@@ -34,7 +34,7 @@ CHECK_SECONDS = 0.1
 QUIET_STEPS = 2
 """Where no rank needs to be told that a gradient was refused, in one pass of so many ranks tell each other how they are."""
 
-NORM_STEPS = 4
+NORM_STEPS = 2
 """In one pass of so many the norm of the gradient is computed."""
 
 

@@ -27,6 +27,10 @@ COHERENCE_FALLS = 0.05
 SHOWS = 4.0
 """Times as long as the latency, which is the noise too, the largest transfer has to take for its time to tell the speed."""
 
+PASSES_BYTES = 1 << 15
+"""Of a step, that a shaper may let pass at once. A plan that sends as little costs no time over any such link, so nothing
+but exactness is lost where the link has become faster in truth."""
+
 TOLERATED = 1.2
 """Of the budget, what is in force may seem to need before it is given up: errors are noisy."""
 
@@ -38,7 +42,8 @@ EARLY_SHARE = 3 / 4
 over a link that seems slower than it was then nobody asks whether it does."""
 
 BAR_STEPS = 500
-"""For how long a choice that has broken the budget is out; and twice as long each time it does so again."""
+"""For how long a choice that has broken the budget is out; and for how long nothing that sends more is in, after a link has
+collapsed twice, as one does that had only seemed fast. Twice as long each time that happens again."""
 
 LEAST_LESSON, MOST_LESSON = 1.25, 4.0
 """Each time they turn out to be, encoding and decoding count as so many times dearer, at least and at most: a window in
@@ -61,7 +66,7 @@ def adaptive(
     - at once where the link has collapsed, to any choice, where the plan as a whole takes `change` less; in the middle of a
       window, after an alarm, for this reason only;
     - at once where the plan in force is not within the error budget, to one that loses less; where that is so only while
-      gradients change fast, it does not have to wait for `pause` steps afterwards;
+      gradients change fast, it may go back as soon as they do not;
     - all of them at once to `none` where steps have turned out no faster than with `none` over such a link. What was
       missing of the promise is put down to encoding and decoding, which counts as so much dearer from then on. With that
       there is a first decision again after a window of `none`;
@@ -72,7 +77,7 @@ def adaptive(
         return replace(state, step=step), []
     if step % config.every == 0:
         state = _second_thought(state, measured.step_seconds, step, config)
-    window = _Window(state, measured, step, buckets, config, _believed(line, state, buckets, config))
+    window = _Window(state, measured, step, buckets, config, _believed(line, state, buckets, measured.step_seconds, config))
     return window.outcome() if window.is_whole or window.collapsed else (state, [])
 
 
@@ -101,15 +106,27 @@ def _as_dear(measured: Measured, factor: float) -> Measured:
     return replace(measured, encode=encode, decode=decode)
 
 
-def _believed(line: Line, state: ControllerState, facts: Sequence[BucketFacts], config: ControllerConfig) -> Line:
-    """The link as it was, where what is sent is so little that it would not show whether the link is faster now, and takes
-    no longer than noise may make it take."""
+def _believed(
+    line: Line, state: ControllerState, facts: Sequence[BucketFacts], took: Value, config: ControllerConfig
+) -> Line:
+    """The link as it was, where what is sent is so little that it would not show whether the link is faster now.
+
+    Either it takes no longer than noise may make it take; or shapers and queues let it pass at once, because the link
+    had time for it while ranks computed.
+
+    Args:
+        took: seconds of a step.
+    """
     before = state.seconds_per_byte
     if before is None:
         return line
-    largest = max(max(transfers(each, bucket.choice)) for each, bucket in zip(facts, state.buckets, strict=True))
-    shows = largest * before > SHOWS * line.latency
+    sent = [transfers(each, bucket.choice) for each, bucket in zip(facts, state.buckets, strict=True)]
+    largest, total = max(map(max, sent)), sum(map(sum, sent))
     expected = line._replace(seconds_per_byte=before)
+    passes = total <= PASSES_BYTES and took is not None and total * before < took
+    if passes and line.seconds_per_byte < before:
+        return expected
+    shows = largest * before > SHOWS * line.latency
     if shows or line.seconds(largest) > config.collapse * expected.seconds(largest):
         return line
     return expected
@@ -205,7 +222,8 @@ class _Window:
                 continue
             ripe = not rests and self.streaks[i].get(text, 0) >= config.windows
             safer = self.over and option.error < self.present[i].error
-            if urgent or ripe or safer:
+            small = option.nbytes <= self.present[i].nbytes or self.step >= self.state.small_until
+            if safer or ((urgent or ripe) and small):
                 allowed.append(option)
         return allowed
 
@@ -317,10 +335,19 @@ class _Window:
         )
         if disappoints:
             state = self._disappointed(state)
+        if self.collapsed:
+            state = self._collapsed(state)
         if self.measured.step_seconds is not None and self._sends_all and self._is_no_slower(self.state.seconds_per_byte):
             took, spent = self.measured.step_seconds, self.line.seconds_per_byte
             state = replace(state, none_step_seconds=took, none_seconds_per_byte=spent)
         return state, [*decisions, self._plan(chosen)]
+
+    def _collapsed(self, state: ControllerState) -> ControllerState:
+        """What is encoded now may seem to cross a fast link, and is not to be compared with steps of before."""
+        soon = self.step < state.small_until + FORGET_STEPS
+        collapses = state.collapses + 1 if soon and state.collapses else 1
+        waits = BAR_STEPS * 2 ** (collapses - 2) if collapses > 1 else 0
+        return replace(state, none_step_seconds=None, collapses=collapses, small_until=self.step + waits)
 
     def _disappointed(self, state: ControllerState) -> ControllerState:
         """To encode and decode has taken longer than by itself: cores are shared with backward."""
@@ -346,8 +373,10 @@ class _Window:
             text = str(before.choice)
             count = barred.get(text, (0, 0))[0]
             barred[text] = (count + 1, self.step + BAR_STEPS * 2**count)
-        may_change_soon = reason == "start" or (reason == "budget" and self.budget.tight)  # and be calm again soon
-        return BucketState(new.choice, before.changed if may_change_soon else self.step, {}, barred)
+        for_now = reason == "budget" and self.budget.tight  # gradients may be calm again soon, and the old choice as good
+        streaks = {str(before.choice): self.config.windows} if for_now else {}
+        changed = None if for_now else before.changed if reason == "start" else self.step
+        return BucketState(new.choice, changed, streaks, barred)
 
     def _smoothed(self) -> float:
         before, now = self.state.seconds_per_byte, self.line.seconds_per_byte

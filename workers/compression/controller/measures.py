@@ -22,7 +22,7 @@ GAINS = 10
 STEPS = 20
 ENOUGH_STEPS = 5
 """So many tell how long a step takes."""
-NORMS = 5
+NORMS = 10
 
 UNKNOWN_LINK = Line(0.0, 1e-8)
 """Until one is measured: only to say what is tried first."""

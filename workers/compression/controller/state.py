@@ -10,7 +10,7 @@ from typing import Any, Self
 from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.controller.config import ControllerConfig
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class BucketState:
 
     Attributes:
         choice: in force.
-        changed: the step of its last change, but for first choices and those made only because gradients changed fast; None
-            where there was none.
+        changed: the step of its last change, but for first choices; None where there was none, or after one made only
+            because gradients changed fast.
         streaks: for how many windows in a row a change to that choice was promised to gain enough, by its text.
         barred: choices that have broken the error budget here, by text: how often, and the step until which they are out.
     """
@@ -50,6 +50,8 @@ class ControllerState:
             and by.
         disappointing: seconds of a step of a plan that was no faster than `none`, until they are compared with those of the
             window after it; then `dearer` is `dearer_then`, or the plan was not to blame.
+        collapses: of the link that followed each other soon, and `small_until`: the step until which therefore no more is
+            sent than now for the sake of time.
         alarmed: the next measures that are reduced are for a decision, since a rank finds its link collapsed
             (`Measures.alarm`); taken back by `decide`.
     """
@@ -68,6 +70,8 @@ class ControllerState:
     lessons: int = 0
     disappointing: float | None = None
     dearer_then: float = 1.0
+    collapses: int = 0
+    small_until: int = 0
     alarmed: bool = False
 
     @property
@@ -92,6 +96,8 @@ class ControllerState:
             "lessons": self.lessons,
             "disappointing": self.disappointing,
             "dearer_then": self.dearer_then,
+            "collapses": self.collapses,
+            "small_until": self.small_until,
             "alarmed": self.alarmed,
             "buckets": [
                 {
