@@ -358,3 +358,65 @@ def one_is_killed(victim: int, codec: str) -> str:
 def one_is_killed_on_devices(victim: int, codec: str) -> str:
     pretend_devices()
     return one_is_killed(victim, codec)
+
+
+# ------------------------------------------------------------------ whole trainings
+
+
+class _Forgets:
+    """Of DDP: a bucket's largest entries, and nothing is owed for the others."""
+
+    def __init__(self, density: float) -> None:
+        self._density = density
+
+    def __call__(self, state: object, bucket: dist.GradBucket) -> Any:
+        gradient = bucket.buffer()
+        kept = gradient.abs().topk(max(1, int(self._density * len(gradient)))).indices
+        sparse = torch.zeros_like(gradient).index_copy_(0, kept, gradient[kept])
+        work = dist.all_reduce(sparse.div_(dist.get_world_size()), async_op=True)
+        assert work is not None
+        return work.get_future().then(lambda done: done.value()[0])
+
+
+def final_losses(options: dict[str, Any] | None, seeds: Sequence[int], steps: int, forgets: float = 0.0) -> list[float]:
+    """On samples that nobody has trained on, after `steps` on a thousand others, for each seed.
+
+    Args:
+        options: of the hook; None for plain DDP, which then `forgets` all but this share of each bucket, if it is not 0.
+    """
+    found = []
+    samples = torch.Generator().manual_seed(0)
+    x, y = _marked(torch.randn(1024, 1, 6, 6, generator=samples))
+    unseen = _marked(torch.randn(2048, 1, 6, 6, generator=samples))
+    for seed in seeds:
+        torch.manual_seed(seed)
+        model = Odd()
+        drawn = torch.Generator().manual_seed(1000 * seed + dist.get_rank())
+        batches = [torch.randint(len(x), (16,), generator=drawn) for _ in range(steps)]
+        if options is None:
+            wrapped = DistributedDataParallel(model)
+            if forgets:
+                hook = _Forgets(forgets)
+                wrapped.register_comm_hook(None, lambda state, bucket, hook=hook: hook(state, bucket))
+            _descend(wrapped, x, y, batches)
+        else:
+            with hooked(model, options) as (wrapped, _):
+                _descend(wrapped, x, y, batches)
+        with torch.no_grad():
+            found.append(float(cross_entropy(model(unseen[0]), unseen[1])))
+    return found
+
+
+def _marked(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x, x.unfold(2, 3, 3).unfold(3, 3, 3).sum(dim=(4, 5)).flatten(1).argmax(dim=1)
+
+
+def _descend(model: DistributedDataParallel, x: Tensor, y: Tensor, batches: Sequence[Tensor]) -> None:
+    """With a rate that falls to zero, so that the end is no matter of chance."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=len(batches))
+    for chosen in batches:
+        optimizer.zero_grad()
+        cross_entropy(model(x[chosen]), y[chosen]).backward()
+        optimizer.step()
+        schedule.step()
