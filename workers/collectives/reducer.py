@@ -38,6 +38,9 @@ ON_HOST = INSIDE + PHASES
 
 CHANNELS = 3
 
+YIELDS = 5
+"""Of a wait for others on this host, during which all other ways are looked at each time."""
+
 DIRECT_ELEMENTS = 1 << 12
 """A sum of so few elements goes from everybody to everybody: one exchange and not two."""
 
@@ -282,7 +285,7 @@ class _OnHost:
 
     def __init__(self, exchange: OnHost, reached: Callable[[], bool]) -> None:
         self._exchange, self._reached = exchange, reached
-        self._patience = Patience()
+        self._patience = Patience(YIELDS)
 
     def ready(self) -> bool:
         if not self._reached():

@@ -26,15 +26,19 @@ SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 200e-6
 
 
 class Patience:
-    """Of one wait for others on this host: with more ranks than cores, who waits is in their way."""
+    """Of one wait for others on this host: with more ranks than cores, who waits is in their way.
 
-    def __init__(self) -> None:
-        self._idle, self._sleep = 0, SHORTEST_SLEEP
+    Args:
+        yields: how often the core is given away before the wait sleeps.
+    """
+
+    def __init__(self, yields: int = YIELDS) -> None:
+        self._yields, self._idle, self._sleep = yields, 0, SHORTEST_SLEEP
 
     def pause(self, longest: float = LONGEST_SLEEP) -> None:
         """Give the core away, at first for a moment, later for longer, `longest` seconds at most."""
         self._idle += 1
-        if self._idle <= YIELDS:
+        if self._idle <= self._yields:
             os.sched_yield()
         else:
             time.sleep(min(self._sleep, longest))
