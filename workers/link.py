@@ -70,12 +70,11 @@ class AgentLink:
         self._flush()
 
     def wait(self, seconds: float) -> None:
-        """Sleep until something arrives from the agent, at most `seconds`."""
+        """Sleep until something arrives from the agent, at most `seconds`; `rung` then, whether the bell was or not."""
         if self._socket is None:
             time.sleep(min(seconds, _LOOK_SECONDS))
-            return
-
-        wait_readable(self._socket, seconds)
+        elif wait_readable(self._socket, seconds):
+            self._next_look = 0.0
 
     def _connect(self) -> bool:
         link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from workers.errors import DataError, TaskError
 from workers.paths import runtime_dir
 
 logger = logging.getLogger("quantarion.worker")
+
+LEAVE_SECONDS = 300.0
+"""How long a process whose task has failed waits to be told to leave."""
 
 
 def run(*, job_folder: Path, host: str, address: str) -> None:
@@ -80,7 +84,8 @@ def _fail(rank: Any, error: BaseException) -> None:
     code = error.exit_code if isinstance(error, TaskError) else 3 if isinstance(error, DataError) else 1
     failed = pb.Failed(error=message, traceback=text, exit_code=code, step=max(0, rank.machine.state.step))
     rank.link.send(pb.RankReport(worker=rank.worker, failed=failed))
-    for _ in range(3000):
+    until = time.monotonic() + LEAVE_SECONDS
+    while time.monotonic() < until:
         rank.poll()
         rank.link.wait(0.1)
     os._exit(code)
