@@ -323,45 +323,8 @@ def test_cc3_uncompressed_sums_are_those_of_float64(store: str, tmp_path: Path, 
         sums_are_those_of_float64(gang, values, largest=largest)
 
 
-@pytest.mark.parametrize("choice", ["int8", "topk 0.05", "powersgd 2"])
-def test_cc15_a_gradient_that_is_not_finite_is_refused_by_name_and_spoils_nothing(
-    store: str, tmp_path: Path, choice: str
-) -> None:
-    gang = Gang(store, tmp_path, [2, 1], compressions(3, always(choice)))
-    reduce(gang, 0)
-    before = [c.memory.state_dict() for c in gang.compressions]
-
-    def one(rank: int) -> None:
-        row = gradients(rank, 1)
-        if rank == 1:
-            row.views[2][3, 4] = float("nan")
-        gang.compressions[rank].begin(state_of(1), gang.generation, 0.1)
-        gang.reducers[rank].begin()
-        sizes = PLAN.gradient_sizes
-        for task in [gang.reducers[rank].sum_bucket(i, row.buckets[i][:size]) for i, size in enumerate(sizes)]:
-            task.wait(never)
-        assert all(bool(bucket.isfinite().all()) for bucket in row.buckets)
-
-    gang.each(one)
-    refused = [compression.non_finite for compression in gang.compressions]
-    assert refused[0] is None and refused[2] is None
-    assert str(refused[1]) == "the gradient of b.weight holds NaN; the step is discarded"
-    for compression, kept in zip(gang.compressions, before, strict=True):
-        compression.commit(skipped=True)
-        after = compression.memory.state_dict()
-        assert after.keys() == kept.keys() and all(torch.equal(after[name], kept[name]) for name in kept)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("owed_only", [False, True], ids=["encoded", "only owed"])
-def test_cc15_in_a_ring_the_sum_itself_may_tell_all_that_a_gradient_was_not_finite(
-    store: str, tmp_path: Path, bad: float, owed_only: bool
-) -> None:
-    """And only that of its bucket."""
-    plans = [always("bf16-ring")(1), always("none" if owed_only else "bf16-ring")(2)]
-    gang = Gang(store, tmp_path, [1, 1, 1], compressions(3, lambda step: plans[step - 1]), nan_tells=True)
-    reduce(gang, 0)
-    before = [c.memory.state_dict() for c in gang.compressions]
+def reduce_with(gang: Gang, bad: float) -> list[Row]:
+    """Step 1, in which rank 1 has one gradient that is not finite, in b.weight; it is not committed."""
 
     def one(rank: int) -> Row:
         row = gradients(rank, 1)
@@ -374,13 +337,45 @@ def test_cc15_in_a_ring_the_sum_itself_may_tell_all_that_a_gradient_was_not_fini
             task.wait(never)
         return row
 
-    rows = gang.each(one)
+    return gang.each(one)
+
+
+def skipped_steps_keep(gang: Gang, before: list[dict[str, Tensor]]) -> None:
+    for compression, kept in zip(gang.compressions, before, strict=True):
+        compression.commit(skipped=True)
+        after = compression.memory.state_dict()
+        assert after.keys() == kept.keys() and all(torch.equal(after[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("choice", ["int8", "topk 0.05", "powersgd 2"])
+def test_cc15_a_gradient_that_is_not_finite_is_refused_by_name_and_spoils_nothing(
+    store: str, tmp_path: Path, choice: str
+) -> None:
+    gang = Gang(store, tmp_path, [2, 1], compressions(3, always(choice)))
+    reduce(gang, 0)
+    before = [c.memory.state_dict() for c in gang.compressions]
+    for row in reduce_with(gang, float("nan")):
+        assert all(bool(bucket.isfinite().all()) for bucket in row.buckets)
+    refused = [compression.non_finite for compression in gang.compressions]
+    assert refused[0] is None and refused[2] is None
+    assert str(refused[1]) == "the gradient of b.weight holds NaN; the step is discarded"
+    skipped_steps_keep(gang, before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("owed_only", [False, True], ids=["encoded", "only owed"])
+def test_cc15_in_a_ring_the_sum_itself_may_tell_all_that_a_gradient_was_not_finite(
+    store: str, tmp_path: Path, bad: float, owed_only: bool
+) -> None:
+    """And only that of its bucket."""
+    plans = [always("bf16-ring")(1), always("none" if owed_only else "bf16-ring")(2)]
+    gang = Gang(store, tmp_path, [1, 1, 1], compressions(3, lambda step: plans[step - 1]), nan_tells=True)
+    reduce(gang, 0)
+    before = [c.memory.state_dict() for c in gang.compressions]
+    rows = reduce_with(gang, bad)
     hit = next(slot.bucket for slot in PLAN.slots if slot.name == "b.weight")
     assert len(PLAN.sizes) > 1 and [reducer.spoilt for reducer in gang.reducers] == [{hit}] * 3
     for row in rows:
         whole = [bool(row.buckets[i][:size].isfinite().all()) for i, size in enumerate(PLAN.gradient_sizes)]
         assert whole == [i != hit for i in range(len(whole))]
-    for compression, kept in zip(gang.compressions, before, strict=True):
-        compression.commit(skipped=True)
-        after = compression.memory.state_dict()
-        assert after.keys() == kept.keys() and all(torch.equal(after[name], kept[name]) for name in kept)
+    skipped_steps_keep(gang, before)

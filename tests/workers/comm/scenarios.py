@@ -64,8 +64,12 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     """Which quarter of a picture is the brightest."""
     noise = torch.Generator().manual_seed(1000 * step + dist.get_rank())
     x = torch.randn(16, 1, 6, 6, generator=noise)
-    quarters = x.unfold(2, 3, 3).unfold(3, 3, 3).sum(dim=(4, 5))
-    return x, quarters.flatten(1).argmax(dim=1)
+    return x, brightest_quarters(x)
+
+
+def brightest_quarters(x: Tensor) -> Tensor:
+    """int64 [n], of pictures [n, 1, 6, 6]."""
+    return x.unfold(2, 3, 3).unfold(3, 3, 3).sum(dim=(4, 5)).flatten(1).argmax(dim=1)
 
 
 def train(
@@ -363,19 +367,14 @@ def one_is_killed_on_devices(victim: int, codec: str) -> str:
 # ------------------------------------------------------------------ whole trainings
 
 
-class _Forgets:
-    """Of DDP: a bucket's largest entries, and nothing is owed for the others."""
-
-    def __init__(self, density: float) -> None:
-        self._density = density
-
-    def __call__(self, state: object, bucket: dist.GradBucket) -> Any:
-        gradient = bucket.buffer()
-        kept = gradient.abs().topk(max(1, int(self._density * len(gradient)))).indices
-        sparse = torch.zeros_like(gradient).index_copy_(0, kept, gradient[kept])
-        work = dist.all_reduce(sparse.div_(dist.get_world_size()), async_op=True)
-        assert work is not None
-        return work.get_future().then(lambda done: done.value()[0])
+def forgetful_mean(bucket: dist.GradBucket, density: float) -> Any:
+    """For DDP: of this share of a bucket's entries, the largest; nothing is owed for the others."""
+    gradient = bucket.buffer()
+    kept = gradient.abs().topk(max(1, int(density * len(gradient)))).indices
+    sparse = torch.zeros_like(gradient).index_copy_(0, kept, gradient[kept])
+    work = dist.all_reduce(sparse.div_(dist.get_world_size()), async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda done: done.value()[0])
 
 
 def final_losses(options: dict[str, Any] | None, seeds: Sequence[int], steps: int, forgets: float = 0.0) -> list[float]:
@@ -386,8 +385,8 @@ def final_losses(options: dict[str, Any] | None, seeds: Sequence[int], steps: in
     """
     found = []
     samples = torch.Generator().manual_seed(0)
-    x, y = _marked(torch.randn(1024, 1, 6, 6, generator=samples))
-    unseen = _marked(torch.randn(2048, 1, 6, 6, generator=samples))
+    x, unseen = torch.randn(1024, 1, 6, 6, generator=samples), torch.randn(2048, 1, 6, 6, generator=samples)
+    y = brightest_quarters(x)
     for seed in seeds:
         torch.manual_seed(seed)
         model = Odd()
@@ -396,19 +395,14 @@ def final_losses(options: dict[str, Any] | None, seeds: Sequence[int], steps: in
         if options is None:
             wrapped = DistributedDataParallel(model)
             if forgets:
-                hook = _Forgets(forgets)
-                wrapped.register_comm_hook(None, lambda state, bucket, hook=hook: hook(state, bucket))
+                wrapped.register_comm_hook(None, lambda state, bucket: forgetful_mean(bucket, forgets))
             _descend(wrapped, x, y, batches)
         else:
             with hooked(model, options) as (wrapped, _):
                 _descend(wrapped, x, y, batches)
         with torch.no_grad():
-            found.append(float(cross_entropy(model(unseen[0]), unseen[1])))
+            found.append(float(cross_entropy(model(unseen), brightest_quarters(unseen))))
     return found
-
-
-def _marked(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x, x.unfold(2, 3, 3).unfold(3, 3, 3).sum(dim=(4, 5)).flatten(1).argmax(dim=1)
 
 
 def _descend(model: DistributedDataParallel, x: Tensor, y: Tensor, batches: Sequence[Tensor]) -> None:
