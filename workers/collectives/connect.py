@@ -53,7 +53,11 @@ class Connector:
                 if 1 < len(topology.group) < topology.world:
                     prefix_inside = f"{prefix}/group of {topology.group[0]}"
                     inside = _gloo_groups(client, prefix_inside, topology, topology.group, timeout)
-                outcome.append(FlatExchange(topology, groups, inside, alike=alike))
+                lane = None
+                if 1 < len(topology.lane) < topology.world:
+                    store = dist.PrefixStore(f"{prefix}/lane of {topology.lane[0]}", client)
+                    lane = _gloo_group(store, topology, topology.lane, timeout)
+                outcome.append(FlatExchange(topology, groups, inside, lane, alike=alike))
             except BaseException as error:
                 outcome.append(error)
             done.set()

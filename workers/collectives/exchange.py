@@ -76,6 +76,22 @@ class Topology:
         """The members of ours, this one too."""
         return next(group for group in self.groups if self.index in group)
 
+    @cached_property
+    def hosts(self) -> Hosts:
+        found: dict[str, list[int]] = {}
+        for member, place in enumerate(self.places):
+            found.setdefault(place.host, []).append(member)
+        return tuple(map(tuple, found.values()))
+
+    @cached_property
+    def lane(self) -> tuple[int, ...]:
+        """The members that have the shard that this one has of a bucket, one of each host. None, not even this one, where
+        hosts have unequally many ranks or are in several groups: there shards overlap, or sums go by levels."""
+        if len(self.groups) > 1 or len({len(members) for members in self.hosts}) > 1:
+            return ()
+        position = next(members.index(self.index) for members in self.hosts if self.index in members)
+        return tuple(members[position] for members in self.hosts)
+
     def units(self, hosts: Hosts) -> Hosts | Groups:
         """Between what gradients are encoded: groups where there are several, `hosts` otherwise."""
         return self.groups if len(self.groups) > 1 else hosts
@@ -167,22 +183,33 @@ class FlatExchange:
     Args:
         groups: of gloo over all members, one for each phase.
         inside: over the members of this one's group, one for each phase; none where nobody asks for such an exchange.
+        lane: over `topology.lane`; None where that is everybody, or nobody but this member.
         alike: all members have the same `workers.compression.product.fingerprint`.
     """
 
     def __init__(
-        self, topology: Topology, groups: Sequence[Any] = (), inside: Sequence[Any] = (), *, alike: bool = False
+        self,
+        topology: Topology,
+        groups: Sequence[Any] = (),
+        inside: Sequence[Any] = (),
+        lane: Any = None,
+        *,
+        alike: bool = False,
     ) -> None:
         self.topology, self.alike = topology, alike
-        self._groups, self._inside = groups, inside
+        self._groups, self._inside, self._lane = groups, inside, lane
         self._flying: list[Underway] = []
 
     def all_reduce(self, buffer: torch.Tensor, *, largest: bool = False) -> Underway | Done:
         if not self._groups:
             return Done()
-        options: Any = dist.AllreduceOptions()  # its type stub wants another type
-        options.reduceOp = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
-        return self._start(lambda: self._groups[0].allreduce([buffer], options))
+        return self._all_reduce(self._groups[0], buffer, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM)
+
+    def sum_in_lane(self, buffer: torch.Tensor) -> Underway | Done:
+        """Start to sum `buffer` over `topology.lane` in place. Calls are in the same order on all of its members."""
+        if len(self.topology.lane) == 1:
+            return Done()
+        return self._all_reduce(self._groups[0] if self._lane is None else self._lane, buffer, dist.ReduceOp.SUM)
 
     def sum_in_order(self, nodes: Sequence[tuple[Node, Row]], order: SumOrder, out: Row) -> Sequence[Pending]:
         mine = [[(node, row.buckets[index]) for node, row in nodes] for index in range(len(out.buckets))]
@@ -209,6 +236,11 @@ class FlatExchange:
     def all_gather(self, gathered: torch.Tensor, mine: torch.Tensor) -> Underway:
         """Start to put everybody's `mine`, of one length, one behind the other."""
         return self._start(lambda: self._groups[0]._allgather_base(gathered, mine))
+
+    def _all_reduce(self, group: Any, buffer: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> Underway:
+        options: Any = dist.AllreduceOptions()  # its type stub wants another type
+        options.reduceOp = operation
+        return self._start(lambda: group.allreduce([buffer], options))
 
     def _start(self, operation: Callable[[], dist.Work]) -> Underway:
         try:

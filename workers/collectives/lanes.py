@@ -130,8 +130,3 @@ class Lanes:
     def alone(self) -> bool:
         """There is one unit only, or nothing to be exchanged."""
         return all(len(lane.members) == 1 for lane in self.lanes)
-
-    @cached_property
-    def even(self) -> bool:
-        """Every member is in one lane at most: all hosts have as many ranks."""
-        return all(sum(member in lane.members for lane in self.lanes) <= 1 for member in range(self.world))

@@ -113,14 +113,14 @@ class Collected:
         return
 
     def begin(self, start: int, values: Tensor, codec: Codec) -> None:
-        _check(values)
+        check_overflow(values)
 
     def of_held(self, held: Sequence[Encoded], codec: Codec) -> None:
         for part in held:
             self._add(part.start, part.compensated, part.decoded)
 
     def compensate_sum(self, start: int, total: Tensor) -> None:
-        _check(total)
+        check_overflow(total)
 
     def of_sum(self, start: int, exact: Tensor, decoded: Tensor) -> None:
         self._add(start, exact, decoded)
@@ -146,6 +146,7 @@ UNTOUCHED = Collected()
 """Nothing is encoded, and nobody asks when."""
 
 
-def _check(values: Tensor) -> None:
+def check_overflow(values: Tensor) -> None:
+    """Raises TaskError where a sum, float32, holds NaN or Inf."""
     if not is_finite(values):
         raise TaskError(OVERFLOW)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workers.collectives.exchange import INSIDE, FlatExchange
 from workers.collectives.lanes import Lanes, Piece
-from workers.collectives.left_out import UNTOUCHED, LeftOut
+from workers.collectives.left_out import UNTOUCHED, LeftOut, check_overflow
 from workers.collectives.levels import Levels
 from workers.collectives.tasks import Turns, Way
 from workers.compression.bucketed import Encoded
@@ -63,13 +63,16 @@ class LinkExchange:
     Args:
         exchange: whose operations carry it.
         compression: of this rank.
+        rings: whether what members of a lane hold, `Topology.lane`, are the shards of buckets: it is so where all ranks of
+            each host share memory.
         in_place: whether operations may write into the shards themselves. An abandoned one may do so at any later time
             (EP-7), so not where that is memory which outlives the generation.
     """
 
-    def __init__(self, exchange: FlatExchange, compression: GradientCompression, *, in_place: bool) -> None:
+    def __init__(self, exchange: FlatExchange, compression: GradientCompression, *, rings: bool, in_place: bool) -> None:
         self._exchange, self._compression, self._in_place = exchange, compression, in_place
         topology = exchange.topology
+        self._rings = rings and bool(topology.lane)
         places, mine = topology.places, topology.places[topology.index]
         self._everybody = range(topology.world)
         self._leaves = [place.host != mine.host for place in places]
@@ -89,7 +92,7 @@ class LinkExchange:
     def go_both_ways(self, number: int, levels: Levels, codec: Codec) -> bool:
         """Let this way take the phases of the second pair too, where what it sends is large: all members do so alike.
         Returns whether it does."""
-        if levels.between.alone or codec.nbytes(levels.between.longest) < LARGE_BYTES:
+        if levels.between.alone or self._adds_up_in_ring(codec) or codec.nbytes(levels.between.longest) < LARGE_BYTES:
             return False
         self._both_ways.add(number)
         return True
@@ -107,10 +110,10 @@ class LinkExchange:
             return self._nothing(number, phases, left_out)
         if codec.name != "none" and left_out.is_thin and _is_small(between, codec):
             way = self._directly(number, between, local, codec, phases, left_out)
+        elif self._adds_up_in_ring(codec) and not left_out.is_thin:
+            way = self._in_lane(number, between, local, codec, phases, left_out)
         elif codec.name != "none":
             way = self._encoded(number, between, local, codec, phases, left_out)
-        elif levels.inside is None and between.even:
-            way = self._one_lane(number, between, local, phases, left_out)
         else:
             way = self._plain(number, between, local, phases, left_out)
         return way if levels.inside is None else self._in_group(number, levels.inside, local, way, phases)
@@ -129,18 +132,51 @@ class LinkExchange:
         values.copy_(parts.amax(dim=0) if largest else _in_order(parts.unbind()))
 
     def sum_in_ring(self, number: int, values: Tensor, phase: int) -> Way:
-        """By gloo's own all-reduce, which sends as much as the other ways and copies less."""
-        world = self._exchange.topology.world
-        if world == 1:
+        """By gloo's own all-reduce, which sends as much as the other ways and copies less: among the members of a lane, or
+        among all where ranks share no memory."""
+        topology = self._exchange.topology
+        members = len(topology.lane) if self._rings else topology.world
+        if members == 1:
             return
         yield self.turns.turn(phase, number)
-        operation = self._exchange.all_reduce(values)
+        operation = self._exchange.sum_in_lane(values) if self._rings else self._exchange.all_reduce(values)
         self.turns.over(phase, number)
         begun = time.perf_counter()
         yield operation
-        nbytes = 2 * values.nbytes * (world - 1) // world
+        nbytes = 2 * values.nbytes * (members - 1) // members
         self.sent_bytes += nbytes
         self._compression.transferred(nbytes, begun, time.perf_counter())
+
+    # ------------------------------------------------------------------ in rings of those who hold the same shard
+
+    def _adds_up_in_ring(self, codec: Codec) -> bool:
+        return self._rings and (codec.name == "none" or codec.sums_in is not None)
+
+    def _in_lane(
+        self, number: int, cut: Lanes, local: Tensor, codec: Codec, phases: tuple[int, int], left_out: LeftOut
+    ) -> Way:
+        """All of it takes its turn in the first phase: the operations of a lane have one order."""
+        self._over(phases[1], number)
+        if codec.sums_in is None:
+            left_out.nothing()
+            values = local if self._in_place else local.clone()
+        else:
+            decoded = torch.empty_like(local)
+            left_out.begin(cut.shard.start, local, codec)
+            payload = self._encode(codec, local, left_out, "")
+            self._decode(codec, payload, decoded, left_out)
+            left_out.of_held([Encoded(cut.shard.start, local, decoded)] if len(local) else [], codec)
+            left_out.known()
+            values = payload.view(codec.sums_in)
+        if not len(local):
+            self.turns.over(phases[0], number)
+            return
+        yield from self.sum_in_ring(number, values, phases[0])
+        if codec.sums_in is not None:
+            self._decode(codec, payload, local, left_out)
+            check_overflow(local)
+        elif not self._in_place:
+            local.copy_(values)
 
     # ------------------------------------------------------------------ float32 as it is
 
@@ -151,24 +187,6 @@ class LinkExchange:
             self._over(INSIDE + phase, number)
         left_out.nothing()
         yield from ()
-
-    def _one_lane(self, number: int, cut: Lanes, local: Tensor, phases: tuple[int, int], left_out: LeftOut) -> Way:
-        """Nothing is copied on its way out, nor, where it may lie there, on its way in."""
-        sizes, shares, mine = [0] * cut.world, [0] * cut.world, local[:0]
-        for lane in cut.mine:
-            own = lane.pieces[lane.members.index(self._index)]
-            mine = local[own.start - lane.start : own.stop - lane.start]
-            for member, piece in zip(lane.members, lane.pieces, strict=True):
-                sizes[member], shares[member] = _length(piece), len(mine)
-        received = torch.empty(sum(shares))
-        yield from self._transfer(number, phases[0], received, local, shares, sizes, left_out.nothing)
-        members = sum(len(lane.members) for lane in cut.mine)
-        if len(mine):
-            torch.sum(received.view(members, -1), dim=0, out=mine)
-        sums = local if self._in_place else torch.empty_like(local)
-        yield from self._transfer(number, phases[1], sums, mine.repeat(members), sizes, shares)
-        if not self._in_place:
-            local.copy_(sums)
 
     def _plain(self, number: int, cut: Lanes, local: Tensor, phases: tuple[int, int], left_out: LeftOut) -> Way:
         yield from self._to_owners(number, cut, local, phases[0], left_out.nothing)

@@ -4,7 +4,8 @@ A bucket's way: what this rank owes is added, to its shard only when the host ha
 shard each, in the memory they share or on their devices; each sends the pieces of its shard to their owners on other hosts,
 encoded; the owners add them up in float32 and send the encoded sums back; everybody decodes the same bytes, the owner too
 (CC-4); the ranks of the host put the shards together. With several groups of hosts, this is between groups, and
-`LinkExchange` has a level more. Where each host has one rank, `none` and `bf16-ring` go by gloo's own ring instead.
+`LinkExchange` has a level more. Where all hosts have as many ranks, gradients under `none` and `bf16-ring` go by gloo's own
+ring instead, one for each shard.
 
 Nobody waits in a circle: all members take a way through its phases in the same order, those inside a group around those
 between groups; in each it waits for the ways before it, never for one behind it, and for nothing of other members but the
@@ -70,7 +71,8 @@ class Reducer:
         self._hosts, self._nan_tells = hosts, nan_tells
         self.spoilt: set[int] = set()
         """Buckets whose sums in this step are not finite, the same on all members; only with `nan_tells`."""
-        self._links = LinkExchange(exchange, compression, in_place=on_host is None)
+        rings = hosts == exchange.topology.hosts
+        self._links = LinkExchange(exchange, compression, rings=rings, in_place=on_host is None)
         self._levels: dict[tuple[int, int], Levels] = {}
         if compression.controller is not None:
             compression.controller.alike = exchange.alike

@@ -51,7 +51,7 @@ def join(group: dist.ProcessGroup | None) -> Joined:
     place = number_of(host_key()), number_of(os.environ.get(GROUP, ""))
     mine = torch.tensor([*place, secrets.randbits(62), fingerprint()])
     everybody = mine
-    groups, inside = [], []
+    groups, inside, lane = [], [], None
     if world > 1:
         ranks = None if group is None else dist.get_process_group_ranks(group)
         groups = [_new_group(ranks, timeout) for _ in range(PHASES)]
@@ -59,11 +59,13 @@ def join(group: dist.ProcessGroup | None) -> Joined:
         groups[0]._allgather_base(everybody, mine).wait()
     keys, near, numbers, machines = everybody.view(world, 4).T.tolist()
     topology = Topology(places_of(keys, near), dist.get_rank(parent))
+    # Of a rank alone too: torch names a later group of some ranks by how many each of them has.
     if len(topology.groups) > 1:
         together = [dist.get_global_rank(parent, member) for member in topology.group]
-        # Of a rank alone too: torch names a later group of some ranks by how many each of them has.
         inside = [_new_group(together, timeout) for _ in range(PHASES)]
-    exchange = FlatExchange(topology, groups, inside, alike=len({*machines}) == 1)
+    if 1 < len(topology.lane) < world:
+        lane = _new_group([dist.get_global_rank(parent, member) for member in topology.lane], timeout)
+    exchange = FlatExchange(topology, groups, inside, lane, alike=len({*machines}) == 1)
     return Joined(exchange, numbers[0], timeout.total_seconds())
 
 

@@ -52,10 +52,10 @@ class BF16Codec(Codec):
 
 
 class BF16RingCodec(BF16Codec):
-    """The same, and what ranks have encoded is added up as it is, in gloo's ring, where each host has one rank.
+    """The same, and what hosts have encoded is added up as it is, in gloo's ring, where all have as many ranks.
 
-    Half of what `bf16` has a processor do. Sums of several ranks are rounded to bfloat16 as well, by up to 2^-8 for each,
-    and nobody is owed that; what this rank's own gradient lost is. Elsewhere it is `bf16`.
+    Half of what `bf16` has a processor do. Sums of several hosts are rounded to bfloat16 as well, by up to 2^-8 for each,
+    and nobody is owed that; what the encoding of this rank's shard lost is. Elsewhere it is `bf16`.
     """
 
     name = "bf16-ring"

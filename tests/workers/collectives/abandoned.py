@@ -22,6 +22,7 @@ from workers.collectives.buckets import BucketPlan
 from workers.collectives.exchange import Abandoned, Hosts, Place, Topology
 from workers.collectives.reducer import Reducer
 from workers.collectives.shared import HostExchange, HostMemory
+from workers.compression.choice import Plan
 from workers.compression.gradients import GradientCompression
 from workers.engine import Engine
 from workers.faults import Faults
@@ -71,6 +72,11 @@ class Member:
     @property
     def compression(self) -> GradientCompression:
         return self.engine.compression
+
+    @property
+    def plan(self) -> Plan:
+        """Of its next step."""
+        return self.compression._policy(self.machine.state.step + 1)
 
     @property
     def exchange(self) -> PostalExchange:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,13 +88,19 @@ class PostalExchange(FlatExchange):
         return self._exchange(phase, {m: letters[m] for m in members}, {m: rooms[m] for m in members}, lambda: None)
 
     def all_reduce(self, buffer: Tensor, *, largest: bool = False) -> Underway | Done:
-        world = self.topology.world
-        parts = torch.empty(world, len(buffer))
+        return self._sum(buffer, range(self.topology.world), largest=largest)
+
+    def sum_in_lane(self, buffer: Tensor) -> Underway | Done:
+        return self._sum(buffer, self.topology.lane)
+
+    def _sum(self, buffer: Tensor, members: Sequence[int], *, largest: bool = False) -> Letters:
+        parts = torch.empty(len(members), len(buffer), dtype=buffer.dtype)
 
         def add_up() -> None:
             buffer.copy_(parts.amax(dim=0) if largest else parts.sum(dim=0))
 
-        return self._exchange(0, dict.fromkeys(range(world), buffer), dict(enumerate(parts.unbind())), add_up)
+        rooms = dict(zip(members, parts.unbind(), strict=True))
+        return self._exchange(0, dict.fromkeys(members, buffer), rooms, add_up)
 
     def _exchange(
         self, phase: int, sent: Mapping[int, Tensor], missing: dict[int, Tensor], then: Callable[[], None]

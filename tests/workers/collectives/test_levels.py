@@ -125,3 +125,21 @@ def test_cc1_groups_are_those_of_the_places(names: list[str], data: st.DataObjec
     assert topology.group == tuple(expected[names[index]])
     hosts = tuple((member,) for member in range(len(names)))
     assert topology.units(hosts) == (hosts if len(set(names)) == 1 else topology.groups)
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.booleans())
+def test_cc1_a_lane_has_those_whose_shards_of_a_bucket_are_the_same(ranks: list[int], two_groups: bool) -> None:
+    seats = [host for host, count in enumerate(ranks) for _ in range(count)]
+    groups = ["b" if two_groups and host == len(ranks) - 1 else "a" for host in seats]
+    places = tuple(Place(i, f"host-{host}", "", group) for i, (host, group) in enumerate(zip(seats, groups, strict=True)))
+    even = len(set(ranks)) == 1 and len(set(groups)) == 1
+    for index in range(len(places)):
+        topology = Topology(places, index)
+        assert [len(host) for host in topology.hosts] == ranks
+        if not even:
+            assert topology.lane == ()
+            continue
+        assert index in topology.lane
+        shards = {levels(1000, topology.hosts, topology.groups, member).between.shard.start for member in topology.lane}
+        assert len(topology.lane) == len(ranks)
+        assert len(shards) == 1

@@ -79,11 +79,11 @@ def work(facts: BucketFacts, choice: Choice) -> Work:
     """Sharded: encoded are the others' pieces and the sum of the own one. Decoded are everybody's parts of the own piece
     and the others' sums; and, but for `none`, for the residuals, all that was encoded. Low rank works on the whole
     bucket, which counts once: `encoded` is the time of P, Q and what of it is the rank's own, `decoded` that of the rest.
-    In a ring a rank encodes its own gradient, and decodes that and the sum.
+    In a ring a rank encodes what it carries, and decodes that and the sum.
     """
     if choice.is_low_rank:
         return Work(facts.elements, facts.elements)
-    if codec_of(choice).sums_in is not None and facts.local_ranks == 1:
-        return Work(facts.elements, 2 * facts.elements)
+    if codec_of(choice).sums_in is not None:
+        return Work(facts.share, 2 * facts.share)
     others = 1 - 1 / facts.hosts
     return Work(facts.share, facts.share * (2 * others + (choice.codec != "none")))
