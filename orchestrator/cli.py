@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import explain_command, qins_commands
+from orchestrator import explain_command, governor_commands, qins_commands
 from orchestrator.errors import DEFAULT_STORAGE, UserError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 
 app.add_typer(qins_commands.app)
 app.add_typer(explain_command.app)
+app.add_typer(governor_commands.app)
 
 Storage = Annotated[Path, typer.Option(help="Folder that holds a folder per job.")]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from workers.collectives.buckets import BucketPlan
@@ -25,6 +28,16 @@ def whole_state(compression: GradientCompression) -> State:
         "q": compression.state_dict(),
         "policy": compression.plain_state(),
     }
+
+
+def replicated_number(steps: int, state: State) -> int:
+    """A signed 64-bit digest of what all ranks have alike in a `state` after so many `steps`."""
+    words = json.dumps([steps, state["policy"]], sort_keys=True).encode()
+    digest = blake2b(words, digest_size=8)
+    for name in sorted(state["q"]):
+        digest.update(name.encode())
+        digest.update(state["q"][name].contiguous().view(torch.uint8).numpy())
+    return int.from_bytes(digest.digest(), "big", signed=True)
 
 
 def take_over(compression: GradientCompression, state: State) -> None:

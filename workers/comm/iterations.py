@@ -18,7 +18,8 @@ from workers.collectives.buckets import BucketPlan
 from workers.collectives.exchange import SLICE_SECONDS, Abandoned, ExchangeError, FlatExchange, Underway
 from workers.collectives.reducer import Reducer
 from workers.collectives.tasks import BRIEFLY_SECONDS, Task, patience
-from workers.comm.compression import NO_BUCKETS, State, take_over, whole_state
+from workers.comm.compression import NO_BUCKETS, State, replicated_number, take_over, whole_state
+from workers.comm.hosts import agree
 from workers.comm.layout import Layout, Names, same
 from workers.comm.neighbours import Neighbours
 from workers.comm.ready import Ready, on_cpu
@@ -299,10 +300,23 @@ class Iterations:
         """The buckets are these from now on; all that is owed moves over."""
         plan = self._names.plan(layout)
         state = self._loaded or self.state_dict()
+        self._check_alike(state)
         devices = {ready.gradient.device for ready in self._open}
         self._neighbours.share(plan.sizes, self._compress(plan).thin_sizes, devices, self._stop)
         self._take_over(plan, state)
         self._layout, self._loaded = layout, None
+
+    def _check_alike(self, state: State) -> None:
+        """Else some would wait for what the others do not send. Raises ExchangeError, on all ranks."""
+        if self._exchange.topology.world == 1:
+            return
+        numbers = agree(self._exchange, replicated_number(self.steps, state), self._stop)
+        others = [rank for rank, number in enumerate(numbers) if number != numbers[0]]
+        if others:
+            raise ExchangeError(
+                f"the CommState of rank {others[0]} is not that of rank 0: call load_state_dict on every rank, before the "
+                "first backward pass, with states of one checkpoint"
+            )
 
     def _take_over(self, plan: BucketPlan, state: State) -> None:
         compression = self._compress(plan)

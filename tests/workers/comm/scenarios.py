@@ -258,6 +258,18 @@ def known_gradients(
         return Balance(applied, given, state.state_dict(), digest(model))
 
 
+def loaded_on_one_rank(loader: int, options: dict[str, Any], saved: dict[str, Any]) -> str:
+    """What a rank hears of it."""
+    with hooked(Known(), options) as (wrapped, state):
+        if dist.get_rank() == loader:
+            state.load_state_dict(saved)
+        try:
+            wrapped(wanted(dist.get_rank(), 0)).backward()
+        except RuntimeError as error:
+            return str(error)
+    return "nothing"
+
+
 class Skipped(NamedTuple):
     nan: list[bool]
     kept: bool

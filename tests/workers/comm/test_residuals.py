@@ -62,6 +62,15 @@ def test_cc25_states_go_over_to_other_buckets_and_another_world(
     assert not torch.allclose(first[0].applied, first[0].given, atol=1e-2)
 
 
+@pytest.mark.parametrize("loader", [0, 2])
+def test_cc25_a_state_that_is_loaded_on_one_rank_only_is_refused_on_all(tmp_path: Path, loader: int) -> None:
+    options = lossy("powersgd 1")
+    (first,) = run(tmp_path, (1,), scenarios.known_gradients, range(4), options, None, {})
+    for heard in run(tmp_path, (2, 1), scenarios.loaded_on_one_rank, loader, options, first.state):
+        assert "call load_state_dict on every rank" in heard
+        assert f"the CommState of rank {1 if loader == 0 else loader} is not that of rank 0" in heard
+
+
 def test_cc25_a_state_that_is_loaded_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """The dense start is not repeated, and PowerSGD begins with its Q; but the first two passes are exact."""
     options = {**lossy("powersgd 1"), "dense_steps": 6}
