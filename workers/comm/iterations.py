@@ -230,7 +230,7 @@ class Iterations:
         return len(self._flags) > 0 and float(self._flags[-1]) > 0
 
     def _reduce_measures(self, controller: Controller) -> None:
-        self._measured = controller.measures.vector()
+        self._measured = controller.vector()
         self._tasks.append(self._reducer.sum_exactly(self._measured, largest=True))
 
     def _end(self) -> None:

@@ -27,9 +27,17 @@ COHERENCE_FALLS = 0.05
 SHOWS = 4.0
 """Times as long as the latency, which is the noise too, the largest transfer has to take for its time to tell the speed."""
 
-PASSES_BYTES = 1 << 15
-"""Of a step, that a shaper may let pass at once. A plan that sends as little costs no time over any such link, so nothing
-but exactness is lost where the link has become faster in truth."""
+PASSES_BYTES = 1 << 20
+"""Of a step, that a shaper may let pass at once, however fast the link behind it is."""
+
+PROBE_STEPS = 100
+"""Between two probes of a link that may only seem faster; twice as many after each that finds it as it was."""
+
+MOST_PROBE_STEPS = 1600
+LEAST_PROBE_BYTES, MOST_PROBE_BYTES = 1 << 16, 1 << 20
+
+FASTER = 2.0
+"""Times, by which a link has to seem faster for a probe, and a probe to be faster for a change."""
 
 TOLERATED = 1.2
 """Of the budget, what is in force may seem to need before it is given up: errors are noisy."""
@@ -77,7 +85,10 @@ def adaptive(
         return replace(state, step=step), []
     if step % config.every == 0:
         state = _second_thought(state, measured.step_seconds, step, config)
-    window = _Window(state, measured, step, buckets, config, _believed(line, state, buckets, measured.step_seconds, config))
+    believed, unclear = _believed(line, state, buckets, measured.step_seconds, config)
+    state, believed = _probed(state, measured, believed, unclear=unclear)
+    state = _next_probe(state, measured.step_seconds, step, unclear=unclear)
+    window = _Window(state, measured, step, buckets, config, believed)
     return window.outcome() if window.is_whole or window.collapsed else (state, [])
 
 
@@ -108,8 +119,9 @@ def _as_dear(measured: Measured, factor: float) -> Measured:
 
 def _believed(
     line: Line, state: ControllerState, facts: Sequence[BucketFacts], took: Value, config: ControllerConfig
-) -> Line:
-    """The link as it was, where what is sent is so little that it would not show whether the link is faster now.
+) -> tuple[Line, bool]:
+    """The link as it was, where what is sent is so little that it would not show whether the link is faster now; and
+    whether it seems to be.
 
     Either it takes no longer than noise may make it take; or shapers and queues let it pass at once, because the link
     had time for it while ranks computed.
@@ -119,17 +131,38 @@ def _believed(
     """
     before = state.seconds_per_byte
     if before is None:
-        return line
+        return line, False
     sent = [transfers(each, bucket.choice) for each, bucket in zip(facts, state.buckets, strict=True)]
     largest, total = max(map(max, sent)), sum(map(sum, sent))
-    expected = line._replace(seconds_per_byte=before)
+    expected, seems_faster = line._replace(seconds_per_byte=before), line.seconds_per_byte * FASTER < before
     passes = total <= PASSES_BYTES and took is not None and total * before < took
-    if passes and line.seconds_per_byte < before:
-        return expected
+    if passes and seems_faster:
+        return expected, True
     shows = largest * before > SHOWS * line.latency
     if shows or line.seconds(largest) > config.collapse * expected.seconds(largest):
-        return line
-    return expected
+        return line, False
+    return expected, seems_faster
+
+
+def _probed(state: ControllerState, measured: Measured, line: Line, *, unclear: bool) -> tuple[ControllerState, Line]:
+    """What a probe has found, where nothing else tells: the link is as it was, or faster, which is then known at once."""
+    before, now = state.seconds_per_byte, measured.probe
+    if now is None or before is None or not unclear:
+        return state, line
+    if now * FASTER > before:
+        return replace(state, probes=state.probes + 1), line
+    faster = replace(state, seconds_per_byte=now, probes=0, probe_after=0)  # how much faster the next one tells
+    return faster, line._replace(seconds_per_byte=now)
+
+
+def _next_probe(state: ControllerState, took: Value, step: int, *, unclear: bool) -> ControllerState:
+    """It goes with the measures of the next decision, and sends what the link, as it is taken for, carries in a step."""
+    before = state.seconds_per_byte
+    if not unclear or not before or took is None or step < state.probe_after:
+        return state
+    nbytes = min(max(round(took / before), LEAST_PROBE_BYTES), MOST_PROBE_BYTES)
+    rest = min(PROBE_STEPS * 2**state.probes, MOST_PROBE_STEPS)
+    return replace(state, probing=nbytes, probe_after=step + rest)
 
 
 @dataclass(frozen=True)
@@ -347,7 +380,14 @@ class _Window:
         soon = self.step < state.small_until + FORGET_STEPS
         collapses = state.collapses + 1 if soon and state.collapses else 1
         waits = BAR_STEPS * 2 ** (collapses - 2) if collapses > 1 else 0
-        return replace(state, none_step_seconds=None, collapses=collapses, small_until=self.step + waits)
+        return replace(
+            state,
+            none_step_seconds=None,
+            collapses=collapses,
+            small_until=self.step + waits,
+            probes=0,
+            probe_after=self.step,
+        )
 
     def _disappointed(self, state: ControllerState) -> ControllerState:
         """To encode and decode has taken longer than by itself: cores are shared with backward."""

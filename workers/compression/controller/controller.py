@@ -93,11 +93,22 @@ class Controller:
         """Whether measures are reduced in this step."""
         return self._hosts > 1 and is_decision_step(self.state, step, self._config)
 
+    def vector(self) -> Tensor:
+        """What is reduced, to the largest of each element, in a step that measures are due in: float32 [n]. Behind the
+        measures are zeros where the link is to be probed."""
+        found = self.measures.vector()
+        receivers = (self._hosts - 1) * self._local_ranks
+        if not self.state.probing or not receivers:
+            return found
+        padding = -(-self.state.probing // (4 * receivers))
+        self.measures.expect_probe(4 * padding * receivers)
+        return torch.cat([found, torch.zeros(padding)])
+
     def decide(self, step: int, reduced: Tensor, world: tuple[int, int], *, alarmed: bool) -> list[Record]:
         """The step is committed: the state goes on, alike on all ranks. Returns what is worth an event.
 
         Args:
-            reduced: `Measures.vector` of all ranks, the largest of each element; empty where nothing was due.
+            reduced: `vector` of all ranks, the largest of each element; empty where nothing was due.
             world: of the generation that has committed.
             alarmed: whether a rank has found its link collapsed.
         """
@@ -106,7 +117,8 @@ class Controller:
         if not len(reduced):
             return []
         facts, before = self.facts(*world), self.state
-        self.state, records = decide(before, self._layout.read(reduced), step, facts, self._config)
+        measured = self._layout.read(reduced[: self._layout.length])
+        self.state, records = decide(before, measured, step, facts, self._config)
         if self.state.plan != before.plan or (before.alarmed and records):
             self.measures.begin_steps()
             self._begun = None
@@ -126,7 +138,8 @@ class Controller:
             self.measures.stepped(now - self._begun[1])
         self._begun = step, now
         self._copies.clear()
-        self._next = self.measures.next_shadow(step, self.state.plan) if self._config.policy == "adaptive" else None
+        quiet = self._config.policy != "adaptive" or self.state.probing > 0
+        self._next = None if quiet else self.measures.next_shadow(step, self.state.plan)
         self.is_calm = self._next is None
 
     def gradient(self, bucket: int, gradient: Tensor) -> None:

@@ -50,6 +50,8 @@ class Measures:
         self._energy = [deque[float](maxlen=GAINS) for _ in buckets]
         self._gains: dict[Pair, deque[float]] = defaultdict(lambda: deque(maxlen=GAINS))
         self._steps: deque[float] = deque(maxlen=STEPS)
+        self._probe: Value = None
+        self._probe_bytes = 0
         self._norms: deque[float] = deque(maxlen=NORMS)
         self._coherence: deque[float] = deque(maxlen=STEPS)
         self._buckets = tuple(buckets)
@@ -59,6 +61,7 @@ class Measures:
         """There may be other hosts from now on; the buckets hold the same parameters. Links are measured anew."""
         self._buckets = tuple(buckets)
         self._steps.clear()
+        self._probe, self._probe_bytes = None, 0
         for level in self._links:
             self._links[level] = Link()
         self._shadows.begin_generation(buckets)
@@ -77,7 +80,14 @@ class Measures:
         Small ones, such as the sums of the tail and of this vector, are welcome: they tell the latency, as nothing else
         does while all buckets are of one size.
         """
-        self._links[level].transfer(nbytes, begin, end, transfers)
+        if 0 < self._probe_bytes <= nbytes:
+            self._probe, self._probe_bytes = (end - begin) / nbytes, 0
+        else:
+            self._links[level].transfer(nbytes, begin, end, transfers)
+
+    def expect_probe(self, nbytes: int) -> None:
+        """The next transfer of as many bytes was made to see what the link carries."""
+        self._probe_bytes = nbytes
 
     def round_trip(self, seconds: float) -> None:
         """From sending something small to a peer to having its answer; only `latency_ladder` asks for it."""
@@ -147,7 +157,9 @@ class Measures:
 
     def vector(self) -> Tensor:
         """float32 [K], to be reduced to the largest of each element over all ranks, in the steps of a decision."""
-        return self._layout.write(self._measured())
+        found = self._layout.write(self._measured())
+        self._probe = None
+        return found
 
     def alarm(self, factor: float) -> bool:
         """Whether a link is `factor` times slower than the last `vector` said. Cheap: for every step.
@@ -165,6 +177,7 @@ class Measures:
             lines={level: link.settle() for level, link in self._links.items()},
             round_trip=_mean(self._round_trips),
             step_seconds=_quartile(self._steps) if len(self._steps) >= ENOUGH_STEPS else None,
+            probe=self._probe,
             gradient_norm=_mean(self._norms),
             coherence=_mean(self._coherence),
             encode=tuple(_rate(self._encode.get(choice)) for choice in CANDIDATES),

@@ -49,4 +49,4 @@ def decide(
         )
     if not is_decision_step(state, step, config):
         raise ValueError(f"nothing is decided in step {step}; a window has {config.every} steps")
-    return POLICIES[config.policy](replace(state, alarmed=False), reduced, step, buckets, config)
+    return POLICIES[config.policy](replace(state, alarmed=False, probing=0), reduced, step, buckets, config)

@@ -10,7 +10,7 @@ from typing import Any, Self
 from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.controller.config import ControllerConfig
 
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,9 @@ class ControllerState:
             window after it; then `dearer` is `dearer_then`, or the plan was not to blame.
         collapses: of the link that followed each other soon, and `small_until`: the step until which therefore no more is
             sent than now for the sake of time.
+        probing: bytes that each rank sends over the link beside the next measures, to see what it carries; 0 for none.
+        probes: made one after the other that have found the link as it was, and `probe_after`: the step before which there
+            is no other.
         alarmed: the next measures that are reduced are for a decision, since a rank finds its link collapsed
             (`Measures.alarm`); taken back by `decide`.
     """
@@ -72,6 +75,9 @@ class ControllerState:
     dearer_then: float = 1.0
     collapses: int = 0
     small_until: int = 0
+    probing: int = 0
+    probes: int = 0
+    probe_after: int = 0
     alarmed: bool = False
 
     @property
@@ -98,6 +104,9 @@ class ControllerState:
             "dearer_then": self.dearer_then,
             "collapses": self.collapses,
             "small_until": self.small_until,
+            "probing": self.probing,
+            "probes": self.probes,
+            "probe_after": self.probe_after,
             "alarmed": self.alarmed,
             "buckets": [
                 {

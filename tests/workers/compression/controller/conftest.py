@@ -58,6 +58,7 @@ def measured(
     coherence: float | None = None,
     round_trip: float | None = None,
     step_seconds: float | None = None,
+    probe: float | None = None,
     overrides: Mapping[tuple[int, str], float] | None = None,
 ) -> Measured:
     """`errors` None: no gain was measured. `overrides`: of a bucket and a candidate."""
@@ -71,6 +72,7 @@ def measured(
         lines={"hosts": line},
         round_trip=round_trip,
         step_seconds=step_seconds,
+        probe=probe,
         gradient_norm=gradient_norm,
         coherence=coherence,
         encode=rate,
@@ -93,6 +95,7 @@ def any_measures(draw: st.DrawFn, buckets: int = 2) -> Measured:
         lines={"hosts": draw(st.none() | lines)},
         round_trip=draw(st.none() | st.floats(0, 0.1)),
         step_seconds=draw(st.none() | st.floats(0, 3)),
+        probe=draw(st.none() | st.floats(1e-10, 1e-5)),
         gradient_norm=draw(st.none() | st.floats(0, 10)),
         coherence=draw(st.none() | st.floats(-1, 1)),
         encode=tuple(draw(rate) for _ in CANDIDATES),

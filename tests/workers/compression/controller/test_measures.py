@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Size, Tensor
 
 from tests.workers.compression.controller.conftest import any_measures, mlp
+from workers.collectives.buckets import plan_buckets
 from workers.compression.choice import NONE, Choice
 from workers.compression.controller.candidates import CANDIDATES
+from workers.compression.controller.config import ControllerConfig
+from workers.compression.controller.controller import Controller
 from workers.compression.controller.layout import Layout, Measured
 from workers.compression.controller.link import Line
 from workers.compression.controller.measures import Measures
@@ -45,7 +49,7 @@ def test_cc20_the_vector_says_what_was_measured_to_float32(measures: Measured) -
     assert (line is None) == (back is None)
     if line is not None and back is not None:
         assert back.seconds(1e6) == pytest.approx(line.seconds(1e6), rel=1e-4)
-    for name in ("round_trip", "gradient_norm", "coherence", "encode", "decode", "hidden", "took", "energy"):
+    for name in ("round_trip", "probe", "gradient_norm", "coherence", "encode", "decode", "hidden", "took", "energy"):
         assert_same(getattr(measures, name), getattr(read, name))
     for mine, theirs in zip(measures.errors, read.errors, strict=True):
         assert_same(mine, theirs)
@@ -202,3 +206,31 @@ def test_cc17_a_new_generation_measures_links_anew_and_keeps_gains() -> None:
     assert measures.next_shadow(20) is None
     measures.begin_generation(mlp(1))
     assert not try_all(measures, range(1000, 1100)), "one host has no link"
+
+
+def test_cc17_a_probe_is_told_apart_from_what_the_exchange_sends() -> None:
+    measures, line = Measures(mlp()), Line(1e-3, 1e-7)
+    fill(measures, line)
+    before = measures.read(measures.vector())
+    measures.expect_probe(50_000)
+    measures.transfer("hosts", 8_000, 500.0, 500.001)  # smaller: it is none
+    measures.transfer("hosts", 50_288, 501.0, 501.5)
+    measures.transfer("hosts", 1_000_000, 502.0, 502.0 + line.seconds(1_000_000))
+    found = measures.read(measures.vector())
+    assert found.probe == pytest.approx(0.5 / 50_288)
+    assert before.probe is None and measures.read(measures.vector()).probe is None  # it is told once
+    line_now = found.lines["hosts"]
+    assert line_now is not None
+    assert line_now.seconds(1e6) == pytest.approx(line.seconds(1e6), rel=0.05)
+
+
+def test_cc17_a_controller_sends_as_much_beside_its_measures_as_the_probe_is_long() -> None:
+    controller = Controller(plan_buckets([("a", Size([300, 200]))], tail=1), ControllerConfig(), planned_steps=100)
+    controller.begin_generation(((0, 1), (2, 3), (4, 5)))
+    length = len(controller.vector())
+    controller.state = replace(controller.state, probing=100_000)
+    padded = controller.vector()
+    assert 4 * (len(padded) - length) * 4 == pytest.approx(100_000, abs=16)  # to four ranks on other hosts
+    assert not padded[length:].any()
+    controller.decide(20, padded, controller.world, alarmed=False)
+    assert controller.state.step == 20 and controller.state.probing == 0

@@ -520,8 +520,39 @@ def test_cc18_what_a_shaper_lets_pass_does_not_tell_that_a_link_is_faster() -> N
     assert states[-1].seconds_per_byte == pytest.approx(slower.seconds_per_byte)
 
 
+def test_cc18_a_link_of_which_traffic_tells_nothing_is_probed() -> None:
+    """With what it would carry in a step; less and less often while it is as it was, and at once with effect where not."""
+    low_rank = Choice("powersgd-int8", 4)
+    loose = DEFAULT.model_copy(update={"error_budget": 0.5})
+    two = mlp(hosts=2)
+    idle = 1.5 * sum(sum(transfers(each, low_rank)) for each in two) * SLOW.seconds_per_byte
+    state = replace(in_force(low_rank, line=SLOW), none_step_seconds=0.02, none_seconds_per_byte=FAST.seconds_per_byte)
+    seems = measured(Line(1e-4, 0.0), step_seconds=idle)
+    found = replace(seems, probe=0.9 * SLOW.seconds_per_byte)
+    probed, measures = list[int](), seems
+    for step in range(20, 2020, 20):
+        state, _ = decide(state, measures, step, two, loose)
+        measures = found if state.probing else seems
+        if state.probing:
+            assert state.probing >= idle / SLOW.seconds_per_byte - 1
+            probed.append(step)
+    assert [b - a for a, b in pairwise(probed)] == [100, 200, 400, 800]
+    assert state.seconds_per_byte == pytest.approx(SLOW.seconds_per_byte)
+    faster = replace(seems, probe=FAST.seconds_per_byte)
+    states, _ = run([faster, *[measured(FAST, step_seconds=idle)] * 8], state=state, buckets=two, config=loose)
+    assert states[0].seconds_per_byte == pytest.approx(FAST.seconds_per_byte)
+    assert sum(sum(transfers(f, c)) for f, c in zip(two, states[-1].plan, strict=True)) > 2 * sum(
+        sum(transfers(each, low_rank)) for each in two
+    )
+
+
+def test_cc18_a_link_that_is_used_is_not_probed() -> None:
+    states, _ = run([measured(FAST, step_seconds=0.1)] * 10)
+    assert not any(state.probing for state in states)
+
+
 def test_cc21_what_has_collapsed_twice_is_out_for_a_while() -> None:
-    """A link that seems fast while little is sent, and is not: each try costs steps of seconds."""
+    """A link that seems fast while little is sent, probes among it, and is not: each try costs steps of seconds."""
     tried, collapses = 0, []
     state = initial_state(DEFAULT, 2, 100)
     for number in range(1, 201):
@@ -529,10 +560,11 @@ def test_cc21_what_has_collapsed_twice_is_out_for_a_while() -> None:
         slow, passes = number >= 3, sent < 100_000
         tried += slow and not passes
         took = 0.1 + (sent * SLOW.seconds_per_byte if slow else 0.0)
-        window = measured(SLOW if slow and not passes else FAST, step_seconds=took)
+        probe = FAST.seconds_per_byte if state.probing else None
+        window = measured(SLOW if slow and not passes else FAST, step_seconds=took, probe=probe)
         state, found = decide(state, window, 20 * number, BUCKETS)
         collapses += [record["step"] for record in changes(found) if record["reason"] == "collapse"]
-    assert len(set(collapses)) >= 2 and tried <= 4
+    assert len(set(collapses)) >= 2 and tried <= 5
 
 
 def test_cc18_what_promises_little_waits_until_it_can_be_compared() -> None:

@@ -62,6 +62,7 @@ class Gang:
                 for rank in self.ranks:
                     if self.state.plan != before:
                         rank.begin_steps()
+                self.probe(line)
             elif self.alarms and any(rank.alarm(DEFAULT.collapse) for rank in self.ranks):
                 self.state = replace(self.state, alarmed=True)
 
@@ -84,6 +85,13 @@ class Gang:
         for rank in self.ranks:
             for bucket, spare in enumerate(HIDDEN):
                 rank.hidden(bucket, spare)
+
+    def probe(self, line: Line) -> None:
+        if size := self.state.probing:
+            for rank in self.ranks:
+                rank.expect_probe(size)
+                rank.transfer("hosts", size, self.clock, self.clock + line.seconds(size))
+            self.clock += line.seconds(size) + 1e-3
 
     def try_candidates(self) -> None:
         for rank in self.ranks:
