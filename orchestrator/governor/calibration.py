@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from orchestrator.governor.codes import NOISY, Code
 from orchestrator.governor.config import GovernorConfig
 from orchestrator.governor.events import Observed
@@ -36,14 +38,14 @@ class Record:
 Records = Mapping[Code, Record]
 
 
-def tallied(records: Records, readings: Mapping[str, Readings], config: GovernorConfig) -> dict[Code, Record]:
+def tallied(records: Records, readings: Readings, config: GovernorConfig) -> dict[Code, Record]:
     """With one evaluation more."""
-    after = {code: records.get(code, Record()) for code in NOISY}
+    after = {}
     for code in NOISY:
-        signal = config.signal(code)
-        known = [reading for each in readings.values() if (reading := each.get(code)) is not None]
-        alerts = sum(reading.alerts(signal) for reading in known)
-        after[code] = Record(after[code].checks + len(known), after[code].alerts + alerts)
+        values, z = readings.of(code)
+        before = records.get(code, Record())
+        checks, alerts = int((~np.isnan(values)).sum()), int(config.signal(code).alerts(values, z).sum())
+        after[code] = Record(before.checks + checks, before.alerts + alerts)
     return after
 
 
@@ -69,7 +71,7 @@ def calibrated(lines: Iterable[str]) -> Calibration:
             readings, _ = readings_of(state, event.observations)
             records = tallied(records, readings, config)
             times.append(event.time)
-            hosts = max(hosts, len(readings))
+            hosts = max(hosts, len(readings.hosts))
     hours = (max(times) - min(times)) / 3600 if times else 0.0
     return Calibration(records, hosts, hours, config)
 

@@ -6,11 +6,12 @@ earlier evaluations, of other batch sizes or paces, can be in the same pool.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from orchestrator.governor.signals import Array
 
 POOL = 128
 """Residuals at least that the scale is estimated from: of fewer, chance makes false alerts (section 11)."""
@@ -22,8 +23,6 @@ LEAST_SCALE = 0.01
 
 CONSISTENT = 1.4826
 """Times the MAD is the standard deviation of normal values."""
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -49,48 +48,51 @@ class Pool:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of a host: its ratio to the median of the others of its group, and how many deviations that is off."""
+    """Of hosts, in their order: the ratio to the median of the others of the group, and how many deviations that is off.
+    float64 [N], NaN where a host is not compared."""
 
-    ratio: float
-    z: float
+    ratios: Array
+    z: Array
 
 
-def compare(values: Mapping[str, float], groups: Mapping[str, str], pool: Pool) -> tuple[dict[str, Comparison], Pool]:
-    """Each host's positive `values` with those of its group, and the pool with what was found.
+def compare(values: Array, groups: Sequence[str], hosts: Sequence[str], pool: Pool) -> tuple[Comparison, Pool]:
+    """Each host's positive value with those of its group, and the pool with what was found.
 
-    Nothing is found with fewer than `LEAST_HOSTS` values or while the pool is not full. A host alone in its group, and one
-    whose peers' median is not positive, is not compared.
+    Nobody is compared with fewer than `LEAST_HOSTS` values or while the pool is not full, nor is a host alone in its group,
+    or one whose peers' median is not positive.
+
+    Args:
+        values: float64 [N], NaN where one is not known.
+        groups: [N].
+        hosts: [N], their names.
     """
-    if len(values) < LEAST_HOSTS:
-        return {}, pool
-    ratios: dict[str, float] = {}
-    members: dict[str, list[str]] = {}
-    for host in sorted(values):
-        members.setdefault(groups[host], []).append(host)
-    for hosts in members.values():
-        if len(hosts) > 1:
-            own = np.array([values[host] for host in hosts])
-            others = median_of_others(own)
-            pairs = zip(hosts, own, others, strict=True)
-            ratios |= {host: float(value / median) for host, value, median in pairs if median > 0}
-    residuals = {host: ratio - 1.0 for host, ratio in ratios.items()}
-    pool = pool.with_(residuals)
+    ratios, z = np.full(len(values), np.nan), np.full(len(values), np.nan)
+    known = np.flatnonzero(~np.isnan(values))
+    if len(known) < LEAST_HOSTS:
+        return Comparison(ratios, z), pool
+    _, numbers = np.unique(np.asarray(groups, dtype=object)[known].astype(str), return_inverse=True)
+    by_group = np.argsort(numbers, kind="stable")
+    for members in np.split(known[by_group], np.cumsum(np.bincount(numbers))[:-1]):
+        if len(members) > 1:
+            medians = median_of_others(values[members])
+            ratios[members] = np.divide(values[members], medians, out=np.full(len(members), np.nan), where=medians > 0)
+    compared = np.flatnonzero(~np.isnan(ratios))
+    residuals = ratios[compared] - 1.0
+    names = [hosts[i] for i in compared.tolist()]
+    pool = pool.with_(dict(zip(names, residuals.tolist(), strict=True)))
     if pool.size < POOL:
-        return {}, pool
-    scales = _scales(list(residuals), pool)
-    return {
-        host: Comparison(ratio, residuals[host] / max(LEAST_SCALE, scale))
-        for (host, ratio), scale in zip(ratios.items(), scales, strict=True)
-    }, pool
+        return Comparison(np.full(len(values), np.nan), z), pool
+    z[compared] = residuals / np.maximum(LEAST_SCALE, _scales(names, residuals, pool))
+    return Comparison(ratios, z), pool
 
 
-def _scales(hosts: list[str], pool: Pool) -> Array:
+def _scales(names: Sequence[str], residuals: Array, pool: Pool) -> Array:
     """1.4826 MAD of the pool for each host, without what is its own."""
     if len(pool.evaluations) == 1:
-        return CONSISTENT * median_of_others(np.abs(np.array([pool.evaluations[0][host] for host in hosts])))
-    names = np.array([host for each in pool.evaluations for host in each])
+        return CONSISTENT * median_of_others(np.abs(residuals))
+    whose = np.array([host for each in pool.evaluations for host in each])
     sizes = np.abs(np.array([residual for each in pool.evaluations for residual in each.values()]))
-    return CONSISTENT * np.array([np.median(sizes[names != host]) for host in hosts])
+    return CONSISTENT * np.array([np.median(sizes[whose != host]) for host in names])
 
 
 def median_of_others(values: Array) -> Array:

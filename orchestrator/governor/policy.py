@@ -32,7 +32,7 @@ from orchestrator.governor.hosts import Alert, HostRecord, HostState
 from orchestrator.governor.peers import Pool
 from orchestrator.governor.readings import Observation, Readings, read
 from orchestrator.governor.returning import Eviction, may_return
-from orchestrator.governor.signals import FIRST_TRUST, Signal, score, trust
+from orchestrator.governor.signals import FIRST_TRUST, Score, trust
 from orchestrator.governor.verdicts import Act, Verdict
 
 WELL = 0.75
@@ -44,7 +44,7 @@ BEATS = 3
 CAUSE_SECONDS = 60.0
 """In which alerts of a group have one cause (GM-29)."""
 
-OF_PACE = frozenset({Code.STRAGGLER, Code.SLOWDOWN, Code.NET_SLOW})
+OF_PACE = (Code.STRAGGLER, Code.SLOWDOWN, Code.NET_SLOW)
 """Who is removed for these was no danger, only slow: it has to be worth it (GM-34)."""
 
 Gone = tuple[float, str]
@@ -99,9 +99,7 @@ def decide(state: GovernorState, event: Event, config: GovernorConfig) -> tuple[
     return turn.outcome()
 
 
-def readings_of(
-    state: GovernorState, observations: Mapping[str, Observation]
-) -> tuple[dict[str, Readings], dict[Code, Pool]]:
+def readings_of(state: GovernorState, observations: Mapping[str, Observation]) -> tuple[Readings, dict[Code, Pool]]:
     """The noisy signals of the hosts that are live, and the pools after it."""
     hosts = {host: record for host, record in state.hosts.items() if record.state.is_live}
     live = {host: each for host, each in sorted(observations.items()) if host in hosts}
@@ -123,8 +121,8 @@ class _Turn:
         self.removed_now: set[str] = set()  # groups
 
     def outcome(self) -> tuple[GovernorState, list[Verdict]]:
-        for host in sorted(self.hosts):
-            self._go_on(self.hosts[host])
+        for record in sorted((each for each in self.hosts.values() if not each.state.is_live), key=lambda each: each.host):
+            self._go_on(record)
         mass, minimum = self._mass_failure, len(self._live) < guards.min_hosts(self.state.target) and bool(self.hosts)
         if mass and not self.state.mass_failure:
             self._say("job", Act.PAUSE, [Code.MASS_FAILURE])
@@ -157,13 +155,16 @@ class _Turn:
     def evaluate(self, observations: Mapping[str, Observation], steps: int) -> None:
         readings, self.pools = readings_of(self.state, observations)
         signals = {code: self.config.signal(code) for code in NOISY}
-        found = {host: self._read(self.hosts[host], each, signals) for host, each in readings.items()}
+        paces = readings.largest(OF_PACE)
+        for host, score, pace in zip(readings.hosts, readings.scores(signals), paces, strict=True):
+            self._judge(self.hosts[host], score, pace)
+        found = readings.alerts(signals)
         self.steps = steps
         self.alerts += [(self.now, host, code) for host, codes in found.items() for code in codes]
         caused = self._group_causes()
         wanted: list[tuple[HostRecord, list[Code]]] = []
-        for host, codes in found.items():
-            own = [code for code in codes if (self.hosts[host].group, code) not in caused]
+        for host in readings.hosts:
+            own = [code for code in found.get(host, ()) if (self.hosts[host].group, code) not in caused]
             if self._count(host, own):
                 wanted.append((self.hosts[host], own))
             else:
@@ -232,16 +233,11 @@ class _Turn:
 
     # ------------------------------------------------------------------ an evaluation
 
-    def _read(self, record: HostRecord, readings: Readings, signals: Mapping[Code, Signal]) -> list[Code]:
-        """Score, trust and pace; the signals that alert."""
-        found = score(readings, signals)
-        well = found.value is not None and found.value >= WELL
+    def _judge(self, record: HostRecord, score: Score, pace: float) -> None:
+        well = score.value is not None and score.value >= WELL
         since = (self.now if record.well_since is None else record.well_since) if well else None
-        pace = max((each.value for code, each in readings.items() if code in OF_PACE and each is not None), default=0.0)
-        self.hosts[record.host] = replace(
-            record, score=found, trust=trust(record.trust, found), well_since=since, pace=pace
-        )
-        return [code for code, each in readings.items() if each is not None and each.alerts(signals[code])]
+        believed = trust(record.trust, score)
+        self.hosts[record.host] = replace(record, score=score, trust=believed, well_since=since, pace=pace)
 
     def _group_causes(self) -> set[tuple[str, Code]]:
         """What many hosts of a group have alerted on is the group's; what it has counted against them is taken back."""
@@ -273,7 +269,8 @@ class _Turn:
         """Whether the host is to be quarantined for what it has alerted on."""
         record = self.hosts[host]
         recent = tuple(alert for alert in record.alerts if alert.time > self.now - self.config.remember)
-        record = self.hosts[host] = replace(record, alerts=recent)
+        if recent != record.alerts:
+            record = self.hosts[host] = replace(record, alerts=recent)
         if not codes or (recent and self.now - recent[-1].time < self.config.apart):
             return False
         modes = {code: self.config.mode(code) for code in codes}
@@ -353,7 +350,7 @@ class _Turn:
         if self._mass_failure:
             return "mass_failure"
         pace = [alert.code for alert in record.alerts]
-        if pace and OF_PACE.issuperset(pace):
+        if pace and set(pace) <= set(OF_PACE):
             if not guards.removal_gains(record.pace, live + 1, self.config.change_cost):
                 return "gain"
         return ""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+
+import numpy as np
 
 from orchestrator.governor.codes import NOISY, Code
-from orchestrator.governor.peers import Comparison, Pool, compare
-from orchestrator.governor.signals import Reading
+from orchestrator.governor.peers import Pool, compare
+from orchestrator.governor.signals import SIGNALS, UNKNOWN, Array, Score, Signal
 
 LEAST_COSINE = 0.125
 """Of a group's median, below which directions are noise (GM-15)."""
@@ -38,71 +39,96 @@ class Observation:
     net_loss: float | None = None
     temperature: float | None = None
 
-    @property
-    def quotient(self) -> float | None:
-        """Of its time and what that usually is."""
-        return self.busy / self.baseline if self.busy is not None and self.baseline else None
 
-    @property
-    def slowness(self) -> float | None:
-        return 1 / self.throughput if self.throughput else None
+@dataclass(frozen=True)
+class Readings:
+    """The noisy signals of hosts in one evaluation: values and z, float64 [signals, N], NaN where one is not known.
 
+    Signals are in the order of `NOISY`, hosts in that of `hosts`.
+    """
 
-Readings = Mapping[Code, Reading | None]
+    hosts: tuple[str, ...]
+    values: Array
+    z: Array
 
-_COMPARED: Mapping[Code, Callable[[Observation], float | None]] = {
-    Code.STRAGGLER: lambda each: each.busy,
-    Code.SLOWDOWN: lambda each: each.quotient,
-    Code.GRAD_DIRECTION: lambda each: each.cosine,
-    Code.GRAD_NORM: lambda each: each.norm,
-    Code.LOSS_OUTLIER: lambda each: each.loss,
-    Code.NET_SLOW: lambda each: each.slowness,
-}
-_ALONE: Mapping[Code, Callable[[Observation], float | None]] = {
-    Code.NET_LOSS: lambda each: each.net_loss,
-    Code.THERMAL: lambda each: each.temperature,
-}
+    def of(self, code: Code) -> tuple[Array, Array]:
+        """Values and z of a signal, [N] each."""
+        index = NOISY.index(code)
+        return self.values[index], self.z[index]
+
+    def scores(self, signals: Mapping[Code, Signal] = SIGNALS) -> list[Score]:
+        """The smallest of each host's signals. None where more than half are not known, which tells nothing of it."""
+        each = np.stack([signals[code].score(*self.of(code)) for code in NOISY])
+        known = ~np.isnan(self.values)
+        each[~known] = np.inf
+        enough = (2 * known.sum(0) >= len(NOISY)).tolist()
+        found = zip(each.min(0).tolist(), each.argmin(0).tolist(), enough, strict=True)
+        return [Score(value, NOISY[reason]) if is_enough else UNKNOWN for value, reason, is_enough in found]
+
+    def alerts(self, signals: Mapping[Code, Signal] = SIGNALS) -> dict[str, list[Code]]:
+        """What hosts alert on; those that alert on nothing are left out."""
+        found: dict[str, list[Code]] = {}
+        for code in NOISY:
+            for index in np.flatnonzero(signals[code].alerts(*self.of(code))).tolist():
+                found.setdefault(self.hosts[index], []).append(code)
+        return found
+
+    def largest(self, codes: Sequence[Code]) -> list[float]:
+        """Of these signals, the largest value of each host; 0 where none is known."""
+        chosen = self.values[[NOISY.index(code) for code in codes]]
+        largest: list[float] = np.nan_to_num(chosen, nan=0.0).max(0).tolist()
+        return largest
 
 
 def read(
     observations: Mapping[str, Observation], groups: Mapping[str, str], pools: Mapping[Code, Pool]
-) -> tuple[dict[str, Readings], dict[Code, Pool]]:
+) -> tuple[Readings, dict[Code, Pool]]:
     """The noisy signals of each host, and the pools with what was seen.
 
     Args:
         groups: of each host.
     """
-    after = dict(pools)
-    compared: dict[Code, dict[str, Comparison]] = {}
-    for code, quantity in _COMPARED.items():
-        values = {host: value for host, each in observations.items() if (value := quantity(each)) is not None}
-        if code is Code.GRAD_DIRECTION:
-            values = _told_apart(values, groups)
-        around = dict.fromkeys(values, "") if code is Code.SLOWDOWN else groups  # that one is compared over the fleet
-        compared[code], after[code] = compare(values, around, pools.get(code, Pool()))
-    found: dict[str, Readings] = {}
-    for host, each in observations.items():
-        readings: dict[Code, Reading | None] = dict.fromkeys(NOISY)
-        for code, by_host in compared.items():
-            if host in by_host:
-                readings[code] = _reading(code, by_host[host])
-        for code, quantity in _ALONE.items():
-            value = quantity(each)
-            readings[code] = None if value is None else Reading(value)
-        found[host] = readings
-    return found, after
+    hosts, where = tuple(observations), [groups[host] for host in observations]
+    columns = {name: _column(observations, name) for name in vars(Observation())}
+    quantities = {
+        Code.STRAGGLER: columns["busy"],
+        Code.SLOWDOWN: _quotient(columns["busy"], columns["baseline"]),
+        Code.GRAD_DIRECTION: _told_apart(columns["cosine"], where),
+        Code.GRAD_NORM: columns["norm"],
+        Code.LOSS_OUTLIER: columns["loss"],
+        Code.NET_SLOW: _quotient(np.ones(len(hosts)), columns["throughput"]),
+        Code.NET_LOSS: columns["net_loss"],
+        Code.THERMAL: columns["temperature"],
+    }
+    values, z, after = np.full((len(NOISY), len(hosts)), np.nan), np.full((len(NOISY), len(hosts)), np.nan), dict(pools)
+    for index, code in enumerate(NOISY):
+        if not SIGNALS[code].peers:
+            values[index] = quantities[code]
+            continue
+        around = [""] * len(hosts) if code is Code.SLOWDOWN else where  # that one is compared over the fleet
+        found, after[code] = compare(quantities[code], around, hosts, pools.get(code, Pool()))
+        values[index], z[index] = found.ratios, found.z
+        if SIGNALS[code].both:
+            values[index] = np.maximum(found.ratios, _quotient(np.ones(len(hosts)), found.ratios))
+    return Readings(hosts, values, z), after
 
 
-def _reading(code: Code, found: Comparison) -> Reading:
-    if code is Code.GRAD_NORM:
-        return Reading(max(found.ratio, 1 / found.ratio) if found.ratio > 0 else float("inf"), found.z)
-    return Reading(found.ratio, found.z)
+def _column(observations: Mapping[str, Observation], name: str) -> Array:
+    """float64 [N], NaN where it is not known."""
+    return np.array([getattr(each, name) for each in observations.values()], dtype=np.float64)
 
 
-def _told_apart(cosines: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, float]:
+def _quotient(dividend: Array, divisor: Array) -> Array:
+    """NaN where the divisor is not positive."""
+    return np.divide(dividend, divisor, out=np.full(len(dividend), np.nan), where=divisor > 0)
+
+
+def _told_apart(cosines: Array, groups: Sequence[str]) -> Array:
     """Those of groups whose gradients agree well enough for directions to say something."""
-    by_group: dict[str, list[float]] = {}
-    for host, value in cosines.items():
-        by_group.setdefault(groups[host], []).append(value)
-    clear = {group for group, values in by_group.items() if median(values) >= LEAST_COSINE}
-    return {host: value for host, value in cosines.items() if groups[host] in clear}
+    found, names = cosines.copy(), np.asarray(groups, dtype=object)
+    for group in set(groups):
+        members = names == group
+        known = cosines[members & ~np.isnan(cosines)]
+        if not len(known) or np.median(known) < LEAST_COSINE:
+            found[members] = np.nan
+    return found

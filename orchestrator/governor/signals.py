@@ -1,10 +1,16 @@
-"""The signals of a host and what they are worth: limits, scores, trust (GM-22, GM-23, section 5)."""
+"""The signals of a host and what they are worth: limits, scores, trust (GM-22, GM-23, section 5).
+
+Values and z are arrays of one element per host; NaN is what is not known.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.governor.codes import Code
 
@@ -16,6 +22,9 @@ TRUST_KEPT = 0.95
 
 FIRST_TRUST = 0.5
 
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
 
 class Limits(NamedTuple):
     """Values of a signal that score 1, 0.5 and 0; `bad` may be the smallest."""
@@ -24,15 +33,15 @@ class Limits(NamedTuple):
     alert: float
     bad: float
 
-    def score(self, value: float) -> float:
+    def score(self, values: Array) -> Array:
         """Linear between them, from 0 to 1."""
-        to_bad = (value - self.alert) / (self.bad - self.alert)
-        to_good = (value - self.alert) / (self.good - self.alert)
-        return max(0.0, 0.5 - 0.5 * to_bad) if to_bad > 0 else min(1.0, 0.5 + 0.5 * to_good)
+        to_bad = (values - self.alert) / (self.bad - self.alert)
+        to_good = (values - self.alert) / (self.good - self.alert)
+        return np.where(to_bad > 0, np.maximum(0.0, 0.5 - 0.5 * to_bad), np.minimum(1.0, 0.5 + 0.5 * to_good))
 
-    def alerts(self, value: float) -> bool:
-        """Whether it is beyond `alert`."""
-        return value > self.alert if self.bad > self.alert else value < self.alert
+    def alerts(self, values: Array) -> Flags:
+        """Which are beyond `alert`."""
+        return values > self.alert if self.bad > self.alert else values < self.alert
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,20 @@ class Signal:
     limits: Limits
     peers: bool
     both: bool = False
+
+    def is_significant(self, z: Array) -> Flags:
+        """Which are beyond chance, in the bad direction."""
+        if not self.peers:
+            return np.ones(z.shape, dtype=np.bool_)
+        beyond: Flags = np.abs(z) > SIGNIFICANT
+        return beyond if self.both else beyond & ((z > 0) == (self.limits.bad > self.limits.alert))
+
+    def alerts(self, values: Array, z: Array) -> Flags:
+        return self.limits.alerts(values) & self.is_significant(z)
+
+    def score(self, values: Array, z: Array) -> Array:
+        found = self.limits.score(values)
+        return np.where(self.is_significant(z), found, np.maximum(found, 0.5))
 
 
 SIGNALS: Mapping[Code, Signal] = {
@@ -64,29 +87,6 @@ RESOURCE_LIMITS: Mapping[Code, Limits] = {
 """Memory and disk as shares of what there is, load average per core (GM-21)."""
 
 
-class Reading(NamedTuple):
-    """A signal of a host in one evaluation. `z` is None for signals that are not compared with peers."""
-
-    value: float
-    z: float | None = None
-
-    def is_significant(self, signal: Signal) -> bool:
-        """In the bad direction."""
-        if not signal.peers:
-            return True
-        if self.z is None:
-            return False
-        rises = signal.limits.bad > signal.limits.alert
-        return abs(self.z) > SIGNIFICANT and (signal.both or (self.z > 0) == rises)
-
-    def alerts(self, signal: Signal) -> bool:
-        return signal.limits.alerts(self.value) and self.is_significant(signal)
-
-    def score(self, signal: Signal) -> float:
-        found = signal.limits.score(self.value)
-        return found if self.is_significant(signal) else max(found, 0.5)
-
-
 class Score(NamedTuple):
     """Of a host: 0 to 1, and the signal that it is; None where too few are known."""
 
@@ -94,16 +94,7 @@ class Score(NamedTuple):
     reason: Code | None
 
 
-UNKNOWN = Score(None, None)
-
-
-def score(readings: Mapping[Code, Reading | None], signals: Mapping[Code, Signal] = SIGNALS) -> Score:
-    """The smallest of the signals' scores. None where more than half are not known, which tells nothing of the host."""
-    known = {code: reading.score(signals[code]) for code, reading in readings.items() if reading is not None}
-    if 2 * len(known) < len(readings) or not known:
-        return Score(None, Code.TELEMETRY_GAP)
-    reason = min(known, key=lambda code: known[code])
-    return Score(known[reason], reason)
+UNKNOWN = Score(None, Code.TELEMETRY_GAP)
 
 
 def trust(before: float, found: Score) -> float:

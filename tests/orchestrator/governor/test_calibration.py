@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from scipy.stats import chi2
 
@@ -9,7 +10,6 @@ from orchestrator.governor.calibration import Record, may_be_enforced, most_allo
 from orchestrator.governor.codes import NOISY, Code
 from orchestrator.governor.config import GovernorConfig
 from orchestrator.governor.readings import Readings
-from orchestrator.governor.signals import Reading
 
 CONFIG = GovernorConfig()
 
@@ -38,10 +38,10 @@ def test_gm43_so_many_clean_checks_are_enough(hosts: int, checks: int) -> None:
 
 
 def test_gm43_a_tally_counts_what_is_known() -> None:
-    readings: dict[str, Readings] = {
-        "a": {Code.THERMAL: Reading(90.0), Code.STRAGGLER: None},
-        "b": {Code.THERMAL: Reading(60.0), Code.STRAGGLER: Reading(2.0, 3.0)},
-    }
+    values, z = np.full((len(NOISY), 2), np.nan), np.full((len(NOISY), 2), np.nan)
+    values[NOISY.index(Code.THERMAL)] = [90.0, 60.0]
+    values[NOISY.index(Code.STRAGGLER), 1], z[NOISY.index(Code.STRAGGLER), 1] = 2.0, 3.0
+    readings = Readings(("a", "b"), values, z)
     found = tallied(tallied({}, readings, CONFIG), readings, CONFIG)
     assert found[Code.THERMAL] == Record(4, 2)
     assert found[Code.STRAGGLER] == Record(2, 0)

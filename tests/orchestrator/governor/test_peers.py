@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import random
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.governor.peers import LEAST_HOSTS, POOL, Pool, compare, median_of_others
+from orchestrator.governor.peers import LEAST_HOSTS, POOL, Pool, median_of_others
+from orchestrator.governor.peers import compare as compare_arrays
 
 positive = st.floats(0.1, 10.0)
+
+
+class Found(NamedTuple):
+    ratio: float
+    z: float
+
+
+def compare(values: dict[str, float], groups: dict[str, str], pool: Pool) -> tuple[dict[str, Found], Pool]:
+    """By host; those that were not compared are left out."""
+    hosts = list(values)
+    found, pool = compare_arrays(np.array(list(values.values())), [groups[host] for host in hosts], hosts, pool)
+    each = zip(hosts, found.ratios.tolist(), found.z.tolist(), strict=True)
+    return {host: Found(ratio, z) for host, ratio, z in each if not math.isnan(z)}, pool
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30))
@@ -93,3 +109,10 @@ def test_gm10_the_order_of_observations_does_not_matter(values: dict[str, float]
 def test_gm22_a_median_that_is_not_positive_compares_nobody() -> None:
     values = {f"h{i}": -1.0 for i in range(200)}
     assert compare(values, one_group(values), Pool())[0] == {}
+
+
+def test_gm22_who_is_not_known_is_not_compared() -> None:
+    values = {f"h{i}": 1.0 for i in range(200)} | {"h3": math.nan}
+    found, pool = compare(values, one_group(values), Pool())
+    assert "h3" not in found
+    assert pool.size == 199
