@@ -12,7 +12,6 @@ from orchestrator.governor.codes import NOISY, Code
 from orchestrator.governor.config import GovernorConfig
 from orchestrator.governor.events import Observed
 from orchestrator.governor.log import told
-from orchestrator.governor.policy import readings_of
 from orchestrator.governor.readings import Readings
 
 LEAST_HOURS = 24.0
@@ -68,7 +67,7 @@ def calibrated(lines: Iterable[str]) -> Calibration:
     times, hosts, config = list[float](), 0, GovernorConfig()
     for state, event, config in told(lines):
         if isinstance(event, Observed):
-            readings, _ = readings_of(state, event.observations)
+            readings, _ = state.read(event.observations)
             records = tallied(records, readings, config)
             times.append(event.time)
             hosts = max(hosts, len(readings.hosts))

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from orchestrator.governor.config import GovernorConfig
 from orchestrator.governor.events import Event, as_dict, from_dict
-from orchestrator.governor.policy import GovernorState, decide
+from orchestrator.governor.policy import decide
+from orchestrator.governor.state import GovernorState
 from orchestrator.governor.verdicts import Verdict
 
 FORMAT = 1

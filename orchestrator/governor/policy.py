@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from hashlib import blake2b
 
 from orchestrator.governor import guards
@@ -30,9 +30,10 @@ from orchestrator.governor.events import (
 from orchestrator.governor.groups import TRUSTED
 from orchestrator.governor.hosts import Alert, HostRecord, HostState
 from orchestrator.governor.peers import Pool
-from orchestrator.governor.readings import Observation, Readings, read
+from orchestrator.governor.readings import Observation
 from orchestrator.governor.returning import Eviction, may_return
 from orchestrator.governor.signals import FIRST_TRUST, Score, trust
+from orchestrator.governor.state import GovernorState
 from orchestrator.governor.verdicts import Act, Verdict
 
 WELL = 0.75
@@ -46,30 +47,6 @@ CAUSE_SECONDS = 60.0
 
 OF_PACE = (Code.STRAGGLER, Code.SLOWDOWN, Code.NET_SLOW)
 """Who is removed for these was no danger, only slow: it has to be worth it (GM-34)."""
-
-Gone = tuple[float, str]
-"""When, and who."""
-
-
-@dataclass(frozen=True)
-class GovernorState:
-    """All that verdicts depend on beside events. `target`: how many hosts the job wants; `seed`: the job's."""
-
-    target: int
-    seed: int = 0
-    time: float = 0.0
-    hosts: Mapping[str, HostRecord] = field(default_factory=dict)
-    steps: int = 0
-    pools: Mapping[Code, Pool] = field(default_factory=dict)
-    alerts: tuple[tuple[float, str, Code], ...] = ()
-    """All of the last minute, also those that do not count."""
-    removed: tuple[Gone, ...] = ()
-    """On noisy evidence."""
-    not_healthy: tuple[Gone, ...] = ()
-    """Who has left the healthy state."""
-    mass_failure: bool = False
-    below_minimum: bool = True
-    """Nobody is told of it while the first hosts join."""
 
 
 def decide(state: GovernorState, event: Event, config: GovernorConfig) -> tuple[GovernorState, list[Verdict]]:
@@ -97,13 +74,6 @@ def decide(state: GovernorState, event: Event, config: GovernorConfig) -> tuple[
         case Tick():
             pass
     return turn.outcome()
-
-
-def readings_of(state: GovernorState, observations: Mapping[str, Observation]) -> tuple[Readings, dict[Code, Pool]]:
-    """The noisy signals of the hosts that are live, and the pools after it."""
-    hosts = {host: record for host, record in state.hosts.items() if record.state.is_live}
-    live = {host: each for host, each in sorted(observations.items()) if host in hosts}
-    return read(live, {host: hosts[host].group for host in live}, state.pools)
 
 
 class _Turn:
@@ -153,7 +123,7 @@ class _Turn:
         self.hosts[event.host] = fresh
 
     def evaluate(self, observations: Mapping[str, Observation], steps: int) -> None:
-        readings, self.pools = readings_of(self.state, observations)
+        readings, self.pools = self.state.read(observations)
         signals = {code: self.config.signal(code) for code in NOISY}
         paces = readings.largest(OF_PACE)
         for host, score, pace in zip(readings.hosts, readings.scores(signals), paces, strict=True):

@@ -82,8 +82,7 @@ def test_qs36_a_kill_in_each_phase_changes_no_bit(start: Callable[..., Gang], un
     gang = start(JOB, *sets(f"faults={json.dumps(list(KILLS))}"), name="killed")
     folder = finished(gang)
     assert len(list((gang.folder / "faults").iterdir())) == len(KILLS)
-    killed = [event for event in gang.events("worker_exit") if event["signal"] == 9]
-    assert len(killed) >= len(KILLS)  # on a busy machine agents kill those too that do not answer in time
+    assert len([event for event in gang.events("worker_exit") if event["signal"] == 9]) == len(KILLS)
     assert_the_same_bits(folder, undisturbed)
     phases = [event["phase"] for event in read_phases(gang.events())]
     assert phases == ["data", "fp32_warmup", "qat", "observer_freeze", "calibration", "convert", "verify"]

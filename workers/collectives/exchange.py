@@ -78,6 +78,7 @@ class Topology:
 
     @cached_property
     def hosts(self) -> Hosts:
+        """By where they are, whether they share memory or not."""
         found: dict[str, list[int]] = {}
         for member, place in enumerate(self.places):
             found.setdefault(place.host, []).append(member)

@@ -11,8 +11,9 @@ from orchestrator.governor.config import GovernorConfig, Mode
 from orchestrator.governor.events import Event, Fenced, HostTested, Joined, Observed, Tick
 from orchestrator.governor.groups import sizes
 from orchestrator.governor.hosts import HostRecord, HostState
-from orchestrator.governor.policy import GovernorState, decide
+from orchestrator.governor.policy import decide
 from orchestrator.governor.readings import Observation
+from orchestrator.governor.state import GovernorState
 from orchestrator.governor.verdicts import Act, Verdict
 
 ENFORCED = GovernorConfig(certain=Mode.ENFORCE, noisy=Mode.ENFORCE)

@@ -377,7 +377,7 @@ class _Window:
 
     def _collapsed(self, state: ControllerState) -> ControllerState:
         """What is encoded now may seem to cross a fast link, and is not to be compared with steps of before."""
-        soon = self.step < state.small_until + FORGET_STEPS
+        soon = self.step < max(state.small_until, state.probe_after) + FORGET_STEPS  # after it could be tried again
         collapses = state.collapses + 1 if soon and state.collapses else 1
         waits = BAR_STEPS * 2 ** (collapses - 2) if collapses > 1 else 0
         return replace(
@@ -386,7 +386,7 @@ class _Window:
             collapses=collapses,
             small_until=self.step + waits,
             probes=0,
-            probe_after=self.step,
+            probe_after=self.step + 2 * waits,  # where a probe has said that it is fast, and it was not
         )
 
     def _disappointed(self, state: ControllerState) -> ControllerState:
