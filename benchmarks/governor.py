@@ -144,16 +144,19 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, nargs="+", default=[888, 10_000], help="fleets, one after the other")
     parser.add_argument("--hours", type=float, default=24.0, help="simulated, of the first fleet (24)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--logs", type=Path, help="folder that keeps the logs, for `quantarion governor`")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "governor.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "governor.md")
     options = parser.parse_args()
     exit_on_signals()
     results = []
-    with tempfile.TemporaryDirectory(prefix="quantarion-governor-") as folder:
+    with tempfile.TemporaryDirectory(prefix="quantarion-governor-") as temporary:
+        folder = options.logs or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         for hosts in options.hosts:
             first = hosts == options.hosts[0]
             evaluations = round(options.hours * 360) if first else LATENCY_EVALUATIONS
-            results.append(run(hosts, evaluations, options.seed, Path(folder) / f"{hosts}.jsonl"))
+            results.append(run(hosts, evaluations, options.seed, folder / f"{hosts}.jsonl"))
             print(results[-1], flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps([asdict(result) for result in results], indent=2))

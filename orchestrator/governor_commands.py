@@ -1,4 +1,4 @@
-"""`quantarion governor …`: why hosts were suspected and removed."""
+"""`quantarion governor …`: what its policy made of a log. Jobs write none yet; `benchmarks/governor.py` does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import typer
 
 from orchestrator.errors import ExitCode, UserError
 
-app = typer.Typer(name="governor", help="Why hosts were suspected and removed.", no_args_is_help=True)
+app = typer.Typer(
+    name="governor", help="What the governor's policy made of a log; jobs write none yet.", no_args_is_help=True
+)
 
 
 Log = Annotated[Path, typer.Argument(help="A governor's log.")]
