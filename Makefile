@@ -50,7 +50,8 @@ demo-steps: environment-demo
 	$(call step,training examples/demo.yaml,$(BIN)/quantarion train examples/demo.yaml,The line above says why; docs/architecture.md lists the exit codes)
 
 test-steps: lint-steps
-	$(call step,running the tests,$(BIN)/python -m pytest -q,The summary above names the tests that failed)
+	$(call step,running the tests that share the machine,$(BIN)/python -m pytest -q -n 2 -m "not long and not alone",The summary above names the tests that failed)
+	$(call step,running the tests that want it for themselves,$(BIN)/python -m pytest -q -m "not long and alone",The summary above names the tests that failed)
 
 lint-steps: environment-test
 	$(call step,linting (ruff check),$(BIN)/ruff check .,Mend what stands above; $(BIN)/ruff check --fix . mends some of it)

@@ -25,6 +25,10 @@ app.add_typer(explain_command.app)
 app.add_typer(governor_commands.app)
 
 Storage = Annotated[Path, typer.Option(help="Folder that holds a folder per job.")]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.")]
+Host = Annotated[str, typer.Argument(metavar="HOST", help="Name of the host, as `quantarion hosts` shows it.")]
+Reason = Annotated[str, typer.Option(help="For the record.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -59,7 +63,7 @@ def status(
     job: Annotated[
         str | None, typer.Argument(metavar="JOB", help="Name of the job; without it all jobs are listed.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Show how far a job is, and its ranks."""
@@ -70,7 +74,7 @@ def status(
 
 @app.command()
 def stop(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.")],
+    job: Job,
     now: Annotated[bool, typer.Option("--now", help="Without a checkpoint.")] = False,
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
@@ -78,6 +82,63 @@ def stop(
     from orchestrator import stop
 
     raise typer.Exit(stop.stop(job, storage, now))
+
+
+@app.command()
+def hosts(job: Job, as_json: AsJson = False, storage: Storage = DEFAULT_STORAGE) -> None:
+    """Show the hosts of a job, and how they stand with its governor."""
+    from orchestrator import operator_commands
+
+    raise typer.Exit(operator_commands.hosts(job, storage, as_json))
+
+
+@app.command()
+def events(
+    job: Job,
+    follow: Annotated[bool, typer.Option("--follow", help="Until the job has ended.")] = False,
+    as_json: AsJson = False,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Show what has happened in a job, and what happens."""
+    from orchestrator import operator_commands
+
+    raise typer.Exit(operator_commands.events(job, storage, follow, as_json))
+
+
+@app.command()
+def scale(
+    job: Job,
+    hosts: Annotated[int, typer.Argument(min=1, help="On how many hosts at most it runs from now on.")],
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Let a running job have more hosts, or fewer."""
+    from orchestrator import operator_commands
+
+    raise typer.Exit(operator_commands.scale(job, hosts, storage))
+
+
+@app.command()
+def drain(job: Job, host: Host, reason: Reason = "", storage: Storage = DEFAULT_STORAGE) -> None:
+    """Let a host finish the step and leave. It is taken again once it is readmitted."""
+    from orchestrator import operator_commands
+
+    raise typer.Exit(operator_commands.drain(job, host, reason, storage))
+
+
+@app.command()
+def evict(job: Job, host: Host, reason: Reason = "", storage: Storage = DEFAULT_STORAGE) -> None:
+    """Remove a host that is not trusted. Once it is readmitted, it is tested before it comes back."""
+    from orchestrator import operator_commands
+
+    raise typer.Exit(operator_commands.evict(job, host, reason, storage))
+
+
+@app.command()
+def readmit(job: Job, host: Host, storage: Storage = DEFAULT_STORAGE) -> None:
+    """Let a host come back that was drained or evicted, whatever its cooldown."""
+    from orchestrator import operator_commands
+
+    raise typer.Exit(operator_commands.readmit(job, host, storage))
 
 
 @app.command()

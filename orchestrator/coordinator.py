@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,16 +21,22 @@ from typing import Any
 
 import grpc
 from quantarion.v1 import control_pb2 as pb
-from quantarion.v1 import operator_pb2 as op
 from quantarion.v1 import operator_pb2_grpc as rpc
 
 from orchestrator import membership as ms
 from orchestrator import placement
+from orchestrator.commands import Commands
 from orchestrator.directives import directive
+from orchestrator.governing import Governing, Removal, Way
+from orchestrator.governor.codes import Code
+from orchestrator.governor.events import HostTested, Observed
+from orchestrator.governor.log import Governor
 from orchestrator.hosts import RayHosts
 from orchestrator.jobspec import JobSpec
 from orchestrator.journal import Journal
+from orchestrator.observing import Observing
 from orchestrator.probe import BUDGET_SECONDS, Findings, LinkProbe
+from orchestrator.services import ControlService, OperatorService
 from orchestrator.topology import complaints, told_group
 from workers import wire
 from workers.protocol import Answer, RankState
@@ -42,6 +48,8 @@ LOOK_AT_JOURNAL_TICKS = 10
 LOOK_FOR_HOSTS_SECONDS = 0.5
 RECOVERY_SETTLE_SECONDS = 6.0
 DRIVER_LEASE_SECONDS = 60.0
+TEST_SECONDS = 60.0
+"""For a host to come up and pass its test."""
 
 
 @dataclass
@@ -59,6 +67,15 @@ class HostStream:
 
     outbox: asyncio.Queue[pb.CoordinatorMessage | None] = field(default_factory=asyncio.Queue)
     agent_pid: int = 0
+
+
+@dataclass
+class Tested:
+    """A host that is placed for the host test which it has to pass to come back."""
+
+    address: str
+    group: str
+    since: float
 
 
 class Coordinator:
@@ -88,6 +105,13 @@ class Coordinator:
         self._probe: LinkProbe | None = None
         self._probing: asyncio.Task[None] | None = None
         self._events = os.open(folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        launch = self.journal.launch
+        governor = Governor.open(folder / "governor.jsonl", spec.governor, spec.hosts.max, seed=spec.seed, launch=launch)
+        self.governing = Governing(governor, self.event)
+        self.observing = Observing()
+        self._observed_at = self.now()
+        self.hosts_max = self.journal.remembered.hosts_max or spec.hosts.max
+        self._tested: dict[str, Tested] = {}
 
     def now(self) -> float:
         """Unix seconds that never jump."""
@@ -99,22 +123,16 @@ class Coordinator:
         """Serve until the job has ended and nobody needs the answer any more."""
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
         rpc.add_ControlServicer_to_server(ControlService(self), server)
-        rpc.add_OperatorServicer_to_server(OperatorService(self), server)
+        operators = OperatorService(Commands(self), self.folder / "events.jsonl", self.done)
+        rpc.add_OperatorServicer_to_server(operators, server)
         port = server.add_insecure_port(f"{self._address}:0")
         remembered = self.journal.remembered
         took_over = self.journal.begin()
         if took_over:
-            await asyncio.get_running_loop().run_in_executor(self._ray, self.ray_hosts.adopt, remembered.hosts)
-            addresses = {host: str(entry["address"]) for host, entry in remembered.hosts.items()}
-            self.machine.recover(
-                addresses,
-                remembered.generation,
-                remembered.formed,
-                remembered.members,
-                self.now(),
-                RECOVERY_SETTLE_SECONDS,
-                {host: str(entry["group"]) for host, entry in remembered.hosts.items()},
+            await asyncio.get_running_loop().run_in_executor(
+                self._ray, self.ray_hosts.adopt, remembered.hosts, remembered.names
             )
+            self._recover()
         await server.start()
         self.journal.announce(f"{self._address}:{port}", time.time())
         self.event("coordinator_started", {"incarnation": self.journal.incarnation, "recovered": took_over})
@@ -126,10 +144,29 @@ class Coordinator:
         ticking.cancel()
         await server.stop(1.0)
 
+    def _recover(self) -> None:
+        """Go on with the hosts of the coordinator before this one."""
+        remembered, now = self.journal.remembered, self.now()
+        known = {host: entry for host, entry in remembered.hosts.items() if self.governing.is_in(host)}
+        for host in remembered.hosts.keys() - known.keys():
+            entry = remembered.hosts[host]
+            self._tested[host] = Tested(str(entry["address"]), str(entry["group"]), now)
+        self.machine.recover(
+            {host: str(entry["address"]) for host, entry in known.items()},
+            remembered.generation,
+            remembered.formed,
+            remembered.members,
+            now,
+            RECOVERY_SETTLE_SECONDS,
+            {host: str(entry["group"]) for host, entry in known.items()},
+            {host: str(entry.get("leaving", "")) for host, entry in known.items()},
+        )
+
     async def _tick(self) -> None:
         for tick in itertools.count():
             await asyncio.sleep(TICK_SECONDS)
             self.do(self.machine.tick(self.now()))
+            self.govern()
             if self.journal.remembered.stopping and self.machine.recovering_until is None:
                 self.do(self.machine.stop("asked for before the coordinator was restarted", self.now()))
             if tick % LOOK_AT_JOURNAL_TICKS == 0 and self.journal.deposed:
@@ -140,11 +177,11 @@ class Coordinator:
                 self.do(self.machine.stop("the process that started the job is gone", self.now()))
 
     async def _look_for_hosts(self) -> None:
-        """Take hosts that appear in the cluster, up to hosts.max; say what is missing; give up after hosts.wait."""
+        """Take hosts that appear, as many as there are to be; say what is missing; give up after hosts.wait."""
         loop = asyncio.get_running_loop()
         while True:
             try:
-                if len(self.ray_hosts.placed) < self.spec.hosts.max and not self.machine.stopping:
+                if len(self.ray_hosts.placed) < self.hosts_max and not self.machine.stopping:
                     await loop.run_in_executor(self._ray, self._place)
                 self._say_what_is_missing()
             except Exception:
@@ -154,9 +191,9 @@ class Coordinator:
     def _place(self) -> None:
         """In the Ray thread."""
         loop = self._loop
-        offers = self.ray_hosts.offers()
+        offers = [slot for slot in self.ray_hosts.offers() if self._may_come(self.ray_hosts.name(slot))]
         self._offered = len(offers)
-        room = self.spec.hosts.max - len(self.ray_hosts.placed)
+        room = self.hosts_max - len(self.ray_hosts.placed)
         if not self.machine.formed and len(offers) + len(self.ray_hosts.placed) < self.spec.hosts.min:
             return  # a gang is held whole or not at all (EP-13)
         for slot in offers[:room]:
@@ -167,8 +204,14 @@ class Coordinator:
                 self._slots.append(slot)
                 loop.call_soon_threadsafe(self._expect, placed.host, placed.address, group)
 
+    def _may_come(self, host: str) -> bool:
+        return host not in self.journal.remembered.drained and self.governing.may_come(host)
+
     def _expect(self, host: str, address: str, group: str) -> None:
         self.event("host_up", {"host": host, "address": address, "group": group})
+        if not self.governing.is_in(host):
+            self._tested[host] = Tested(address, group, self.now())
+            return
         self.do(self.machine.expect_host(host, address, self.now(), group))
 
     def _say_what_is_missing(self) -> None:
@@ -225,9 +268,7 @@ class Coordinator:
                 case ms.SpawnWorker(host, delay):
                     self._loop.call_later(delay, self._spawn, host)
                 case ms.DropHost(host):
-                    self.journal.write({"entry": "host_dropped", "host": host})
-                    self.streams.pop(host, None)
-                    self._spawner.submit(self.ray_hosts.drop, host)
+                    self._drop(host)
                 case ms.MeasureLinks(addresses):
                     self._probing = asyncio.create_task(self._measure_links(addresses))
                 case ms.Record(kind, fields):
@@ -250,16 +291,94 @@ class Coordinator:
             stream.outbox.put_nowait(message)  # an agent that is away is told again when it attaches
 
     def _record(self, kind: str, fields: dict[str, object]) -> None:
+        self._tell_governor(kind, fields)
         if kind == "generation":
             self._complain()
             self.journal.write({"entry": "generation", **fields})
             self.journal.fence(self.machine.generation)
             self.message = ""
-        elif kind == "stopping":
-            self.journal.write({"entry": "stopping"})
+        elif kind in ("stopping", "host_leaves"):
+            self.journal.write({"entry": kind, **fields})
         elif kind == "agent_lost":
             self._agents_lost[str(fields["host"])] = self.now()
         self.event(kind, fields)
+
+    def _tell_governor(self, kind: str, fields: dict[str, object]) -> None:
+        machine, host, now = self.machine, str(fields.get("host", "")), self.now()
+        if machine.stopping:
+            return
+        match kind:
+            case "generation":
+                assert machine.plan is not None
+                hosts = {member.host: member.group for member in machine.plan.members}
+                self.governing.generation(hosts, now, first=machine.plan.first)
+            case "host_lost":
+                self.governing.lost(host, now)
+            case "host_left":
+                self.governing.left(host, now)
+            case "evidence":
+                self.governing.convict(host, Code(str(fields["code"])), now)
+
+    def govern(self) -> None:
+        """Whatever follows from how the governor sees the hosts, as far as it was not done already."""
+        machine, now = self.machine, self.now()
+        if machine.phase is ms.JobPhase.ENDED or machine.stopping or machine.recovering_until is not None:
+            return
+        members = machine.roster.members
+        busy = {worker.host for worker in members if worker.busy}
+        self.governing.watch({worker.host for worker in members}, busy, machine.pace.step_at, now)
+        if now - self._observed_at >= self.spec.governor.evaluation:
+            self._observed_at = now
+            observations = self.observing.window(sorted({worker.host for worker in members}))
+            self.governing.tell(Observed(now, observations, machine.pace.step))
+        for removal in self.governing.removals(machine.hosts, self.ray_hosts.placed, now):
+            self._remove(removal)
+        for host in [host for host, each in self._tested.items() if now - each.since > TEST_SECONDS]:
+            self._give_up_test(host, f"no answer for {TEST_SECONDS:g} s")
+
+    def _remove(self, removal: Removal) -> None:
+        """It may have been told to go already; the last host is kept, whatever speaks against it."""
+        hosts = self.machine.hosts
+        if hosts[removal.host].leaving or not any(host.attached for host in hosts.values() if host.host != removal.host):
+            return
+        if removal.way is Way.LOST:
+            self.do(self.machine.host_lost(removal.host, removal.reason, self.now()))
+        else:
+            at_once = removal.way is Way.AT_ONCE
+            self.do(self.machine.leave(removal.host, removal.reason, self.now(), at_once=at_once))
+
+    # ------------------------------------------------------------------ host tests
+
+    def _begin_test(self, hello: pb.HostHello) -> HostStream:
+        """The agent of a host that wants to come back is there."""
+        stream = self.streams[hello.host] = HostStream(agent_pid=hello.agent_pid)
+        stream.outbox.put_nowait(pb.CoordinatorMessage(welcome=pb.Welcome(incarnation=self.journal.incarnation)))
+        stream.outbox.put_nowait(pb.CoordinatorMessage(host_test=pb.HostTest()))
+        return stream
+
+    def _host_tested(self, host: str, result: pb.HostTested) -> None:
+        now, tested, failures = self.now(), self._tested.pop(host, None), list(result.failures)
+        self.event("host_test", {"host": host, "passed": not failures, "failures": failures, "seconds": result.seconds})
+        self.governing.tell(HostTested(now, host, not failures))
+        if tested is None:
+            return
+        if failures:
+            self._drop(host)
+            return
+        self.do(self.machine.expect_host(host, tested.address, now, tested.group))
+        self.do(self.machine.attach(host, tested.address, [], now))
+
+    def _give_up_test(self, host: str, reason: str) -> None:
+        """It is tried again, as a node that is offered."""
+        since = self._tested.pop(host).since
+        self.event("host_test", {"host": host, "passed": False, "failures": [reason], "seconds": self.now() - since})
+        self._drop(host)
+
+    def _drop(self, host: str) -> None:
+        """Take its agent and its placement away."""
+        self.journal.write({"entry": "host_dropped", "host": host})
+        self.streams.pop(host, None)
+        self._spawner.submit(self.ray_hosts.drop, host)
 
     async def _measure_links(self, addresses: dict[str, str]) -> None:
         """Whatever comes of it, the job goes on (CC-9)."""
@@ -307,6 +426,8 @@ class Coordinator:
 
     def attach(self, hello: pb.HostHello) -> HostStream | None:
         """An agent's first message; None where its host is not part of the job."""
+        if hello.host in self._tested:
+            return self._begin_test(hello)
         if hello.host not in self.machine.hosts:
             return None
         stream = self.streams[hello.host] = HostStream(agent_pid=hello.agent_pid)
@@ -328,12 +449,16 @@ class Coordinator:
             del self.streams[host]
             if self._probe is not None:
                 self._probe.lost(host)
+            if host in self._tested:
+                self._give_up_test(host, "its agent's stream was reset")
             self.do(self.machine.detach(host, self.now()))
 
     def hear(self, host: str, message: pb.AgentMessage) -> None:
         """Anything but a hello."""
         match message.WhichOneof("body"):
             case "beat":
+                self.governing.beat(host, self.now())
+                self.observing.heard(host, message.beat)
                 self._beat(message.beat)
             case "worker_up":
                 self.ray_hosts.met(host, message.worker_up.pid)
@@ -344,6 +469,8 @@ class Coordinator:
                 self.do(self.machine.worker_exit(left.worker, _status(left), self.now()))
             case "report":
                 self._report(message.report)
+            case "host_tested":
+                self._host_tested(host, message.host_tested)
             case "probe_port" if self._probe is not None:
                 self._probe.port(host, message.probe_port)
             case "measured_link" if self._probe is not None:
@@ -407,39 +534,20 @@ class Coordinator:
 
     # ------------------------------------------------------------------ what operators ask
 
-    def status(self, driver: bool) -> op.StatusReply:
-        """The job as it is now."""
-        if driver and self._driver_seen != float("inf"):
+    def driver_lives(self) -> None:
+        """The process that started the job has asked for something."""
+        if self._driver_seen != float("inf"):
             self._driver_seen = time.monotonic()
-        machine = self.machine
-        phase = self.phase if self.phase in ("finished", "failed", "stopping") else _phase(machine)
-        reply = op.StatusReply(
-            job=self.spec.name,
-            phase=phase,
-            step=machine.pace.step,
-            total_steps=self.total_steps,
-            generation=wire.generation_to_wire(machine.generation),
-            message=self.message or _held(machine, self.spec),
-            exit_code=self.exit_code,
-            coordinator_pid=os.getpid(),
-            discarded=machine.discarded,
-        )
-        for view in sorted(machine.workers.values(), key=lambda w: (w.rank is None, w.rank or 0)):
-            seen = self.seen.get(view.worker, Seen())
-            state = seen.state if view.role is ms.Role.MEMBER else view.role.value
-            rank = -1 if view.rank is None or view.role is not ms.Role.MEMBER else view.rank
-            reply.ranks.add(rank=rank, host=view.host, pid=view.pid, state=state, step=seen.step, worker=view.worker)
-        for host in machine.hosts.values():
-            stream = self.streams.get(host.host)
-            state = "healthy" if host.attached else "detached" if host.host in self._agents_lost else "starting"
-            reply.hosts.add(
-                host=host.host,
-                address=host.address,
-                state=state,
-                agent_pid=stream.agent_pid if stream else 0,
-                group=host.group,
-            )
-        return reply
+
+    def last_seen(self, worker: str) -> tuple[str, int]:
+        """State and step in its last beat."""
+        seen = self.seen.get(worker, Seen())
+        return seen.state, seen.step
+
+    def agent_pid(self, host: str) -> int:
+        """0 while it has no stream."""
+        stream = self.streams.get(host)
+        return stream.agent_pid if stream is not None else 0
 
     def stop(self, reason: str, now: bool) -> None:
         """Checkpoint and end, or end at once."""
@@ -450,57 +558,33 @@ class Coordinator:
         else:
             self.do(self.machine.stop(reason, self.now()))
 
+    def drain(self, host: str, reason: str) -> None:
+        """It leaves, and is not taken again before it is forgiven."""
+        self.journal.write({"entry": "drained", "host": host})
+        self.journal.remembered.drained.add(host)
+        self.do(self.machine.leave(host, reason, self.now()))
 
-class ControlService(rpc.ControlServicer):
-    """Streams of agents."""
+    def forgive(self, host: str) -> bool:
+        """A drained host may be taken again; False where it is none."""
+        if host not in self.journal.remembered.drained:
+            return False
+        self.journal.write({"entry": "readmitted", "host": host})
+        self.journal.remembered.drained.discard(host)
+        return True
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-
-    async def Attach(
-        self, request_iterator: AsyncIterator[pb.AgentMessage], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[pb.CoordinatorMessage]:
-        first = await anext(request_iterator, None)
-        if first is None or not first.HasField("hello"):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "an agent speaks HostHello first")
-            return
-        host = first.hello.host
-        stream = self._coordinator.attach(first.hello)
-        if stream is None:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{host} is not a host of this job")
-            return
-        reader = asyncio.create_task(self._read(host, stream, request_iterator))
-        try:
-            while (message := await stream.outbox.get()) is not None:
-                yield message
-        finally:
-            reader.cancel()
-            self._coordinator.detach(host, stream)
-
-    async def _read(self, host: str, stream: HostStream, messages: AsyncIterator[pb.AgentMessage]) -> None:
-        try:
-            async for message in messages:
-                self._coordinator.hear(host, message)
-        except Exception:
-            logger.exception("the stream of %s broke", host)
-        finally:
-            stream.outbox.put_nowait(None)
-
-
-class OperatorService(rpc.OperatorServicer):
-    """Questions and commands of people."""
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-
-    async def Status(self, request: op.StatusRequest, context: grpc.aio.ServicerContext[Any, Any]) -> op.StatusReply:
-        del context
-        return self._coordinator.status(request.driver)
-
-    async def Stop(self, request: op.StopRequest, context: grpc.aio.ServicerContext[Any, Any]) -> op.StopReply:
-        del context
-        self._coordinator.stop(request.reason or "an operator asked for it", request.now)
-        return op.StopReply(accepted=True, message="stopping")
+    def scale(self, hosts: int) -> list[str]:
+        """As many as that at most from now on; the hosts that leave for it, the least trusted ones first."""
+        self.journal.write({"entry": "scaled", "hosts": hosts})
+        self.hosts_max = hosts
+        self.event("scaled", {"hosts": hosts})
+        self.governing.scaled(hosts, self.now())
+        staying = [host.host for host in self.machine.hosts.values() if not host.leaving]
+        places = {host: place for place, host in enumerate(staying)}
+        staying.sort(key=lambda host: (self.governing.trust(host), -places[host]))
+        leaving = staying[: max(0, len(staying) - hosts)]
+        for host in leaving:
+            self.do(self.machine.leave(host, f"the job was scaled to {hosts} hosts", self.now()))
+        return leaving
 
 
 def _rules(spec: JobSpec) -> ms.Rules:
@@ -534,26 +618,6 @@ def _describe(up: pb.WorkerUp, host: str) -> tuple[ms.WorkerView, RankState, Ans
 
 def _status(left: pb.WorkerExit) -> int:
     return -9 if left.unknown else left.status
-
-
-def _phase(machine: ms.Membership) -> str:
-    if machine.stopping:
-        return "stopping"
-    match machine.phase:
-        case ms.JobPhase.WAITING:
-            return "starting" if machine.hosts else "waiting"
-        case ms.JobPhase.TRAINING:
-            return "training"
-        case ms.JobPhase.FORMING if machine.below_min_since is not None:
-            return "waiting"
-        case _:
-            return "starting" if not machine.pace.step else "training"
-
-
-def _held(machine: ms.Membership, spec: JobSpec) -> str:
-    if machine.below_min_since is None:
-        return ""
-    return f"training is held: fewer than hosts.min={spec.hosts.min} hosts are ready"
 
 
 def _logged(function: Callable[..., None], *arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""`quantarion governor …`: what its policy made of a log. Jobs write none yet; `benchmarks/governor.py` does."""
+"""`quantarion governor …`: what its policy made of a log, `governor.jsonl` in a job's folder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import typer
 
 from orchestrator.errors import ExitCode, UserError
 
-app = typer.Typer(
-    name="governor", help="What the governor's policy made of a log; jobs write none yet.", no_args_is_help=True
-)
-
+app = typer.Typer(name="governor", help="What the governor's policy made of a job's log.", no_args_is_help=True)
 
 Log = Annotated[Path, typer.Argument(help="A governor's log.")]
 Result = TypeVar("Result")

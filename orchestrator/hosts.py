@@ -6,11 +6,10 @@ Every call may block on Ray; the coordinator makes them in a thread of their own
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,25 +58,28 @@ class RayHosts:
         self.on_dead = on_dead
         self.placed: dict[str, PlacedHost] = {}
         self._groups: dict[str, PlacementGroup] = {}
-        self._numbers = itertools.count(1)
+        self._names = NodeNames()
         self._newborn = Newborn(lambda host: self.on_dead(host))
 
-    def adopt(self, hosts: dict[str, dict[str, Any]]) -> None:
-        """After a restart of the coordinator: the hosts that the journal knows."""
+    def adopt(self, hosts: dict[str, dict[str, Any]], names: Mapping[str, str]) -> None:
+        """After a restart of the coordinator: the hosts that the journal knows, and how all nodes it knew were named."""
+        self._names = NodeNames(names)
         for host, entry in hosts.items():
             self.placed[host] = PlacedHost(host, str(entry["node_id"]), str(entry["address"]))
             with contextlib.suppress(ValueError):
                 self._groups[host] = ray.util.get_placement_group(self._group_name(host))
-        used = [int(host.rpartition("-")[2]) for host in hosts]
-        self._numbers = itertools.count(max(used, default=0) + 1)
 
     def offers(self) -> list[placement.HostSlot]:
         """Nodes of the cluster that could become hosts of this job."""
         return placement.free_hosts(self._ranks, {placed.node_id for placed in self.placed.values()})
 
+    def name(self, slot: placement.HostSlot) -> str:
+        """Of the host that a node is or would be."""
+        return self._names.of(slot.node_id)
+
     def start(self, slot: placement.HostSlot) -> PlacedHost | None:
         """Reserve a node and start its agent; None where Ray did not give it in time."""
-        host = f"host-{next(self._numbers)}"
+        host = self.name(slot)
         group = placement.reserve(slot, self._ranks, self._group_name(host))
         if not placement.wait_ready(group, RESERVE_SECONDS):
             placement.release(group)
@@ -131,6 +133,25 @@ class RayHosts:
             "num_cpus": 0,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[host], placement_group_bundle_index=0),
         }
+
+
+class NodeNames:
+    """Of the hosts of a job: `host-1`, `host-2`, … A node that comes back has the name that it had.
+
+    Args:
+        known: node id to host.
+    """
+
+    def __init__(self, known: Mapping[str, str] | None = None) -> None:
+        self._hosts = dict(known or {})
+        numbers = (int(host.rpartition("-")[2]) for host in self._hosts.values())
+        self._last = max(numbers, default=0)
+
+    def of(self, node_id: str) -> str:
+        if node_id not in self._hosts:
+            self._last += 1
+            self._hosts[node_id] = f"host-{self._last}"
+        return self._hosts[node_id]
 
 
 class Newborn:

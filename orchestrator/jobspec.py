@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from orchestrator import jobfile
 from orchestrator.errors import UserError
+from orchestrator.governor.config import GovernorConfig
 from orchestrator.refusals import refusal
 from orchestrator.schema import fields
 from orchestrator.topology import TopologyConfig
@@ -72,6 +73,10 @@ class JobSpec(TrainingConfig):
         json_schema_extra=unit("processes"),
     )
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="When the coordinator gives up a host.")
+    governor: GovernorConfig = Field(
+        default_factory=GovernorConfig,
+        description="Which hosts take part: how they are compared, and when one is suspected, removed and taken back.",
+    )
     topology: TopologyConfig = Field(
         default_factory=TopologyConfig,
         description="Which hosts have fast links between them, the groups of hosts. A host's group is that of `groups`, "

@@ -24,8 +24,11 @@ class Remembered:
     formed: bool = False
     launch: float = 0.0
     stopping: bool = False  # somebody asked for the end
-    hosts: dict[str, dict[str, Any]] = field(default_factory=dict)  # host -> address, node_id, group
+    hosts: dict[str, dict[str, Any]] = field(default_factory=dict)  # host -> address, node_id, group, leaving
     members: dict[str, int] = field(default_factory=dict)  # of the last generation: worker -> rank
+    names: dict[str, str] = field(default_factory=dict)  # of all nodes that were ever taken: node_id -> host
+    drained: set[str] = field(default_factory=set)  # hosts that are not to be taken again
+    hosts_max: int = 0  # as an operator has scaled the job; 0: nobody has
     probed: dict[str, str] = field(default_factory=dict)  # address -> group, as the probe has found it
 
 
@@ -101,6 +104,9 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
                 remembered.hosts.clear()
                 remembered.members.clear()
                 remembered.probed.clear()
+                remembered.names.clear()
+                remembered.drained.clear()
+                remembered.hosts_max = 0
                 remembered.stopping = False
                 remembered.formed = False
         case "generation":
@@ -111,11 +117,21 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
             remembered.stopping = True
         case "host":
             remembered.hosts[entry["host"]] = {k: v for k, v in entry.items() if k != "entry"}
+            remembered.names[str(entry["node_id"])] = entry["host"]
+        case "drained":
+            remembered.drained.add(entry["host"])
+        case "readmitted":
+            remembered.drained.discard(entry["host"])
+        case "scaled":
+            remembered.hosts_max = int(entry["hosts"])
         case "probed":
             remembered.probed = dict(entry["by_address"])
             for host, group in entry["groups"].items():
                 if host in remembered.hosts:
                     remembered.hosts[host]["group"] = group
+        case "host_leaves":
+            if entry["host"] in remembered.hosts:
+                remembered.hosts[entry["host"]]["leaving"] = entry["reason"]
         case "host_dropped":
             remembered.hosts.pop(entry["host"], None)
 

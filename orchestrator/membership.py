@@ -110,15 +110,17 @@ class Membership:
         now: float,
         settle: float,
         groups: Mapping[str, str] | None = None,
+        leaving: Mapping[str, str] | None = None,
     ) -> None:
         """A restarted coordinator: hosts known from the journal have `settle` seconds to attach before it decides.
 
-        `hosts` are their addresses, `groups` the groups of those that have one; `members` are the ranks of the last
-        generation's workers: some may not have received its CONFIGURE yet.
+        `hosts` are their addresses, `groups` the groups of those that have one, `leaving` why some were told to go;
+        `members` are the ranks of the last generation's workers: some may not have received its CONFIGURE yet.
         """
         self.recovered_members = members
         for host, address in hosts.items():
-            self.hosts[host] = HostView(host, address, (groups or {}).get(host, ""), attached=False, detached_at=now)
+            view = self.hosts[host] = HostView(host, address, (groups or {}).get(host, ""), attached=False, detached_at=now)
+            view.leaving = (leaving or {}).get(host, "")
         self.generation = generation
         self.formed = formed
         self.recovering_until = now + settle
@@ -154,19 +156,38 @@ class Membership:
 
     def host_lost(self, host: str, reason: str, now: float) -> list[Action]:
         """The host is gone for good: its members leave, its placement is released."""
-        if host not in self.hosts:
+        view = self.hosts.get(host)
+        if view is None:
             return []
-        del self.hosts[host]
-        self.expected_hosts.discard(host)
-        actions: list[Action] = [Record("host_lost", {"host": host, "reason": reason}), DropHost(host)]
         gone = self.roster.on(host)
+        actions: list[Action] = [Record("host_lost", {"host": host, "reason": reason}), *self._remove(host)]
         for worker in gone:
-            del self.workers[worker.worker]
-            self.waiting.discard(worker.worker)
-            if worker.role is Role.MEMBER:
+            if worker.role is Role.MEMBER and not view.leaving:
                 self.incidents.append(Incident(now, "host_lost", host, worker.rank, self._planned()))
         if any(worker.role is Role.MEMBER for worker in gone):
             actions += self._member_left(f"host {host} lost", now)
+        return actions + self._decide(now)
+
+    def _remove(self, host: str) -> list[Action]:
+        """Forget it and what runs there, and release its placement."""
+        del self.hosts[host]
+        self.expected_hosts.discard(host)
+        for worker in self.roster.on(host):
+            del self.workers[worker.worker]
+            self.waiting.discard(worker.worker)
+        return [DropHost(host)]
+
+    def leave(self, host: str, reason: str, now: float, *, at_once: bool = False) -> list[Action]:
+        """The host is to go, though it lives: its ranks are in no generation from the next step boundary on (EP-16), or,
+        `at_once`, from now on, at the cost of the step that is under way. It goes once others have what it has."""
+        view = self.hosts.get(host)
+        if view is None or view.leaving or self.phase is JobPhase.ENDED:
+            return []
+        view.leaving = reason
+        actions: list[Action] = [Record("host_leaves", {"host": host, "reason": reason})]
+        if at_once and self.phase is not JobPhase.WAITING and self.roster.can_do_without_the_leaving:
+            actions += self._begin(reason, now)
+            self.waiting -= {worker.worker for worker in self.roster.on(host)}
         return actions + self._decide(now)
 
     # ------------------------------------------------------------------ events: workers
@@ -198,7 +219,7 @@ class Membership:
                 },
             )
         ]
-        if host is not None:
+        if host is not None and not host.leaving:
             host.exits.append(now)
             while host.exits and host.exits[0] < now - self.rules.exits_window:
                 host.exits.popleft()
@@ -456,6 +477,7 @@ class Membership:
             self.recovering_until = None
             actions += self._adopt(now)
         actions += self._reveal_lost_hosts(now)
+        actions += self._dismiss(now)
         candidates = self.roster.candidates
         if not candidates and self.stopping:
             return actions + self._end(130, "stopped; no rank was left to save the last state")
@@ -475,11 +497,33 @@ class Membership:
             code, message = (130, "stopped") if self.stopping else (0, "finished")
             return actions + self._end(code, message)
         if self.phase is JobPhase.TRAINING and not self.stopping:
-            if self.roster.in_role(Role.READY):
-                actions += self._begin("join", now, self.pace.soon(now))
+            at_step = self.pace.soon(now)
+            can_do = self.roster.can_do_without_the_leaving
+            leaving = [view for view in self.roster.leaving if can_do and view.told_at is None]
+            if leaving and (at_step or now > self.pace.resumed_at + self.pace.answer_limit):  # soon it is known
+                actions += self._begin(leaving[0].leaving, now, at_step)
+            elif self.roster.in_role(Role.READY):
+                actions += self._begin("join", now, at_step)
         if self.phase is JobPhase.FORMING and not self.waiting:
             actions += self._configure(now)
+        actions += self._dismiss(now)
         actions += self._fill(now)
+        return actions
+
+    def _dismiss(self, now: float) -> list[Action]:
+        """Hosts that leave and are in no generation any more: their workers are told to end, and then they are gone."""
+        actions: list[Action] = []
+        for view in self.roster.leaving:
+            mine = self.roster.on(view.host)
+            if any(worker.role is Role.MEMBER for worker in mine):
+                continue
+            if view.told_at is None:
+                view.told_at = now
+                for worker in mine:
+                    worker.role = Role.IDLE  # what it may still say makes it no member
+                    actions.append(SendExit(worker.worker, f"{view.host} leaves the job"))
+            if not mine or not view.attached or now > view.told_at + self.rules.farewell:
+                actions += [Record("host_left", {"host": view.host}), *self._remove(view.host)]
         return actions
 
     def _reveal_lost_hosts(self, now: float) -> list[Action]:
@@ -568,14 +612,23 @@ class Membership:
     def _configure(self, now: float) -> list[Action]:
         """Everyone has promised: name the authority and the members, or hold until there are enough hosts."""
         promised = [
-            w
-            for w in self.workers.values()
-            if w.role in (Role.MEMBER, Role.READY) and w.answer is not None and w.answer.generation == self.round_generation
+            w for w in self.roster.candidates if w.answer is not None and w.answer.generation == self.round_generation
         ]
+        promised = self._without_the_leaving(promised)
         enough = len({w.host for w in promised}) >= self.rules.hosts_min
         if not promised or not (enough or self.stopping):
             return self._hold(now)
         return self._issue(promised, now)
+
+    def _without_the_leaving(self, promised: list[WorkerView]) -> list[WorkerView]:
+        """Where others have the state; those who leave are members no more."""
+        staying = [w for w in promised if not self.hosts[w.host].leaving]
+        if not any(map(self._eligible, staying)):
+            return promised
+        for host in self.roster.leaving:
+            for worker in self.roster.on(host.host):
+                worker.role = Role.IDLE
+        return staying
 
     def _hold(self, now: float) -> list[Action]:
         """Too few hosts can train: wait for more, but not for ever."""
@@ -682,7 +735,7 @@ class Membership:
             return []
         actions: list[Action] = []
         for host in self.hosts.values():
-            if host.attached:
+            if host.attached and not host.leaving:
                 actions += self._fill_host(host, now)
         return actions
 
@@ -726,9 +779,10 @@ class Membership:
 
     def _donors(self, host: str) -> tuple[MemberPlan, ...]:
         """Members that a joiner on `host` may copy from: those of its group first, the last of the ring first, as its
-        first ones write logs and checkpoints."""
+        first ones write logs and checkpoints; those who leave at last."""
         members = self.roster.in_ring(w for w in self.roster.members if w.running or self._eligible(w))[::-1]
-        members.sort(key=lambda w: self.roster.group(w.host) != self.roster.group(host))
+        group = self.roster.group(host)
+        members.sort(key=lambda w: (bool(self.hosts[w.host].leaving), self.roster.group(w.host) != group))
         return tuple(MemberPlan(w.worker, w.rank or 0, w.host, w.peer_address, w.state, True, True) for w in members)
 
     def _due(self) -> bool:

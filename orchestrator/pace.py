@@ -14,6 +14,7 @@ class Pace:
 
     step: int = 0
     step_at: float = 0.0
+    resumed_at: float = 0.0
     progress_at: float = 0.0  # of anything at all
     longest_step: float = 0.0
     step_seconds: float = 0.0  # mean, recent
@@ -34,7 +35,7 @@ class Pace:
 
     def resumed(self, now: float) -> None:
         """Training goes on; the pause before is no measure of a step."""
-        self.step_at, self._mark = now, None
+        self.step_at, self.resumed_at, self._mark = now, now, None
 
     def begins_anew(self) -> None:
         """The line starts again, perhaps far behind."""

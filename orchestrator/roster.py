@@ -59,6 +59,8 @@ class HostView:
     spawning: deque[float] = field(default_factory=deque)  # when each start counts as failed
     exits: deque[float] = field(default_factory=deque)
     crashes: int = 0  # in a row, before a worker became useful
+    told_at: float | None = None  # when its workers were told to end, as it leaves
+    leaving: str = ""  # why it was told to go; in no generation any more once others have what it has
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Rules:
     spawn_timeout: float = 90.0  # a process that has not said hello by then counts as never started
     probe: bool = False  # the links between the hosts are measured before the first generation
     probe_limit: float = 8.0  # after which the first generation waits for that no longer
+    farewell: float = 5.0  # seconds that the workers of a host that leaves have to end
     error_settle: float = 0.25  # an exchange error is usually followed by the news of a death
 
 
@@ -122,11 +125,20 @@ class Roster:
         """Hosts whose agent has no stream."""
         return [h for h in self.hosts.values() if not h.attached]
 
+    @property
+    def leaving(self) -> list[HostView]:
+        return [host for host in self.hosts.values() if host.leaving]
+
+    @property
+    def can_do_without_the_leaving(self) -> bool:
+        """A member elsewhere has the state."""
+        return any(w.running and not self.hosts[w.host].leaving for w in self.members)
+
     def complete(self, host: str) -> bool:
         """Could this host give all its ranks to a first generation?"""
         view = self.hosts.get(host)
         idle = [w for w in self.on(host) if w.role is Role.IDLE]
-        return view is not None and view.attached and len(idle) >= self.rules.ranks_per_host
+        return view is not None and view.attached and not view.leaving and len(idle) >= self.rules.ranks_per_host
 
     def free_rank(self) -> int:
         taken = {w.rank for w in self.workers.values() if w.rank is not None}
@@ -172,5 +184,6 @@ class Roster:
     @property
     def lacking(self) -> bool:
         """Fewer members than the hosts have room for, or fewer hosts than the job needs."""
-        full = len(self.hosts) * self.rules.ranks_per_host
-        return len(self.members) < full or len(self.hosts) < self.rules.hosts_min
+        staying = [host for host in self.hosts.values() if not host.leaving]
+        full = len(staying) * self.rules.ranks_per_host
+        return len(self.members) < full or len(staying) < self.rules.hosts_min

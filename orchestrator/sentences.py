@@ -50,6 +50,16 @@ def event_sentence(event: Record) -> str | None:
         case {"kind": "host_up", "host": host}:
             group = event.get("group")
             return f"{host} is up{f', in group {group}' if group else ''}"
+        case {"kind": "host_leaves", "host": host, "reason": reason}:
+            return f"{host} leaves: {reason}"
+        case {"kind": "host_test", "host": host, "passed": True}:
+            return f"{host} has passed the host test and comes back"
+        case {"kind": "host_test", "host": host, "failures": failures}:
+            return f"{host} has not passed the host test: {'; '.join(failures)}"
+        case {"kind": "scaled", "hosts": hosts}:
+            return f"up to {hosts} host{'' if hosts == 1 else 's'} from now on"
+        case {"kind": "verdict", "target": target, "act": act, "reasons": reasons, "mode": "enforce", "guard": ""}:
+            return _verdict(target, act, reasons)
         case {"kind": "topology"}:
             return probe_sentence(event)
         case {"kind": "topology_warning", "message": message}:
@@ -94,6 +104,22 @@ def event_sentence(event: Record) -> str | None:
         case {"kind": "failed"}:
             return f"failed: {event.get('error') or event.get('message') or 'no reason was given'}"
     return None
+
+
+VERDICTS = {
+    "suspect": "{target} is suspect{why}",
+    "trust_again": "{target} is trusted again",
+    "quarantine": "{target} is in quarantine{why}",
+    "evict": "{target} is evicted{why}",
+    "pause": "the governor calls for an operator{why}",
+    "regroup": "group {target} has a common cause{why}",
+}
+"""By the governor's act; those that are not here are steps on the way to one that is."""
+
+
+def _verdict(target: str, act: str, reasons: list[str]) -> str | None:
+    why = f" ({', '.join(reasons)})" if reasons else ""
+    return VERDICTS[act].format(target=target or "of all", why=why) if act in VERDICTS else None
 
 
 class CompressionChanges:

@@ -201,6 +201,13 @@ def _as_record(reply: pb.StatusReply) -> Record:
                 "state": host.state,
                 "agent_pid": host.agent_pid,
                 "group": host.group,
+                "standing": host.standing,
+                "score": host.score if host.HasField("score") else None,
+                "reason": host.reason,
+                "trust": host.trust,
+                "evictions": host.evictions,
+                "returns_at": host.returns_at or None,
+                "excluded": host.excluded,
             }
             for host in reply.hosts
         ],
@@ -240,7 +247,8 @@ def _details(state: Record) -> Iterator[str]:
         yield f"  {name:8} {rank['host']:16} pid {rank['pid']:<8} {rank['state']:10} step {rank['step']}"
     for host in state["hosts"]:
         group = f"  group {host['group']}" if host["group"] else ""
-        yield f"  host     {host['host']:16} {host['address']:15} {host['state']}{group}"
+        standing = f", {host['standing']}" if host["standing"] not in ("", "healthy") else ""
+        yield f"  host     {host['host']:16} {host['address']:15} {host['state']}{standing}{group}"
     if state["message"]:
         yield f"  {state['message']}"
 

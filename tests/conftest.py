@@ -21,7 +21,15 @@ settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
+ALONE = ("benchmarks", "e2e", "gang")
+"""Folders of tests that break real gangs, whose processes are to have the machine for themselves."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        place = item.path.relative_to(ROOT / "tests").parts[0]
+        if place in ALONE or item.get_closest_marker("ray") or item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.alone)
     if os.geteuid() != 0:
         for item in items:
             if item.get_closest_marker("root"):

@@ -13,6 +13,8 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -29,11 +31,13 @@ from workers.link import PACKET_BYTES, page_path, socket_path
 from workers.memory_file import memory_folder, memory_path, remove_abandoned
 from workers.page import Page
 from workers.probing import Probing
+from workers.sensors import hottest
 
 logger = logging.getLogger("quantarion.agent")
 
 BEAT_SECONDS = 0.5
 RECONNECT_SECONDS = 0.2
+HOST_TEST_SECONDS = 30.0
 REUNION_SECONDS = 15.0
 """How long a restarted agent looks for the ranks of the one before it; less than `limits.agent_grace`."""
 
@@ -64,6 +68,7 @@ class HostAgent:
         self._server: socket.socket | None = None
         self._stopped = asyncio.Event()
         self._probing = Probing(address, self._tell)
+        self._testing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Serve until `stop`."""
@@ -301,6 +306,24 @@ class HostAgent:
                 self._probing.begin(message.probe_link)
             case "probe_close":
                 self._probing.close()
+            case "host_test":
+                self._testing = asyncio.get_running_loop().create_task(self._test_host())
+
+    async def _test_host(self) -> None:
+        """In a process of its own, which may crash or hang."""
+        begun = time.monotonic()
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "workers.host_test", str(self.job_folder), stdout=subprocess.PIPE, env=environment
+        )
+        try:
+            output, _ = await asyncio.wait_for(process.communicate(), HOST_TEST_SECONDS)
+            failures = json.loads(output) if process.returncode == 0 else [f"the host test ended with {process.returncode}"]
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            failures = [f"the host test did not end within {HOST_TEST_SECONDS:g} s"]
+        self._tell(pb.AgentMessage(host_tested=pb.HostTested(failures=failures, seconds=time.monotonic() - begun)))
 
     def _hello(self) -> pb.AgentMessage:
         hello = pb.HostHello(
@@ -336,9 +359,9 @@ class HostAgent:
 
     def beat(self) -> pb.Beat:
         """Progress of every rank of this host, read from its page."""
-        beat = pb.Beat(time=time.time())
+        beat = pb.Beat(time=time.time(), temperature=hottest())
         for local in self.workers.values():
-            progress = local.page.progress()
+            progress, signals = local.page.progress(), local.page.signals
             beat.progress.add(
                 worker=local.up.worker,
                 step=progress.step,
@@ -348,6 +371,7 @@ class HostAgent:
                 state=progress.state.value,
                 step_seconds=progress.longest_step,
                 busy=local.page.busy,
+                **signals._asdict(),
             )
         return beat
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from workers.coherence.busy import BusyTime
 from workers.collectives.buckets import BucketPlan
 from workers.collectives.exchange import Abandoned, ExchangeError, Groups, Hosts
 from workers.collectives.reducer import Reducer
@@ -41,6 +43,7 @@ from workers.engine import ApplyError, Engine
 from workers.errors import TaskError
 from workers.identity import StateId
 from workers.keeper import Keeper
+from workers.page import Signals
 from workers.randomness import sample_keys, seed_torch
 from workers.rank import Rank
 from workers.rounds import EVALUATE, Largest, Part, Sums, accuracy, fingerprint, is_common, to_rows
@@ -91,6 +94,7 @@ class _Turn:
     inner: int = 0
     micro: int = 0
     inner_batch: int = 0
+    samples: int = 0  # this rank's so far
     ends_batch: bool = False
     last: bool = False
     stepped: bool = True
@@ -166,6 +170,7 @@ class Job:
             clip_norm=clip_norm if clip_norm is not None else self.config.clip_norm,
             compression=self._new_compression,
             sync=self.config.sync if self.config.sync.merges else None,
+            sketch_seed=self.config.seed if binding else None,
         )
         self._reducer: Reducer | None = None
         self._units: Hosts | Groups = ()
@@ -186,6 +191,7 @@ class Job:
         self._planned = 0
         self._looped = False
         self._mark = time.perf_counter()
+        self._busy = BusyTime()
         self._phase = ""
         self._result: dict[str, Any] | None = None
         self._files: dict[str, Callable[[Path], None]] = {}
@@ -353,6 +359,7 @@ class Job:
 
     def _compute(self) -> Iterator[Any]:
         turn = self._turn = self._next_turn()
+        self._busy.begin()
         if self._phase_of is not None:
             self._keeper.enter(self.phase)
         self._rank.faults.hit("step_begin")
@@ -378,6 +385,7 @@ class Job:
     def _micro_batch(self, turn: _Turn) -> Iterator[Any]:
         ids, data = next(self._loader)
         turn.micro, turn.stepped = len(ids), False
+        turn.samples += len(ids)
         self._rank.page.set_busy(self._rank.longest_step == 0.0)  # a first step may compile
         seed_torch(self.config.seed, turn.step, ids)
         with sample_keys(self.config.seed, turn.step, ids):
@@ -411,6 +419,7 @@ class Job:
 
     def _exchange_and_commit(self, turn: _Turn) -> None:
         self._record()
+        self._busy.arrive(turn.samples)
         self._engine.finish_exchange(turn.batch)
         self._rank.page.count_exchange()
         self._rank.faults.hit("before_apply")
@@ -466,6 +475,7 @@ class Job:
         """The step is discarded whole; `batches()` yields it again. True where the error is dealt with."""
         if isinstance(error, (Abandoned, ExchangeError, ApplyError)):
             turn.over = True
+            self._busy.interrupt()
             if isinstance(error, ExchangeError):
                 self._rank.exchange_failed(str(error))
             elif isinstance(error, ApplyError):
@@ -478,6 +488,10 @@ class Job:
         seconds, self._mark = now - self._mark, now
         self._rank.committed(seconds)
         self._rank.page.set_owed(self._engine.owed)
+        seen = self._engine.agreement
+        cosine, norm = (seen.cosine, seen.norm) if seen is not None else (math.nan, math.nan)
+        self._rank.page.set_signals(Signals(self._busy.per_sample, self._engine.own_loss, cosine, norm))
+        self._busy.begin()
         self._log.add(self._line(commit, seconds))
         self._show_phase(commit.meta["phase"], commit.after.step)
 
@@ -526,6 +540,7 @@ class Job:
     def _run_round(self, name: str, fn: Part, *, observe: bool = False) -> None:
         """One attempt at a round; the caller looks at the state again afterwards."""
         training = self.model.training
+        self._busy.interrupt()
         try:
             self._rank.faults.hit("in_round")
             self._rank.page.set_busy(True)
@@ -593,6 +608,7 @@ class Job:
         self._engine.compression.begin_generation(self._units)
         self._reducer = self._new_reducer()
         self._log.write_from_now_on(first)
+        self._busy.begin_generation()
         self._plan()
         self._mark = time.perf_counter()
         if first and self._result is not None:

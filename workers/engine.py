@@ -6,6 +6,7 @@ asked of the rank's state machine.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from workers.coherence.agreement import Agreement
 from workers.collectives.buckets import BucketPlan, Staging, plan_buckets
 from workers.collectives.copies import Copies
 from workers.collectives.exchange import Abandoned, Exchange, Pending
@@ -75,8 +77,10 @@ class Engine:
         clip_norm: float | None = None,
         compression: Callable[[BucketPlan], GradientCompression] = uncompressed,
         sync: SyncConfig | None = None,
+        sketch_seed: int | None = None,
     ) -> None:
-        """`sync`: a step is a round of inner steps, and what is reduced are parameter differences; None for gradients."""
+        """`sync`: a step is a round of inner steps, and what is reduced are parameter differences; None for gradients.
+        `sketch_seed`: for `agreement`, the same on all ranks; None where nobody asks how gradients agree."""
         self.machine, self.faults, self.clip_norm = machine, faults, clip_norm
         self.replica = ReplicatedState(model, optimizer, scheduler, scaler)
         self._parameters = [(n, p) for n, p in self.replica.parameters.items() if p.requires_grad]
@@ -108,9 +112,15 @@ class Engine:
             if tensor is not None
         ]
         self._saved_buffers: list[torch.Tensor] = []
+        self.agreement: Agreement | None = None
+        if sketch_seed is not None and sync is None:
+            self.agreement = Agreement(plan.gradient_sizes, sketch_seed)
+        self._looking: Agreement | None = None  # in this step
+        self._sketched = torch.empty(0)
         self._leaves = LeafSums(self.staging.plan)
         self._order: SumOrder | None = None
         self._loss_sum, self._samples = 0.0, 0
+        self._own = [0.0, 0]
         self._exchange: Exchange | None = None
         self._reducer: Reducer | None = None
         self.loss_scale = 1.0
@@ -135,6 +145,12 @@ class Engine:
         self.in_step = False
         self.describe: Callable[[], dict[str, Any]] = dict  # what else a snapshot carries
         self.after_round: Callable[[str, dict[str, float]], None] = lambda name, sums: None  # part of the commit
+
+    @property
+    def own_loss(self) -> float:
+        """Mean over the samples of the last step that were this rank's; NaN where none were."""
+        loss_sum, samples = self._own
+        return loss_sum / samples if samples else math.nan
 
     @property
     def shared_layout(self) -> Layout:
@@ -168,6 +184,7 @@ class Engine:
         if order is not None:
             self._leaves.begin(order.mine)
         self._loss_sum, self._samples = 0.0, 0
+        self._own = [0.0, 0]
         with self.lock:
             self.staging.flip()
             self._commits = [(c, s) for c, s in self._commits if s != self.staging.current]
@@ -180,6 +197,10 @@ class Engine:
         self._used.clear()
         self._clear_grads()
         self._observers.forget()
+        step = self.machine.state.step + 1
+        self._looking = self.agreement if order is None and Agreement.is_due(step) else None
+        if self._looking is not None:
+            self._looking.begin(step)
         self.in_step = True
 
     def backward(self, loss: torch.Tensor, samples: int, batch: int, *, last: bool) -> None:
@@ -187,8 +208,10 @@ class Engine:
 
         With inner steps `batch` is that of the inner step, and the exchange starts when all of them are taken.
         """
-        self._loss_sum += float(loss.detach()) * samples
+        loss_sum = float(loss.detach()) * samples
+        self._loss_sum += loss_sum
         self._samples += samples
+        self._own = [self._own[0] + loss_sum, self._own[1] + samples]
         scaled = loss * (samples / batch)
         if self.replica.scaler is not None:
             scaled = self.replica.scaler.scale(scaled)
@@ -228,6 +251,8 @@ class Engine:
             self.faults.hit("in_exchange", bucket=bucket)
             pending.wait(self._stop)
         self._pending.clear()  # and the memory that operations hold
+        if self._looking is not None:
+            self._looking.end(self._sketched, self._samples / batch)
 
     def discard(self) -> None:
         """Forget the step in progress: gradients, and what the forward pass changed (EP-4)."""
@@ -500,6 +525,8 @@ class Engine:
         assert self._exchange is not None
         bucket = len(self._pending)
         self._copies.wait(bucket)
+        if self._looking is not None:
+            self._looking.add(bucket, self.staging.gradient(bucket))
         if self._reducer is not None:
             gradient = self.staging.gradient(bucket)
             if self.compression.controller is not None:
@@ -509,6 +536,7 @@ class Engine:
             self._pending.append(self._exchange.all_reduce(self.staging.buckets[bucket]))
 
     def _launch_rest(self, batch: int) -> None:
+        assert self._exchange is not None
         if self._reducer is not None:
             self._reducer.backward_ended()
         for index in range(len(self._parameters)):
@@ -522,6 +550,10 @@ class Engine:
             self._fill_tail(self.staging.tail, batch)
             self._pending.append(self._reducer.sum_exactly(self.staging.tail))
             self._measure()
+        if self._looking is not None:
+            self._sketched = self._looking.collect()
+            reduce = self._reducer.sum_exactly if self._reducer is not None else self._exchange.all_reduce
+            self._pending.append(reduce(self._sketched))
 
     def _measure(self) -> None:
         """What the ranks tell each other to choose codecs by, and codecs that are tried beside the exchange."""

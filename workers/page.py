@@ -6,18 +6,38 @@ got; the rank sees the bell in the time of a memory read, so it can look after e
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from workers.identity import Generation
 from workers.protocol import RankState
 
 _STATES = list(RankState)
 _WORDS = 16
-_BELL, _STEP, _INCARNATION, _COUNTER, _MICRO, _EXCHANGES, _STATE, _LONGEST, _BUSY, _OWED = range(10)
+_BELL, _STEP, _INCARNATION, _COUNTER, _MICRO, _EXCHANGES, _STATE, _LONGEST, _BUSY, _OWED, _SIGNALS = range(11)
+_WORD = struct.Struct("Q")
+_DOUBLE = struct.Struct("d")
+
+
+class Signals(NamedTuple):
+    """What a rank has measured of itself for the governor (GM-14, GM-15); NaN where it has not.
+
+    Attributes:
+        work: seconds per sample in which it waited for nobody.
+        loss: mean over its samples of the last step.
+        cosine: of its gradient to the mean of the others', -1 to 1.
+        norm: L2, of the mean gradient of its samples.
+    """
+
+    work: float = math.nan
+    loss: float = math.nan
+    cosine: float = math.nan
+    norm: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,8 @@ class Page:
         finally:
             os.close(fd)
         self.words = memoryview(self._map)[: _WORDS * 8].cast("Q")
+        if create:
+            self.set_signals(Signals())
 
     # the agent's side
 
@@ -55,7 +77,7 @@ class Page:
 
     def progress(self) -> Progress:
         words = self.words
-        longest = struct.unpack("d", struct.pack("Q", words[_LONGEST]))[0]
+        longest = self._double(_LONGEST)
         generation = Generation(words[_INCARNATION], words[_COUNTER])
         state = _STATES[words[_STATE] % len(_STATES)]
         return Progress(words[_STEP], generation, words[_MICRO], words[_EXCHANGES], state, longest)
@@ -68,12 +90,20 @@ class Page:
     @property
     def owed(self) -> float:
         """L2 norm of what error feedback owes, relative to that of the reduced gradient, when it was last looked at."""
-        return float(struct.unpack("d", struct.pack("Q", self.words[_OWED]))[0])
+        return self._double(_OWED)
+
+    @property
+    def signals(self) -> Signals:
+        return Signals(*(self._double(_SIGNALS + place) for place in range(len(Signals._fields))))
 
     # the rank's side
 
     def set_owed(self, owed: float) -> None:
-        self.words[_OWED] = struct.unpack("Q", struct.pack("d", owed))[0]
+        self._put(_OWED, owed)
+
+    def set_signals(self, signals: Signals) -> None:
+        for place, value in enumerate(signals):
+            self._put(_SIGNALS + place, value)
 
     def set_busy(self, busy: bool) -> None:
         self.words[_BUSY] = int(busy)
@@ -84,7 +114,7 @@ class Page:
 
     def set_step(self, step: int, longest: float) -> None:
         self.words[_STEP] = step
-        self.words[_LONGEST] = struct.unpack("Q", struct.pack("d", longest))[0]
+        self._put(_LONGEST, longest)
 
     def set_state(self, state: RankState, generation: Generation) -> None:
         self.words[_STATE] = _STATES.index(state)
@@ -95,6 +125,12 @@ class Page:
 
     def count_exchange(self) -> None:
         self.words[_EXCHANGES] += 1
+
+    def _put(self, place: int, value: float) -> None:
+        self.words[place] = _WORD.unpack(_DOUBLE.pack(value))[0]
+
+    def _double(self, place: int) -> float:
+        return float(_DOUBLE.unpack(_WORD.pack(self.words[place]))[0])
 
     def close(self) -> None:
         self.words.release()

@@ -10,6 +10,7 @@ from typing import Any
 from workers.collectives.exchange import FlatExchange, Place, Topology
 from workers.faults import Faults
 from workers.identity import GENESIS, Generation
+from workers.page import Signals
 from workers.protocol import RankMachine, RankState
 
 
@@ -18,6 +19,7 @@ class _NoPage:
     def count_exchange(self) -> None: ...
     def set_busy(self, busy: bool) -> None: ...
     def set_owed(self, owed: float) -> None: ...
+    def set_signals(self, signals: Signals) -> None: ...
 
 
 class _NoLink:

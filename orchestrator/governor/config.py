@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 
 from orchestrator.governor.codes import NOISY, Code
 from orchestrator.governor.signals import SIGNALS, Limits, Signal
@@ -28,21 +28,21 @@ class SignalConfig(Config):
     good: float | None = None
     alert: float | None = None
     bad: float | None = None
-    mode: Mode | None = None
+    mode: Annotated[Mode, Strict(False)] | None = None
 
 
 class GovernorConfig(Config):
     """When hosts are suspected, removed and taken back."""
 
-    certain: Mode = Field(
+    certain: Annotated[Mode, Strict(False)] = Field(
         Mode.ENFORCE, description="What is done about evidence that does not come from a host that is well."
     )
-    noisy: Mode = Field(
+    noisy: Annotated[Mode, Strict(False)] = Field(
         Mode.SHADOW,
         description="The same for measurements that chance and load move too. `quantarion governor calibrate` says when "
         "the record is long enough for `enforce`.",
     )
-    signals: dict[Code, SignalConfig] = Field(
+    signals: dict[Annotated[Code, Strict(False)], SignalConfig] = Field(
         default={},
         description="Limits and modes of single noisy signals.",
         examples=[{"STRAGGLER": {"alert": 1.5, "mode": "enforce"}}],

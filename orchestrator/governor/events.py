@@ -96,16 +96,25 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """The job wants so many hosts from now on."""
+
+    time: float
+    hosts: int
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time passes."""
 
     time: float
 
 
-Event = Joined | Observed | Evidence | Late | Beat | Fenced | HostTested | Left | Asked | Tick
+Event = Joined | Observed | Evidence | Late | Beat | Fenced | HostTested | Left | Asked | Scaled | Tick
 
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__.lower(): kind for kind in (Joined, Observed, Evidence, Late, Beat, Fenced, HostTested, Left, Asked, Tick)
+    kind.__name__.lower(): kind
+    for kind in (Joined, Observed, Evidence, Late, Beat, Fenced, HostTested, Left, Asked, Scaled, Tick)
 }
 
 

@@ -1,14 +1,18 @@
 """What the policy was told and what it said, one JSON object to a line, and the same verdicts out of it again (GM-10).
 
-The first line has what verdicts depend on beside events: the configuration, how many hosts the job wants, its seed.
+A head has what verdicts depend on beside events: the configuration, how many hosts the job wants, its seed. Each launch of
+the job begins with one, and with a state that knows nobody.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TextIO
+from pathlib import Path
+from typing import Any, Self, TextIO
 
 from pydantic import ValidationError
 
@@ -33,17 +37,44 @@ def line(plain: dict[str, Any]) -> str:
 class Governor:
     """The policy and its log: whatever it is told, and says, is written before anybody acts on it."""
 
-    def __init__(self, config: GovernorConfig, target: int, log: TextIO, seed: int = 0) -> None:
+    def __init__(self, config: GovernorConfig, target: int, log: TextIO, seed: int = 0, launch: float = 0.0) -> None:
         self.config, self.state, self._log = config, GovernorState(target, seed), log
-        head = {"governor": FORMAT, "config": config.model_dump(mode="json"), "target": target, "seed": seed}
-        log.write(line(head) + "\n")
+        self._write(_head(config, target, seed, launch))
+
+    @classmethod
+    def open(cls, path: Path, config: GovernorConfig, target: int, *, seed: int, launch: float) -> Self:
+        """Goes on where the log of the same launch ends, so that trust and evictions outlive a coordinator; else a new
+        part of it begins. Raises LogError where it is no log, OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            text = path.read_bytes()
+            whole = text[: text.rfind(b"\n") + 1]
+            if whole != text:
+                os.truncate(path, len(whole))  # torn by a crash: nobody has acted on it
+        log = path.open("a+", encoding="utf-8")
+        log.seek(0)
+        reading = _Reading()
+        for number, each in enumerate(log, 1):
+            reading.take(number, each)
+        head = _head(config, target, seed, launch)
+        if reading.head != head:
+            return cls(config, target, log, seed, launch)
+        governor = cls.__new__(cls)
+        governor.config, governor.state, governor._log = config, reading.state, log
+        governor._write(*reading.expected)
+        return governor
 
     def tell(self, event: Event) -> list[Verdict]:
         """What follows from it."""
         self.state, verdicts = decide(self.state, event, self.config)
-        self._log.writelines(f"{line(each)}\n" for each in (as_dict(event), *(v.record() for v in verdicts)))
-        self._log.flush()
+        self._write(line(as_dict(event)), *(line(verdict.record()) for verdict in verdicts))
         return verdicts
+
+    def close(self) -> None:
+        self._log.close()
+
+    def _write(self, *lines: str) -> None:
+        self._log.writelines(f"{each}\n" for each in lines)
+        self._log.flush()
 
 
 @dataclass(frozen=True)
@@ -56,56 +87,86 @@ class Replay:
     difference: tuple[int, str, str] | None
 
 
+class _Reading:
+    """A log, line by line: the state after what was read, and the verdicts that have to come next."""
+
+    def __init__(self) -> None:
+        self.head = ""
+        self.config, self.state = GovernorConfig(), GovernorState(0)
+        self.expected: list[str] = []
+        self.events = self.verdicts = 0
+
+    def take(self, number: int, text: str) -> tuple[int, str, str] | None:
+        """A verdict that is not the one that follows, if this is one."""
+        plain = _plain(number, text)
+        if "governor" in plain or not self.head:
+            self.head, (self.config, self.state) = text.rstrip("\n"), _read_head(number, plain)
+            self.expected = []  # of a launch that has ended
+        elif "event" in plain:
+            if self.expected:
+                return number, "", self.expected[0]
+            event = _event(number, plain)
+            self.state, verdicts = decide(self.state, event, self.config)
+            self.expected = [line(verdict.record()) for verdict in verdicts]
+            self.events += 1
+        elif not self.expected or text.rstrip("\n") != self.expected[0]:
+            return number, text.rstrip("\n"), self.expected[0] if self.expected else ""
+        else:
+            self.expected.pop(0)
+            self.verdicts += 1
+        return None
+
+
 def replay(lines: Iterable[str]) -> Replay:
     """Raises LogError where a line is no part of a governor's log. A crash may have cut it short anywhere: a last line
     without its end is left out, and verdicts on the last event may be missing."""
-    numbered = enumerate(lines, 1)
-    config, state = _head(next(numbered, (1, "")))
-    expected: list[str] = []
-    events = same = 0
-    for number, text in numbered:
-        if not text.endswith("\n"):
-            break  # torn: what it announced was not done
-        plain = _plain(number, text)
-        if "event" in plain:
-            if expected:
-                return Replay(events, same, (number, "", expected[0]))
-            state, verdicts = decide(state, _event(number, plain), config)
-            expected = [line(verdict.record()) for verdict in verdicts]
-            events += 1
-        elif not expected or text.rstrip("\n") != expected[0]:
-            return Replay(events, same, (number, text.rstrip("\n"), expected[0] if expected else ""))
-        else:
-            expected.pop(0)
-            same += 1
-    return Replay(events, same, None)
+    reading = _Reading()
+    for number, text in _whole(lines):
+        difference = reading.take(number, text)
+        if difference is not None:
+            return Replay(reading.events, reading.verdicts, difference)
+    return Replay(reading.events, reading.verdicts, None)
 
 
 def told(lines: Iterable[str]) -> Iterator[tuple[GovernorState, Event, GovernorConfig]]:
     """The events of a log, each with the state before it. Raises LogError as `replay`; verdicts are not looked at."""
-    numbered = enumerate(lines, 1)
-    config, state = _head(next(numbered, (1, "")))
-    for number, text in numbered:
-        if not text.endswith("\n"):
-            return
+    reading = _Reading()
+    for number, text in _whole(lines):
         plain = _plain(number, text)
-        if "event" in plain:
-            event = _event(number, plain)
-            yield state, event, config
-            state, _ = decide(state, event, config)
+        if "event" in plain and reading.head:
+            yield reading.state, _event(number, plain), reading.config
+            reading.expected = []
+        if "event" in plain or "governor" in plain or not reading.head:
+            reading.take(number, text)
 
 
-def _head(first: tuple[int, str]) -> tuple[GovernorConfig, GovernorState]:
-    plain = _plain(*first)
+def _whole(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Numbered from 1; an empty log is a first line that is none, and a torn line the end."""
+    number = 0
+    for number, text in enumerate(lines, 1):
+        if not text.endswith("\n"):
+            break
+        yield number, text
+    if number == 0:
+        yield 1, ""
+
+
+def _head(config: GovernorConfig, target: int, seed: int, launch: float) -> str:
+    """`launch`, Unix seconds, tells the starts of a job apart."""
+    plain = config.model_dump(mode="json")
+    return line({"governor": FORMAT, "config": plain, "target": target, "seed": seed, "launch": launch})
+
+
+def _read_head(number: int, plain: dict[str, Any]) -> tuple[GovernorConfig, GovernorState]:
     if plain.get("governor") != FORMAT:
         raise LogError(
-            f'line 1 is not the head of a governor\'s log of format {FORMAT}: it has to have "governor": {FORMAT}'
+            f'line {number} is not the head of a governor\'s log of format {FORMAT}: it has to have "governor": {FORMAT}'
         )
     try:
         config = GovernorConfig.model_validate_json(json.dumps(plain["config"]))
         return config, GovernorState(int(plain["target"]), int(plain["seed"]))
     except (KeyError, TypeError, ValidationError) as error:
-        raise LogError(f"line 1 has a configuration that this version cannot read: {error}") from None
+        raise LogError(f"line {number} has a configuration that this version cannot read: {error}") from None
 
 
 def _plain(number: int, text: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from orchestrator.governor.events import (
     Late,
     Left,
     Observed,
+    Scaled,
     Tick,
     Wish,
 )
@@ -71,6 +72,8 @@ def decide(state: GovernorState, event: Event, config: GovernorConfig) -> tuple[
             turn.leave(host)
         case Asked(host=host, wish=wish):
             turn.ask(host, wish)
+        case Scaled(hosts=hosts):
+            turn.target = hosts
         case Tick():
             pass
     return turn.outcome()
@@ -82,7 +85,7 @@ class _Turn:
     def __init__(self, state: GovernorState, time: float, config: GovernorConfig) -> None:
         self.state, self.config = state, config
         self.now = max(time, state.time)
-        self.hosts, self.steps = dict(state.hosts), state.steps
+        self.hosts, self.steps, self.target = dict(state.hosts), state.steps, state.target
         self.pools: Mapping[Code, Pool] = state.pools
         self.verdicts: list[Verdict] = []
         self.alerts = [each for each in state.alerts if each[0] > self.now - CAUSE_SECONDS]
@@ -93,13 +96,14 @@ class _Turn:
     def outcome(self) -> tuple[GovernorState, list[Verdict]]:
         for record in sorted((each for each in self.hosts.values() if not each.state.is_live), key=lambda each: each.host):
             self._go_on(record)
-        mass, minimum = self._mass_failure, len(self._live) < guards.min_hosts(self.state.target) and bool(self.hosts)
+        mass, minimum = self._mass_failure, len(self._live) < guards.min_hosts(self.target) and bool(self.hosts)
         if mass and not self.state.mass_failure:
             self._say("job", Act.PAUSE, [Code.MASS_FAILURE])
         if minimum and not self.state.below_minimum:
             self._say("job", Act.PAUSE, [Code.MIN_HOSTS])
         after = replace(
             self.state,
+            target=self.target,
             time=self.now,
             hosts=self.hosts,
             steps=self.steps,
@@ -278,7 +282,7 @@ class _Turn:
         live, guard = len(self._live), ""
         if record.group in self.removed_now or len(self.removed) >= guards.noisy_cap(live):
             guard = "cap"
-        elif live - 1 < guards.min_hosts(self.state.target):
+        elif live - 1 < guards.min_hosts(self.target):
             guard = "min_hosts"
         self._say(record.host, Act.QUARANTINE, reasons, guard=guard)
         if guard:

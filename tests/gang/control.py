@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from quantarion.v1 import control_pb2 as pb
 from orchestrator import membership as ms
 from orchestrator import status
 from orchestrator.coordinator import Coordinator, CoordinatorActor, logger
-from orchestrator.hosts import PlacedHost, RayHosts
+from orchestrator.hosts import NodeNames, PlacedHost, RayHosts
 from orchestrator.jobspec import JobSpec
 from orchestrator.pace import Pace
 from orchestrator.placement import HostSlot
@@ -41,20 +41,22 @@ class ZygoteHosts:
     folder: Path
     zygote: str
     placed: dict[str, PlacedHost]
-    started: int = 0
+    names: NodeNames = field(default_factory=NodeNames)
 
-    def adopt(self, hosts: dict[str, dict[str, Any]]) -> None:
+    def adopt(self, hosts: dict[str, dict[str, Any]], names: dict[str, str]) -> None:
         for host, entry in hosts.items():
             self.placed[host] = PlacedHost(host, str(entry["node_id"]), str(entry["address"]))
-        self.started = max((int(host.rpartition("-")[2]) for host in hosts), default=0)
+        self.names = NodeNames(names)
+
+    def name(self, slot: HostSlot) -> str:
+        return self.names.of(slot.node_id)
 
     def offers(self) -> list[HostSlot]:
         used = {placed.address for placed in self.placed.values()}
         return [HostSlot(a, f"node-{a}") for a in read_settings(self.folder)["nodes"] if a not in used]
 
     def start(self, slot: HostSlot) -> PlacedHost:
-        self.started += 1
-        placed = PlacedHost(f"host-{self.started}", slot.node_id, slot.address)
+        placed = PlacedHost(self.name(slot), slot.node_id, slot.address)
         self.placed[placed.host] = placed
         self._fork("agent", placed)
         return placed

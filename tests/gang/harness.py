@@ -81,6 +81,8 @@ class Gang:
     policy: str = "fixed"
     sync: dict[str, Any] = field(default_factory=dict)
     topology: dict[str, Any] = field(default_factory=dict)
+    governor: dict[str, Any] = field(default_factory=dict)
+    lame: tuple[str, ...] = ()  # hosts that take LAME_SECONDS longer for a micro-batch
     epochs: int = EPOCHS
     wide: bool = False  # a model for which links matter
     continued: int = 0  # stopped ranks that were let go on in time
@@ -102,6 +104,8 @@ class Gang:
             (self.folder / "wide").touch()
         if self.greet:
             (self.folder / "greetings").mkdir()
+        for host in self.lame:
+            (self.folder / f"{host}.lame").touch()
         for host in self.full:
             (self.folder / f"{host}.full").touch()
         self.set_nodes(self.addresses[: self.hosts if self.nodes is None else self.nodes])
@@ -120,6 +124,7 @@ class Gang:
                 "compression": {"policy": self.policy, "codec": self.codec},
                 "sync": self.sync,
                 "topology": self.topology,
+                "governor": self.governor,
                 "ranks_per_host": self.ranks_per_host,
                 "spares_per_host": self.spares,
                 "hosts": {"min": self.hosts_min, "max": self.hosts},
@@ -333,6 +338,14 @@ class Gang:
 
     def release(self, kind: str) -> None:
         self._ask(do="release", kind=kind)
+
+    def stop_host(self, host: str) -> float:
+        """SIGSTOP of everything on a host, agent and ranks; the time of it, Unix seconds."""
+        now = time.time()
+        for child in self.processes():
+            if child.host == host and child.status is None:
+                os.kill(child.pid, signal.SIGSTOP)
+        return now
 
     def lose_host(self, host: str, *, replace: bool = True) -> None:
         """Everything on a host dies at once, and its address with it; another machine appears."""

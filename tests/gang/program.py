@@ -34,6 +34,10 @@ QUIET_SECONDS, PACE_SECONDS, LINGER_SECONDS = 0.01, 0.05, 1.0
 recoveries fall into the training; and in the last LINGERING_STEPS, for machines on which a recovery takes long."""
 
 
+LAME_SECONDS = 0.1
+"""More for a micro-batch on a host that is lame."""
+
+
 def learning_rate(step: int) -> float:
     """Of the step after `step` committed ones."""
     return 0.01 / (1.0 + 0.01 * step)
@@ -148,6 +152,9 @@ def dawdle(job: Job) -> None:
     if job.committed >= job.total_steps - LINGERING_STEPS:
         seconds = LINGER_SECONDS
     deadline = time.monotonic() + seconds / 2
+    assert isinstance(job._rank, Rank)
+    if (job.folder / f"{job._rank.host}.lame").exists():
+        deadline += LAME_SECONDS
     while time.monotonic() < deadline and not (job.folder / "hurry").exists():
         time.sleep(min(0.025, seconds / 2))
 

@@ -101,7 +101,7 @@ def test_cc9_groups_survive_the_coordinator(gang: Callable[..., Gang]) -> None:
 
 @pytest.mark.root
 def test_cc9_a_host_that_comes_back_has_the_group_that_the_probe_found(lab_gang: StartGang) -> None:
-    """It is another host for the job, at the address that was probed; nothing is measured again."""
+    """It is the host that it was, once it has passed the host test; nothing is measured again."""
     g = lab_gang(3, slow=(2,), spares=1, hosts_min=2, topology={"probe": True})
     g.wait_for_step(2)
     (event,) = g.events("topology")
@@ -113,7 +113,8 @@ def test_cc9_a_host_that_comes_back_has_the_group_that_the_probe_found(lab_gang:
     g.set_nodes(g.addresses)
     g.wait_until_whole()
     back = g.events("host_up")[-1]
-    assert back["host"] != lost and (back["address"], back["group"]) == (g.addresses[0], event["groups"][lost])
+    assert (back["host"], back["address"], back["group"]) == (lost, g.addresses[0], event["groups"][lost])
+    assert [(test["host"], test["passed"]) for test in g.events("host_test")] == [(lost, True)]
     near = next(host for host, address in addresses(g).items() if address == g.addresses[1])
     made = ring(g.events("generation")[-1])
     assert abs(made.index(back["host"]) - made.index(near)) == 1

@@ -1,4 +1,4 @@
-"""Workers that die before any agent knows them."""
+"""Workers that die before any agent knows them, and names of hosts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 
 from orchestrator import rayenv
 from orchestrator.embedded import HEAD_ADDRESS, EmbeddedCluster
-
-pytestmark = pytest.mark.ray
+from orchestrator.hosts import NodeNames
 
 
 @pytest.fixture
@@ -24,6 +23,7 @@ def cluster(tmp_path: Path) -> Iterator[EmbeddedCluster]:
         yield running
 
 
+@pytest.mark.ray
 def test_a_worker_that_dies_before_its_hello_is_told_of(cluster: EmbeddedCluster) -> None:
     """Killed while it starts, or ended by itself; not where it was met before or its host is gone."""
     import ray
@@ -56,3 +56,10 @@ def test_a_worker_that_dies_before_its_hello_is_told_of(cluster: EmbeddedCluster
     if thread is not None:
         thread.join(60)
     assert dead.empty()
+
+
+def test_a_node_that_comes_back_has_the_name_that_it_had() -> None:
+    names = NodeNames()
+    assert [names.of(node) for node in ("a", "b", "a", "c", "b")] == ["host-1", "host-2", "host-1", "host-3", "host-2"]
+    again = NodeNames({"b": "host-2", "c": "host-3"})
+    assert [again.of(node) for node in ("d", "b")] == ["host-4", "host-2"]

@@ -23,3 +23,22 @@ def test_cc9_groups_outlive_the_coordinator_but_not_the_start_of_the_job(tmp_pat
     assert (later.remembered.hosts, later.remembered.probed) == ({}, {})
     later.begin()
     assert Journal(tmp_path, launch=2.0).remembered.probed == {}
+
+
+def test_gm6_gm38_what_operators_have_done_outlives_the_coordinator_but_not_the_start_of_the_job(tmp_path: Path) -> None:
+    first = Journal(tmp_path, launch=1.0)
+    first.begin()
+    for number in (1, 2):
+        placed = {"host": f"host-{number}", "node_id": f"node-{number}", "address": f"10.0.0.{number}", "group": ""}
+        first.write({"entry": "host", **placed})
+    first.write({"entry": "host_leaves", "host": "host-1", "reason": "drained"})
+    for entry, host in (("drained", "host-1"), ("drained", "host-2"), ("readmitted", "host-2"), ("host_dropped", "host-2")):
+        first.write({"entry": entry, "host": host})
+    first.write({"entry": "scaled", "hosts": 7})
+    found = Journal(tmp_path, launch=1.0).remembered
+    assert {host: entry.get("leaving") for host, entry in found.hosts.items()} == {"host-1": "drained"}
+    assert (found.drained, found.hosts_max) == ({"host-1"}, 7)
+    assert found.names == {"node-1": "host-1", "node-2": "host-2"}
+    Journal(tmp_path, launch=2.0).begin()
+    later = Journal(tmp_path, launch=2.0).remembered
+    assert (later.drained, later.hosts_max, later.names) == (set(), 0, {})

@@ -54,7 +54,9 @@ def test_a_running_job_is_shown_as_its_coordinator_says(tmp_path: Path, capsys: 
     assert shown["generation"] == [1, 3]
     assert shown["discarded"] == 2
     assert shown["ranks"][0] == {"rank": 0, "host": "host-1", "pid": 11, "state": "training", "step": 41}
-    assert shown["hosts"] == [{"host": "host-1", "address": "127.0.0.2", "state": "healthy", "agent_pid": 10, "group": "a"}]
+    host = {"host": "host-1", "address": "127.0.0.2", "state": "healthy", "agent_pid": 10, "group": "a"}
+    unknown = {"standing": "", "score": None, "reason": "", "trust": 0.0, "evictions": 0, "returns_at": None}
+    assert shown["hosts"] == [{**host, **unknown, "excluded": False}]
 
 
 def test_text_names_ranks_and_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,6 +71,7 @@ class Simulation:
         self.journal: tuple[Generation, bool, dict[str, str]] = (NO_GENERATION, False, {})
         self.names = iter(range(10**9))
         self.groups: dict[str, str] = {}
+        self.leaving: dict[str, str] = {}
         self.machine: ms.Membership | None = None
         self.best_line = 0
         self.restarts = 0
@@ -87,7 +88,7 @@ class Simulation:
         if hosts:
             plan = self.plans.get(generation)
             members = {m.worker: m.rank for m in plan.members} if plan else {}
-            self.machine.recover(hosts, generation, formed, members, self.now, 6.0, self.groups)
+            self.machine.recover(hosts, generation, formed, members, self.now, 6.0, self.groups, self.leaving)
 
     def kill_coordinator(self) -> None:
         self.machine = None
@@ -122,6 +123,11 @@ class Simulation:
         host = self.hosts.pop(name)
         if host.attached and self.machine is not None:
             self.do(self.machine.detach(name, self.now))
+
+    def send_away(self, name: str, *, at_once: bool) -> None:
+        """It is drained, or evicted."""
+        if self.machine is not None:
+            self.do(self.machine.leave(name, "sent away", self.now, at_once=at_once))
 
     def raise_task(self, name: str) -> None:
         """The task raises on one rank alone."""
@@ -169,10 +175,11 @@ class Simulation:
                         for worker in [w for w in self.workers.values() if w.host == host_name]:
                             del self.workers[worker.name]
                         del self.hosts[host_name]
-                case ms.Record(kind, _):
-                    if kind == "generation":
-                        assert self.machine is not None
-                        self.journal = (self.machine.generation, True, self.journal[2])
+                case ms.Record("generation", _):
+                    assert self.machine is not None
+                    self.journal = (self.machine.generation, True, self.journal[2])
+                case ms.Record("host_leaves", fields):
+                    self.leaving[str(fields["host"])] = str(fields["reason"])
                 case ms.EndJob(code, message):
                     raise Violation(f"the job ended with {code}: {message}")
 
@@ -289,6 +296,8 @@ class Simulation:
         elif isinstance(action, ms.SendJoin):
             worker.donors = tuple(d.worker for d in action.donors)
             worker.ready = False  # a restarted coordinator asks again
+        elif isinstance(action, ms.SendExit):
+            self.kill_worker(worker.name)
 
     def _enter(self, worker: Worker) -> None:
         plan = worker.plan

@@ -69,9 +69,12 @@ def break_something(world: Simulation) -> None:
     elif choice < 0.78 and len(world.hosts) > 1:
         world.kill_host(chance.choice(list(world.hosts)))
         world.add_host()
-    elif choice < 0.9:
+    elif choice < 0.84 and world.machine is not None and len(world.hosts) > 1:
+        world.send_away(chance.choice(list(world.hosts)), at_once=chance.random() < 0.5)
+        world.add_host()
+    elif choice < 0.92:
         world.kill_coordinator()
-    elif choice < 0.95 and world.workers:
+    elif choice < 0.96 and world.workers:
         world.raise_task(chance.choice(list(world.workers)))
     elif world.machine is not None and world.machine.phase is ms.JobPhase.TRAINING:
         world.add_host()
@@ -103,7 +106,7 @@ def settle(world: Simulation) -> None:
                 == world.rules.ranks_per_host
                 for h in world.machine.hosts
             )
-            if length >= target and full:
+            if length >= target and full and not world.machine.roster.leaving:
                 return
     raise AssertionError(f"no progress after faults stopped: {vars(world.machine) if world.machine else None}")
 

@@ -27,7 +27,7 @@ class StateId(_message.Message):
     def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., lineage: _Optional[int] = ...) -> None: ...
 
 class AgentMessage(_message.Message):
-    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report", "probe_port", "measured_link")
+    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report", "probe_port", "measured_link", "host_tested")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     WORKER_UP_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class AgentMessage(_message.Message):
     REPORT_FIELD_NUMBER: _ClassVar[int]
     PROBE_PORT_FIELD_NUMBER: _ClassVar[int]
     MEASURED_LINK_FIELD_NUMBER: _ClassVar[int]
+    HOST_TESTED_FIELD_NUMBER: _ClassVar[int]
     hello: HostHello
     beat: Beat
     worker_up: WorkerUp
@@ -42,7 +43,8 @@ class AgentMessage(_message.Message):
     report: RankReport
     probe_port: ProbePort
     measured_link: MeasuredLink
-    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ..., probe_port: _Optional[_Union[ProbePort, _Mapping]] = ..., measured_link: _Optional[_Union[MeasuredLink, _Mapping]] = ...) -> None: ...
+    host_tested: HostTested
+    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ..., probe_port: _Optional[_Union[ProbePort, _Mapping]] = ..., measured_link: _Optional[_Union[MeasuredLink, _Mapping]] = ..., host_tested: _Optional[_Union[HostTested, _Mapping]] = ...) -> None: ...
 
 class HostHello(_message.Message):
     __slots__ = ("host", "node_id", "address", "agent_pid", "workers", "exits")
@@ -61,15 +63,17 @@ class HostHello(_message.Message):
     def __init__(self, host: _Optional[str] = ..., node_id: _Optional[str] = ..., address: _Optional[str] = ..., agent_pid: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerUp, _Mapping]]] = ..., exits: _Optional[_Iterable[_Union[WorkerExit, _Mapping]]] = ...) -> None: ...
 
 class Beat(_message.Message):
-    __slots__ = ("time", "progress")
+    __slots__ = ("time", "progress", "temperature")
     TIME_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     time: float
     progress: _containers.RepeatedCompositeFieldContainer[Progress]
-    def __init__(self, time: _Optional[float] = ..., progress: _Optional[_Iterable[_Union[Progress, _Mapping]]] = ...) -> None: ...
+    temperature: float
+    def __init__(self, time: _Optional[float] = ..., progress: _Optional[_Iterable[_Union[Progress, _Mapping]]] = ..., temperature: _Optional[float] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("worker", "step", "generation", "micro_batch", "exchanges", "state", "step_seconds", "busy")
+    __slots__ = ("worker", "step", "generation", "micro_batch", "exchanges", "state", "step_seconds", "busy", "work", "loss", "cosine", "norm")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +82,10 @@ class Progress(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     BUSY_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    COSINE_FIELD_NUMBER: _ClassVar[int]
+    NORM_FIELD_NUMBER: _ClassVar[int]
     worker: str
     step: int
     generation: Generation
@@ -86,7 +94,11 @@ class Progress(_message.Message):
     state: str
     step_seconds: float
     busy: bool
-    def __init__(self, worker: _Optional[str] = ..., step: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., micro_batch: _Optional[int] = ..., exchanges: _Optional[int] = ..., state: _Optional[str] = ..., step_seconds: _Optional[float] = ..., busy: _Optional[bool] = ...) -> None: ...
+    work: float
+    loss: float
+    cosine: float
+    norm: float
+    def __init__(self, worker: _Optional[str] = ..., step: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., micro_batch: _Optional[int] = ..., exchanges: _Optional[int] = ..., state: _Optional[str] = ..., step_seconds: _Optional[float] = ..., busy: _Optional[bool] = ..., work: _Optional[float] = ..., loss: _Optional[float] = ..., cosine: _Optional[float] = ..., norm: _Optional[float] = ...) -> None: ...
 
 class WorkerUp(_message.Message):
     __slots__ = ("worker", "pid", "peer_address", "state", "previous", "generation", "promised", "healed", "phase", "rank", "shared_memory")
@@ -256,21 +268,31 @@ class MeasuredLink(_message.Message):
     error: str
     def __init__(self, peer: _Optional[str] = ..., round_trip: _Optional[float] = ..., sent: _Optional[float] = ..., received: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
 
+class HostTested(_message.Message):
+    __slots__ = ("failures", "seconds")
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    failures: _containers.RepeatedScalarFieldContainer[str]
+    seconds: float
+    def __init__(self, failures: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("welcome", "directive", "kill", "probe_open", "probe_link", "probe_close")
+    __slots__ = ("welcome", "directive", "kill", "probe_open", "probe_link", "probe_close", "host_test")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     DIRECTIVE_FIELD_NUMBER: _ClassVar[int]
     KILL_FIELD_NUMBER: _ClassVar[int]
     PROBE_OPEN_FIELD_NUMBER: _ClassVar[int]
     PROBE_LINK_FIELD_NUMBER: _ClassVar[int]
     PROBE_CLOSE_FIELD_NUMBER: _ClassVar[int]
+    HOST_TEST_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     directive: Directive
     kill: Kill
     probe_open: ProbeOpen
     probe_link: ProbeLink
     probe_close: ProbeClose
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., probe_open: _Optional[_Union[ProbeOpen, _Mapping]] = ..., probe_link: _Optional[_Union[ProbeLink, _Mapping]] = ..., probe_close: _Optional[_Union[ProbeClose, _Mapping]] = ...) -> None: ...
+    host_test: HostTest
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., probe_open: _Optional[_Union[ProbeOpen, _Mapping]] = ..., probe_link: _Optional[_Union[ProbeLink, _Mapping]] = ..., probe_close: _Optional[_Union[ProbeClose, _Mapping]] = ..., host_test: _Optional[_Union[HostTest, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("incarnation",)
@@ -385,5 +407,9 @@ class ProbeLink(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., address: _Optional[str] = ..., seconds: _Optional[float] = ..., limit: _Optional[float] = ...) -> None: ...
 
 class ProbeClose(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HostTest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -30,18 +30,32 @@ class RankStatus(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., step: _Optional[int] = ..., worker: _Optional[str] = ...) -> None: ...
 
 class HostStatus(_message.Message):
-    __slots__ = ("host", "address", "state", "agent_pid", "group")
+    __slots__ = ("host", "address", "state", "agent_pid", "group", "standing", "score", "reason", "trust", "evictions", "returns_at", "excluded")
     HOST_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     AGENT_PID_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    RETURNS_AT_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_FIELD_NUMBER: _ClassVar[int]
     host: str
     address: str
     state: str
     agent_pid: int
     group: str
-    def __init__(self, host: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., agent_pid: _Optional[int] = ..., group: _Optional[str] = ...) -> None: ...
+    standing: str
+    score: float
+    reason: str
+    trust: float
+    evictions: int
+    returns_at: float
+    excluded: bool
+    def __init__(self, host: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., agent_pid: _Optional[int] = ..., group: _Optional[str] = ..., standing: _Optional[str] = ..., score: _Optional[float] = ..., reason: _Optional[str] = ..., trust: _Optional[float] = ..., evictions: _Optional[int] = ..., returns_at: _Optional[float] = ..., excluded: _Optional[bool] = ...) -> None: ...
 
 class StatusReply(_message.Message):
     __slots__ = ("job", "phase", "step", "total_steps", "generation", "ranks", "hosts", "message", "exit_code", "coordinator_pid", "discarded")
@@ -84,3 +98,43 @@ class StopReply(_message.Message):
     accepted: bool
     message: str
     def __init__(self, accepted: _Optional[bool] = ..., message: _Optional[str] = ...) -> None: ...
+
+class HostRequest(_message.Message):
+    __slots__ = ("host", "reason", "generation")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    reason: str
+    generation: _control_pb2.Generation
+    def __init__(self, host: _Optional[str] = ..., reason: _Optional[str] = ..., generation: _Optional[_Union[_control_pb2.Generation, _Mapping]] = ...) -> None: ...
+
+class ScaleRequest(_message.Message):
+    __slots__ = ("hosts", "generation")
+    HOSTS_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    hosts: int
+    generation: _control_pb2.Generation
+    def __init__(self, hosts: _Optional[int] = ..., generation: _Optional[_Union[_control_pb2.Generation, _Mapping]] = ...) -> None: ...
+
+class OperatorReply(_message.Message):
+    __slots__ = ("accepted", "message", "guard")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    GUARD_FIELD_NUMBER: _ClassVar[int]
+    accepted: bool
+    message: str
+    guard: str
+    def __init__(self, accepted: _Optional[bool] = ..., message: _Optional[str] = ..., guard: _Optional[str] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ("from_now",)
+    FROM_NOW_FIELD_NUMBER: _ClassVar[int]
+    from_now: bool
+    def __init__(self, from_now: _Optional[bool] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: str
+    def __init__(self, json: _Optional[str] = ...) -> None: ...

@@ -118,6 +118,31 @@ class OperatorStub:
                 request_serializer=quantarion_dot_v1_dot_operator__pb2.StopRequest.SerializeToString,
                 response_deserializer=quantarion_dot_v1_dot_operator__pb2.StopReply.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/quantarion.v1.Operator/Drain',
+                request_serializer=quantarion_dot_v1_dot_operator__pb2.HostRequest.SerializeToString,
+                response_deserializer=quantarion_dot_v1_dot_operator__pb2.OperatorReply.FromString,
+                _registered_method=True)
+        self.Evict = channel.unary_unary(
+                '/quantarion.v1.Operator/Evict',
+                request_serializer=quantarion_dot_v1_dot_operator__pb2.HostRequest.SerializeToString,
+                response_deserializer=quantarion_dot_v1_dot_operator__pb2.OperatorReply.FromString,
+                _registered_method=True)
+        self.Readmit = channel.unary_unary(
+                '/quantarion.v1.Operator/Readmit',
+                request_serializer=quantarion_dot_v1_dot_operator__pb2.HostRequest.SerializeToString,
+                response_deserializer=quantarion_dot_v1_dot_operator__pb2.OperatorReply.FromString,
+                _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/quantarion.v1.Operator/Scale',
+                request_serializer=quantarion_dot_v1_dot_operator__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=quantarion_dot_v1_dot_operator__pb2.OperatorReply.FromString,
+                _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/quantarion.v1.Operator/Watch',
+                request_serializer=quantarion_dot_v1_dot_operator__pb2.WatchRequest.SerializeToString,
+                response_deserializer=quantarion_dot_v1_dot_operator__pb2.Event.FromString,
+                _registered_method=True)
 
 
 class OperatorServicer:
@@ -136,6 +161,41 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """The host finishes the step with the others and leaves. No evidence against it: it may be taken again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Evict(self, request, context):
+        """The host is removed, and does not come back before it is readmitted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Readmit(self, request, context):
+        """An evicted host may be tested and come back at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scale(self, request, context):
+        """On how many hosts at most the job runs from now on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """Events as they are written to events.jsonl, from the first or from now on, until the job has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -148,6 +208,31 @@ def add_OperatorServicer_to_server(servicer, server):
                     servicer.Stop,
                     request_deserializer=quantarion_dot_v1_dot_operator__pb2.StopRequest.FromString,
                     response_serializer=quantarion_dot_v1_dot_operator__pb2.StopReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=quantarion_dot_v1_dot_operator__pb2.HostRequest.FromString,
+                    response_serializer=quantarion_dot_v1_dot_operator__pb2.OperatorReply.SerializeToString,
+            ),
+            'Evict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evict,
+                    request_deserializer=quantarion_dot_v1_dot_operator__pb2.HostRequest.FromString,
+                    response_serializer=quantarion_dot_v1_dot_operator__pb2.OperatorReply.SerializeToString,
+            ),
+            'Readmit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Readmit,
+                    request_deserializer=quantarion_dot_v1_dot_operator__pb2.HostRequest.FromString,
+                    response_serializer=quantarion_dot_v1_dot_operator__pb2.OperatorReply.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=quantarion_dot_v1_dot_operator__pb2.ScaleRequest.FromString,
+                    response_serializer=quantarion_dot_v1_dot_operator__pb2.OperatorReply.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=quantarion_dot_v1_dot_operator__pb2.WatchRequest.FromString,
+                    response_serializer=quantarion_dot_v1_dot_operator__pb2.Event.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -204,6 +289,141 @@ class Operator:
             '/quantarion.v1.Operator/Stop',
             quantarion_dot_v1_dot_operator__pb2.StopRequest.SerializeToString,
             quantarion_dot_v1_dot_operator__pb2.StopReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantarion.v1.Operator/Drain',
+            quantarion_dot_v1_dot_operator__pb2.HostRequest.SerializeToString,
+            quantarion_dot_v1_dot_operator__pb2.OperatorReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantarion.v1.Operator/Evict',
+            quantarion_dot_v1_dot_operator__pb2.HostRequest.SerializeToString,
+            quantarion_dot_v1_dot_operator__pb2.OperatorReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Readmit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantarion.v1.Operator/Readmit',
+            quantarion_dot_v1_dot_operator__pb2.HostRequest.SerializeToString,
+            quantarion_dot_v1_dot_operator__pb2.OperatorReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantarion.v1.Operator/Scale',
+            quantarion_dot_v1_dot_operator__pb2.ScaleRequest.SerializeToString,
+            quantarion_dot_v1_dot_operator__pb2.OperatorReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/quantarion.v1.Operator/Watch',
+            quantarion_dot_v1_dot_operator__pb2.WatchRequest.SerializeToString,
+            quantarion_dot_v1_dot_operator__pb2.Event.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,178 @@
+"""What a job tells its governor, and what is to be done about the hosts as it sees them (GM-10, section 7).
+
+The governor's state says how it is with each host; what follows from that is found anew whenever somebody looks, so that
+nothing is missed after a restart, and what was done already is not done twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from orchestrator.governor.codes import Code
+from orchestrator.governor.events import Beat, Event, Evidence, Fenced, Joined, Late, Left, Scaled, Tick
+from orchestrator.governor.hosts import HostRecord, HostState
+from orchestrator.governor.log import Governor
+from orchestrator.governor.signals import FIRST_TRUST
+
+LATE_SECONDS = 1.5
+"""Age of a heartbeat with which a host is suspect (GM-18)."""
+
+DEAD_SECONDS = 3.0
+GAPS = 5.0
+"""Times the longest gap between two heartbeats so far, a host is dead, if that is more."""
+
+STALLED_SECONDS = 1.0
+"""Between two looks at the heartbeats, after which they tell nothing: whoever looks has stood still itself."""
+
+GONE = frozenset({Code.PROC_EXIT, Code.HEARTBEAT_DEAD, Code.DEVICE_LOST})
+"""There is nobody who could leave at a step's end."""
+
+
+class Way(StrEnum):
+    """How a host leaves the job."""
+
+    LOST = "lost"
+    AT_ONCE = "at_once"
+    AFTER_THE_STEP = "after_the_step"
+
+
+@dataclass(frozen=True)
+class Removal:
+    host: str
+    way: Way
+    reason: str
+
+
+class Governing:
+    """Between the coordinator's shell and the policy. Times are Unix seconds.
+
+    Args:
+        governor: the policy with its log.
+        say: takes a kind and fields for events.jsonl.
+    """
+
+    def __init__(self, governor: Governor, say: Callable[[str, dict[str, object]], None]) -> None:
+        self._governor, self._say = governor, say
+        self._beats: dict[str, float] = {}  # when each was last heard of
+        self._longest_gap = 0.0  # of those that were in time
+        self._watched_at = 0.0
+
+    @property
+    def records(self) -> Mapping[str, HostRecord]:
+        return self._governor.state.hosts
+
+    def tell(self, event: Event) -> None:
+        for verdict in self._governor.tell(event):
+            self._say("verdict", {key: value for key, value in verdict.record().items() if key != "t"})
+
+    # ------------------------------------------------------------------ what happens to hosts
+
+    def generation(self, hosts: Mapping[str, str], now: float, *, first: bool) -> None:
+        """These, with their groups, are in the generation that begins."""
+        for host, group in hosts.items():
+            record = self.records.get(host)
+            if record is None:
+                self.tell(Joined(now, host, group, first))
+
+    def lost(self, host: str, now: float) -> None:
+        """It is gone, and nobody has sent it away."""
+        self._beats.pop(host, None)
+        record = self.records.get(host)
+        if record is not None and record.state not in (HostState.EVICTED, HostState.COOLING):
+            self.tell(Evidence(now, host, Code.PROC_EXIT))
+
+    def left(self, host: str, now: float) -> None:
+        """It has gone as it was told to: where that was no eviction, it may come back as one that nobody knows."""
+        self._beats.pop(host, None)
+        record = self.records.get(host)
+        if record is not None and record.state.is_live:
+            self.tell(Left(now, host))
+
+    def convict(self, host: str, code: Code, now: float) -> None:
+        self.tell(Evidence(now, host, code))
+
+    def scaled(self, hosts: int, now: float) -> None:
+        self.tell(Scaled(now, hosts))
+
+    # ------------------------------------------------------------------ heartbeats
+
+    def beat(self, host: str, now: float) -> None:
+        """Of its agent."""
+        gap = now - self._beats.get(host, now)
+        self._beats[host] = now
+        if gap >= LATE_SECONDS:
+            return
+        self._longest_gap = max(self._longest_gap, gap)
+        record = self.records.get(host)
+        if record is not None and record.late is not None:
+            self.tell(Beat(now, host))
+
+    @property
+    def dead_limit(self) -> float:
+        """Seconds."""
+        return max(DEAD_SECONDS, GAPS * self._longest_gap)
+
+    def watch(self, members: Collection[str], busy: Collection[str], stepped_at: float, now: float) -> None:
+        """Whose heartbeats are overdue.
+
+        Args:
+            members: hosts of the generation that trains.
+            busy: those of them that were in code of the task, whose length nobody knows, when last heard of: for them the
+                others wait without a step.
+            stepped_at: when the last step was committed, to which each of them has contributed.
+        """
+        if now - self._watched_at > STALLED_SECONDS:  # it was we who heard nothing
+            self._beats = dict.fromkeys(self._beats, now)
+        self._watched_at = now
+        for host in members:
+            if host not in self._beats or (record := self.records.get(host)) is None:
+                continue
+            age = now - max(self._beats[host], stepped_at)
+            if age >= self.dead_limit and not set(busy) - {host} and record.state.is_live:
+                self.tell(Evidence(now, host, Code.HEARTBEAT_DEAD))
+            elif age >= LATE_SECONDS and record.state is HostState.HEALTHY:
+                self.tell(Late(now, host))
+
+    # ------------------------------------------------------------------ what is to be done
+
+    def removals(self, present: Collection[str], placed: Collection[str], now: float) -> list[Removal]:
+        """The hosts of those `present` in the job that are to go; to be asked again and again.
+
+        A host that is not present and not `placed` any more is fenced.
+        """
+        if any(not record.state.is_live for record in self.records.values()):
+            self.tell(Tick(now))
+        found = []
+        for record in list(self.records.values()):
+            if record.state is not HostState.EVICTED:
+                continue
+            if record.host in present:
+                found.append(_removal(record))
+            elif record.host not in placed:
+                self.tell(Fenced(now, record.host))
+        return found
+
+    def is_in(self, host: str) -> bool:
+        """Nothing keeps it from taking part, as far as anything is known of it."""
+        record = self.records.get(host)
+        return record is None or record.state not in (HostState.EVICTED, HostState.COOLING)
+
+    def trust(self, host: str) -> float:
+        record = self.records.get(host)
+        return FIRST_TRUST if record is None else record.trust
+
+    def may_come(self, host: str) -> bool:
+        """Whether a node that is known by this name may be taken into the job."""
+        record = self.records.get(host)
+        return record is None or (record.state is not HostState.EVICTED and (self.is_in(host) or record.is_tested))
+
+
+def _removal(record: HostRecord) -> Removal:
+    code = record.evictions[-1].code
+    if code in GONE:
+        way = Way.LOST
+    else:
+        way = Way.AT_ONCE if code.needs_rollback or code is Code.HANG_CULPRIT else Way.AFTER_THE_STEP
+    return Removal(record.host, way, f"{record.host} is evicted: {code.value}")

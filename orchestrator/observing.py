@@ -1,0 +1,55 @@
+"""From the beats of agents to what the governor is told of each host at the end of a window (GM-14, section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from statistics import median
+
+from quantarion.v1 import control_pb2 as pb
+
+from orchestrator.governor.readings import Observation
+
+FOLLOW = 0.05
+"""Weight of a window in what is usual for a host."""
+
+
+class Observing:
+    """Of one job."""
+
+    def __init__(self) -> None:
+        self._beats: dict[str, pb.Beat] = {}
+        self._usual: dict[str, float] = {}
+
+    def heard(self, host: str, beat: pb.Beat) -> None:
+        self._beats[host] = beat
+
+    def window(self, members: Iterable[str]) -> dict[str, Observation]:
+        """What was last heard of these hosts, each once; a host's number is the median of its ranks'.
+
+        The usual time per sample of a host is that of its earlier windows, the later ones counting more.
+        """
+        found = {}
+        for host in members:
+            beat = self._beats.pop(host, None)
+            if beat is None:
+                continue
+            work = _middle(each.work for each in beat.progress)
+            found[host] = Observation(
+                busy=work,
+                baseline=self._usual.get(host),
+                cosine=_middle(each.cosine for each in beat.progress),
+                norm=_middle(each.norm for each in beat.progress),
+                loss=_middle(each.loss for each in beat.progress),
+                temperature=_middle([beat.temperature]),
+            )
+            if work is not None:
+                before = self._usual.get(host, work)
+                self._usual[host] = before + FOLLOW * (work - before)
+        return found
+
+
+def _middle(values: Iterable[float]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if math.isfinite(value)]
+    return median(known) if known else None

@@ -1,0 +1,110 @@
+"""The gRPC services on the coordinator's port: the agents' streams, and what operators ask."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from quantarion.v1 import control_pb2 as pb
+from quantarion.v1 import operator_pb2 as op
+from quantarion.v1 import operator_pb2_grpc as rpc
+
+from orchestrator.commands import Commands
+
+if TYPE_CHECKING:
+    from orchestrator.coordinator import Coordinator, HostStream
+
+logger = logging.getLogger("quantarion.coordinator")
+
+WATCH_SECONDS = 0.1
+"""Between two looks at events.jsonl."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ControlService(rpc.ControlServicer):
+    """Streams of agents."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    async def Attach(
+        self, request_iterator: AsyncIterator[pb.AgentMessage], context: Context
+    ) -> AsyncIterator[pb.CoordinatorMessage]:
+        first = await anext(request_iterator, None)
+        if first is None or not first.HasField("hello"):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "an agent speaks HostHello first")
+            return
+        host = first.hello.host
+        stream = self._coordinator.attach(first.hello)
+        if stream is None:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{host} is not a host of this job")
+            return
+        reader = asyncio.create_task(self._read(host, stream, request_iterator))
+        try:
+            while (message := await stream.outbox.get()) is not None:
+                yield message
+        finally:
+            reader.cancel()
+            self._coordinator.detach(host, stream)
+
+    async def _read(self, host: str, stream: HostStream, messages: AsyncIterator[pb.AgentMessage]) -> None:
+        try:
+            async for message in messages:
+                self._coordinator.hear(host, message)
+        except Exception:
+            logger.exception("the stream of %s broke", host)
+        finally:
+            stream.outbox.put_nowait(None)
+
+
+class OperatorService(rpc.OperatorServicer):
+    """Questions and commands of people."""
+
+    def __init__(self, commands: Commands, events: Path, ended: asyncio.Event) -> None:
+        self._commands, self._events, self._ended = commands, events, ended
+
+    async def Status(self, request: op.StatusRequest, context: Context) -> op.StatusReply:
+        del context
+        return self._commands.status(request.driver)
+
+    async def Stop(self, request: op.StopRequest, context: Context) -> op.StopReply:
+        del context
+        return self._commands.stop(request)
+
+    async def Drain(self, request: op.HostRequest, context: Context) -> op.OperatorReply:
+        del context
+        return self._commands.change("drain", request)
+
+    async def Evict(self, request: op.HostRequest, context: Context) -> op.OperatorReply:
+        del context
+        return self._commands.change("evict", request)
+
+    async def Readmit(self, request: op.HostRequest, context: Context) -> op.OperatorReply:
+        del context
+        return self._commands.change("readmit", request)
+
+    async def Scale(self, request: op.ScaleRequest, context: Context) -> op.OperatorReply:
+        del context
+        return self._commands.change("scale", request)
+
+    async def Watch(self, request: op.WatchRequest, context: Context) -> AsyncIterator[op.Event]:
+        del context
+        with self._events.open("rb") as events:
+            if request.from_now:
+                events.seek(0, os.SEEK_END)
+            rest = b""
+            while True:
+                is_over = self._ended.is_set()
+                rest += events.read()
+                *lines, rest = rest.split(b"\n")
+                for each in lines:
+                    yield op.Event(json=each.decode())
+                if is_over:
+                    return
+                await asyncio.sleep(WATCH_SECONDS)

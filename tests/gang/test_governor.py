@@ -1,0 +1,96 @@
+"""The governor in a gang of real processes: what it measures, and what becomes of a host that it gives up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from orchestrator.governor.events import Observed
+from orchestrator.governor.log import replay, told
+from orchestrator.records import Record
+from tests.gang.harness import Gang
+from workers.link import page_path
+from workers.page import Page
+from workers.paths import runtime_dir
+
+StartGang = Callable[..., Gang]
+
+QUICK = {"noisy": "enforce", "evaluation": 0.4, "apart": 0.8}
+
+
+def verdicts(g: Gang, act: str) -> list[Record]:
+    return [event for event in g.events("verdict") if event["act"] == act]
+
+
+def host(g: Gang, name: str) -> Record:
+    """How it stands."""
+    state = g.wait_for("an answer", g.status)
+    return next(each for each in state["hosts"] if each["host"] == name)
+
+
+def check_log(g: Gang) -> None:
+    with (g.folder / "governor.jsonl").open() as log:
+        found = replay(log)
+    assert found.difference is None and found.events > 0
+
+
+@pytest.mark.timeout(240)
+def test_gm14_gm26_gm28_a_host_that_is_too_slow_is_evicted_at_a_step_and_no_other(gang: StartGang) -> None:
+    g = gang(hosts=4, ranks_per_host=1, spares=0, governor=QUICK, lame=("host-3",), epochs=60)
+    g.wait_for("the end of host-3", lambda: any(event["host"] == "host-3" for event in g.events("host_left")))
+    g.wait_for("a generation of three", lambda: len(g.members()) == 3)
+    assert [event["target"] for event in verdicts(g, "evict")] == ["host-3"]
+    assert verdicts(g, "evict")[0]["reasons"][0] in ("STRAGGLER", "SLOWDOWN")
+    assert {event["target"] for event in verdicts(g, "quarantine")} == {"host-3"}
+    leaving = next(event for event in g.events("generation") if len(event["members"]) == 3)
+    assert leaving["discarded"] == 0
+    g.wait_for("its fence", lambda: host(g, "host-3")["standing"] == "cooling")
+    out = host(g, "host-3")
+    assert (out["state"], out["evictions"], out["excluded"]) == ("gone", 1, False)
+    assert 50 < out["returns_at"] - verdicts(g, "evict")[0]["t"] < 130
+    g.check()
+    check_log(g)
+
+
+def test_gm15_gm22_what_ranks_measure_of_themselves_reaches_the_governor(gang: StartGang) -> None:
+    g = gang(governor={"evaluation": 0.3}, epochs=12)
+    g.check()
+    check_log(g)
+    with (g.folder / "governor.jsonl").open() as log:
+        windows = [event.observations for _, event, _ in told(log) if isinstance(event, Observed)]
+    seen = [each for window in windows for each in window.values()]
+    assert {host for window in windows for host in window} == {"host-1", "host-2"}
+    assert any(each.busy is not None and each.busy > 0 for each in seen)
+    assert any(each.cosine is not None and -1 <= each.cosine <= 1 for each in seen)
+    assert any(each.norm is not None and each.norm > 0 for each in seen)
+    assert any(each.loss is not None and each.loss > 0 for each in seen)
+    assert verdicts(g, "evict") == []
+
+
+def test_gm18_a_host_that_falls_silent_as_a_whole_is_given_up_within_the_limit(gang: StartGang) -> None:
+    """Agent and ranks are stopped: no socket closes, nothing is reset."""
+    g = gang(limits={"patience": 60.0, "prepare": 60.0}, epochs=40)
+    g.wait_for_step(20)
+    before = g.stop_host("host-2")
+    g.wait_for("the verdict", lambda: verdicts(g, "evict"))
+    (verdict,) = verdicts(g, "evict")
+    assert (verdict["target"], verdict["reasons"]) == ("host-2", ["HEARTBEAT_DEAD"])
+    assert verdict["t"] - before >= 3.0 - 0.5  # since its last heartbeat
+    g.wait_for("the loss", lambda: g.events("host_lost"))
+    g.wait_until_whole()
+    g.check()
+    check_log(g)
+    assert [test["host"] for test in g.events("host_test")] == ["host-2"]
+
+
+def test_gm18_pages_say_what_agents_send(gang: StartGang) -> None:
+    g = gang(epochs=20)
+    g.wait_for_step(30)
+    worker = str(g.members()[0]["worker"])
+    path: Path = page_path(runtime_dir("gang", g.folder), worker)
+    with closing(Page(path)) as page:
+        assert page.signals.work > 0 and page.signals.loss > 0
+    g.check()

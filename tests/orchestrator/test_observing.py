@@ -1,0 +1,51 @@
+"""GM-14 and section 4: what the governor is told of a host."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from quantarion.v1 import control_pb2 as pb
+
+from orchestrator.governor.readings import Observation
+from orchestrator.observing import FOLLOW, Observing
+from workers.page import Signals
+
+
+def beat(*ranks: dict[str, float], temperature: float = math.nan) -> pb.Beat:
+    found = pb.Beat(temperature=temperature)
+    for rank in ranks:
+        progress = found.progress.add()
+        for signal in Signals._fields:
+            setattr(progress, signal, rank.get(signal, math.nan))
+    return found
+
+
+def test_gm14_a_host_has_the_median_of_its_ranks_and_what_none_has_measured_is_not_known() -> None:
+    observing = Observing()
+    observing.heard("a", beat({"work": 1.0, "loss": 0.5}, {"work": 3.0}, {}, temperature=71.0))
+    observing.heard("b", beat({}))
+    found = observing.window(["a", "b", "c"])
+    assert found == {"a": Observation(busy=2.0, loss=0.5, temperature=71.0), "b": Observation()}
+
+
+def test_gm14_what_is_usual_for_a_host_follows_it_slowly() -> None:
+    observing = Observing()
+    usual = []
+    for work in (1.0, 1.0, 2.0, 2.0):
+        observing.heard("a", beat({"work": work}))
+        usual.append(observing.window(["a"])["a"].baseline)
+    assert usual == [None, 1.0, 1.0, pytest.approx(1.0 + FOLLOW)]
+
+
+def test_a_beat_is_told_once() -> None:
+    observing = Observing()
+    observing.heard("a", beat({"work": 1.0}))
+    observing.window(["a"])
+    assert observing.window(["a"]) == {}
+
+
+def test_who_is_no_member_is_not_told_of() -> None:
+    observing = Observing()
+    observing.heard("spare", beat({"work": 1.0}))
+    assert observing.window(["a"]) == {}

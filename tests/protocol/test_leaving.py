@@ -1,0 +1,127 @@
+"""EP-16, GM-28, GM-35: hosts that are sent away while they live."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator import membership as ms
+from tests.protocol.simulation import Simulation
+from tests.protocol.test_interleavings import settle
+from tests.protocol.test_membership import machine_of, members
+
+
+@pytest.fixture
+def world() -> Simulation:
+    """Two hosts with two ranks each that train, for so long that it is known how long a step takes."""
+    world = Simulation(0, hosts=2, ranks=2)
+    while not machine_of(world).pace.step_seconds:
+        settle(world)
+    return world
+
+
+def hosts_of(world: Simulation) -> set[str]:
+    plan = machine_of(world).plan
+    assert plan is not None
+    return {member.host for member in plan.members}
+
+
+def records(actions: list[ms.Action], kind: str) -> list[dict[str, object]]:
+    return [dict(action.fields) for action in actions if isinstance(action, ms.Record) and action.kind == kind]
+
+
+def test_ep16_a_drained_host_closes_with_the_others_at_a_step_to_come_and_nothing_is_discarded(world: Simulation) -> None:
+    machine, (stays, leaves) = machine_of(world), world.hosts
+    step, discarded = machine.pace.step, machine.discarded
+    actions = machine.leave(leaves, "drained", world.now)
+    assert records(actions, "host_leaves") == [{"host": leaves, "reason": "drained"}]
+    orders = [action for action in actions if isinstance(action, ms.SendPrepare)]
+    assert len(orders) == 4 and all(order.at_step > step for order in orders)
+    world.do(actions)
+    settle(world)
+    assert hosts_of(world) == {stays} and leaves not in machine.hosts and leaves not in world.hosts
+    assert machine.discarded == discarded and machine.incidents == []
+
+
+def test_gm28_an_evicted_host_is_out_of_the_very_next_generation_and_nobody_waits_for_its_answer(world: Simulation) -> None:
+    machine, (stays, leaves) = machine_of(world), world.hosts
+    actions = machine.leave(leaves, "corrupt", world.now, at_once=True)
+    assert all(action.at_step == 0 for action in actions if isinstance(action, ms.SendPrepare))
+    assert {machine.workers[worker].host for worker in machine.waiting} == {stays}
+    world.do(actions)
+    settle(world)
+    assert hosts_of(world) == {stays}
+
+
+def test_gm35_the_last_host_with_the_state_stays_until_another_has_it() -> None:
+    world = Simulation(0, hosts=1, ranks=2)
+    settle(world)
+    machine, (only,) = machine_of(world), world.hosts
+    world.do(machine.leave(only, "drained", world.now))
+    settle_but_for_the_leaving(world)
+    assert hosts_of(world) == {only}
+    step = machine.pace.step
+    world.add_host()
+    settle(world)
+    assert only not in machine.hosts and len(hosts_of(world)) == 1
+    assert machine.pace.step > step and not machine.plan.first  # type: ignore[union-attr]
+
+
+def settle_but_for_the_leaving(world: Simulation) -> None:
+    with pytest.raises(AssertionError, match="no progress after faults stopped"):
+        settle(world)  # it waits for the host to be gone, too
+
+
+def test_ep16_a_host_that_is_told_twice_leaves_once(world: Simulation) -> None:
+    machine, leaves = machine_of(world), list(world.hosts)[1]
+    world.do(machine.leave(leaves, "drained", world.now))
+    generation = machine.round_generation
+    assert machine.leave(leaves, "again", world.now) == [] and machine.round_generation == generation
+    assert machine.leave("nobody", "x", world.now) == []
+
+
+def test_ep16_two_hosts_that_leave_together_cost_one_generation() -> None:
+    world = Simulation(0, hosts=4, ranks=1)
+    settle(world)
+    machine, (first, second, *others) = machine_of(world), world.hosts
+    before = machine.generation
+    for host in (first, second):
+        world.do(machine.leave(host, "drained", world.now))
+    settle(world)
+    assert hosts_of(world) == set(others) and machine.generation.counter == before.counter + 1
+
+
+def test_ep16_where_the_leaving_host_dies_before_the_step_the_others_close_at_once(world: Simulation) -> None:
+    machine, leaves = machine_of(world), list(world.hosts)[1]
+    world.do(machine.leave(leaves, "drained", world.now))
+    victim = next(w for w in members(world) if w.host == leaves)
+    actions = machine.worker_exit(victim.worker, -9, world.now)
+    assert all(action.at_step == 0 for action in actions if isinstance(action, ms.SendPrepare))
+    assert records(actions, "prepare")
+
+
+def test_ep12_a_restarted_coordinator_knows_who_was_told_to_go(world: Simulation) -> None:
+    stays, leaves = world.hosts
+    world.do(machine_of(world).leave(leaves, "drained", world.now))
+    world.kill_coordinator()
+    world.start_coordinator()
+    settle(world)
+    assert hosts_of(world) == {stays}
+
+
+def test_gm33_a_job_below_its_minimum_waits_for_another_host(world: Simulation) -> None:
+    machine, leaves = machine_of(world), list(world.hosts)[1]
+    machine.rules = machine.roster.rules = ms.Rules(2, 2, 2, 1)
+    world.do(machine.leave(leaves, "corrupt", world.now, at_once=True))
+    for _ in range(40):
+        world.now += 0.1
+        for name in list(world.hosts):
+            while name in world.hosts and world.hosts[name].up:
+                world.deliver_up(name)
+            while name in world.hosts and world.hosts[name].down:
+                world.deliver_down(name)
+        for name in list(world.workers):
+            world.step_worker(name)
+    assert machine.below_min_since is not None and machine.phase is ms.JobPhase.FORMING and leaves not in machine.hosts
+    world.add_host()
+    settle(world)
+    assert len(hosts_of(world)) == 2
