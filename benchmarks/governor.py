@@ -26,7 +26,7 @@ from benchmarks.system import ROOT, exit_on_signals
 from orchestrator.governor.config import GovernorConfig, Mode
 from orchestrator.governor.events import Joined, Observed
 from orchestrator.governor.groups import sizes
-from orchestrator.governor.log import Governor, replay
+from orchestrator.governor.log import Governor, Outset, replay
 from orchestrator.governor.readings import Observation
 from orchestrator.governor.verdicts import Act
 
@@ -83,7 +83,7 @@ def run(hosts: int, evaluations: int, seed: int, log: Path) -> Result:
     config, chance, seconds = GovernorConfig(noisy=Mode.ENFORCE), np.random.default_rng(seed), list[float]()
     said: list[Act] = []
     with log.open("w") as lines, Progress(transient=True) as progress:
-        governor = Governor(config, hosts, lines, seed)
+        governor = Governor(Outset(config, hosts, seed=seed), lines)
         for join in joins(hosts):
             governor.tell(join)
         for number in progress.track(range(1, evaluations + 1), description=f"{hosts} hosts"):

@@ -101,8 +101,11 @@ class Commands:
         refused = self._stale(request.generation) or self._not_present(host) or self._too_few(host)
         if refused is not None:
             return refused
-        job.governing.tell(Asked(job.now(), host, Wish.EVICT))
-        job.govern()
+        if host not in job.governing.records:  # it has trained nothing yet
+            job.drain(host, request.reason or "an operator evicts it")
+        else:
+            job.governing.tell(Asked(job.now(), host, Wish.EVICT))
+            job.govern()
         return _done(f"{host} is removed after the step; it comes back once it is readmitted")
 
     def _readmit(self, request: op.HostRequest) -> op.OperatorReply:

@@ -30,7 +30,7 @@ from orchestrator.directives import directive
 from orchestrator.governing import Governing, Removal, Way
 from orchestrator.governor.codes import Code
 from orchestrator.governor.events import HostTested, Observed
-from orchestrator.governor.log import Governor
+from orchestrator.governor.log import Governor, Outset
 from orchestrator.hosts import RayHosts
 from orchestrator.jobspec import JobSpec
 from orchestrator.journal import Journal
@@ -48,6 +48,7 @@ LOOK_AT_JOURNAL_TICKS = 10
 LOOK_FOR_HOSTS_SECONDS = 0.5
 RECOVERY_SETTLE_SECONDS = 6.0
 DRIVER_LEASE_SECONDS = 60.0
+AGAIN_SECONDS = 30.0
 TEST_SECONDS = 60.0
 """For a host to come up and pass its test."""
 
@@ -105,13 +106,15 @@ class Coordinator:
         self._probe: LinkProbe | None = None
         self._probing: asyncio.Task[None] | None = None
         self._events = os.open(folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        launch = self.journal.launch
-        governor = Governor.open(folder / "governor.jsonl", spec.governor, spec.hosts.max, seed=spec.seed, launch=launch)
+        outset = Outset(spec.governor, spec.hosts.max, spec.hosts.min, spec.seed, self.journal.launch)
+        governor = Governor.open_or_anew(folder / "governor.jsonl", outset)
         self.governing = Governing(governor, self.event)
         self.observing = Observing()
         self._observed_at = self.now()
         self.hosts_max = self.journal.remembered.hosts_max or spec.hosts.max
         self._tested: dict[str, Tested] = {}
+        self._in_test: set[str] = set()  # hosts of the job that were asked to test themselves
+        self._not_before: dict[str, float] = {}  # when a host that could not be tested may be taken again
 
     def now(self) -> float:
         """Unix seconds that never jump."""
@@ -128,10 +131,9 @@ class Coordinator:
         port = server.add_insecure_port(f"{self._address}:0")
         remembered = self.journal.remembered
         took_over = self.journal.begin()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._ray, self.ray_hosts.adopt, remembered.hosts, remembered.names)
         if took_over:
-            await asyncio.get_running_loop().run_in_executor(
-                self._ray, self.ray_hosts.adopt, remembered.hosts, remembered.names
-            )
             self._recover()
         await server.start()
         self.journal.announce(f"{self._address}:{port}", time.time())
@@ -147,7 +149,7 @@ class Coordinator:
     def _recover(self) -> None:
         """Go on with the hosts of the coordinator before this one."""
         remembered, now = self.journal.remembered, self.now()
-        known = {host: entry for host, entry in remembered.hosts.items() if self.governing.is_in(host)}
+        known = {host: entry for host, entry in remembered.hosts.items() if not self.governing.is_cooling(host)}
         for host in remembered.hosts.keys() - known.keys():
             entry = remembered.hosts[host]
             self._tested[host] = Tested(str(entry["address"]), str(entry["group"]), now)
@@ -166,7 +168,10 @@ class Coordinator:
         for tick in itertools.count():
             await asyncio.sleep(TICK_SECONDS)
             self.do(self.machine.tick(self.now()))
-            self.govern()
+            try:
+                self.govern()
+            except Exception:
+                logger.exception("what the governor wants could not be done; trying again")
             if self.journal.remembered.stopping and self.machine.recovering_until is None:
                 self.do(self.machine.stop("asked for before the coordinator was restarted", self.now()))
             if tick % LOOK_AT_JOURNAL_TICKS == 0 and self.journal.deposed:
@@ -205,7 +210,8 @@ class Coordinator:
                 loop.call_soon_threadsafe(self._expect, placed.host, placed.address, group)
 
     def _may_come(self, host: str) -> bool:
-        return host not in self.journal.remembered.drained and self.governing.may_come(host)
+        kept_away = host in self.journal.remembered.drained or self.now() < self._not_before.get(host, 0.0)
+        return not kept_away and self.governing.may_come(host)
 
     def _expect(self, host: str, address: str, group: str) -> None:
         self.event("host_up", {"host": host, "address": address, "group": group})
@@ -317,7 +323,8 @@ class Coordinator:
             case "host_left":
                 self.governing.left(host, now)
             case "evidence":
-                self.governing.convict(host, Code(str(fields["code"])), now)
+                if machine.can_spare(host):
+                    self.governing.convict(host, Code(str(fields["code"])), now)
 
     def govern(self) -> None:
         """Whatever follows from how the governor sees the hosts, as far as it was not done already."""
@@ -326,20 +333,22 @@ class Coordinator:
             return
         members = machine.roster.members
         busy = {worker.host for worker in members if worker.busy}
-        self.governing.watch({worker.host for worker in members}, busy, machine.pace.step_at, now)
+        attached = {worker.host: machine.hosts[worker.host].attached for worker in members}
+        self.governing.watch(attached, busy, machine.pace.step_at, now)
         if now - self._observed_at >= self.spec.governor.evaluation:
             self._observed_at = now
-            observations = self.observing.window(sorted({worker.host for worker in members}))
+            observations = self.observing.window(sorted(attached))
             self.governing.tell(Observed(now, observations, machine.pace.step))
         for removal in self.governing.removals(machine.hosts, self.ray_hosts.placed, now):
             self._remove(removal)
+        self._test_the_quarantined()
         for host in [host for host, each in self._tested.items() if now - each.since > TEST_SECONDS]:
             self._give_up_test(host, f"no answer for {TEST_SECONDS:g} s")
 
     def _remove(self, removal: Removal) -> None:
-        """It may have been told to go already; the last host is kept, whatever speaks against it."""
-        hosts = self.machine.hosts
-        if hosts[removal.host].leaving or not any(host.attached for host in hosts.values() if host.host != removal.host):
+        """It may be gone or have been told to go already; who alone has the state is kept, whatever speaks against it."""
+        view = self.machine.hosts.get(removal.host)
+        if view is None or view.leaving or not self.machine.can_spare(removal.host):
             return
         if removal.way is Way.LOST:
             self.do(self.machine.host_lost(removal.host, removal.reason, self.now()))
@@ -356,21 +365,34 @@ class Coordinator:
         stream.outbox.put_nowait(pb.CoordinatorMessage(host_test=pb.HostTest()))
         return stream
 
+    def _test_the_quarantined(self) -> None:
+        """On the stream of their agents."""
+        to_test = set(self.governing.to_test(self.machine.hosts))
+        for host in sorted(to_test - self._in_test):
+            self._post_to_host(host, pb.CoordinatorMessage(host_test=pb.HostTest()))
+        self._in_test = to_test
+
     def _host_tested(self, host: str, result: pb.HostTested) -> None:
+        if result.error:  # it tells nothing of the host
+            self._in_test.discard(host)
+            if host in self._tested:
+                self._give_up_test(host, result.error)
+            return
         now, tested, failures = self.now(), self._tested.pop(host, None), list(result.failures)
         self.event("host_test", {"host": host, "passed": not failures, "failures": failures, "seconds": result.seconds})
         self.governing.tell(HostTested(now, host, not failures))
         if tested is None:
             return
-        if failures:
+        if not self.governing.is_in(host):
             self._drop(host)
             return
         self.do(self.machine.expect_host(host, tested.address, now, tested.group))
         self.do(self.machine.attach(host, tested.address, [], now))
 
     def _give_up_test(self, host: str, reason: str) -> None:
-        """It is tried again, as a node that is offered."""
+        """It is tried again after a while, as a node that is offered."""
         since = self._tested.pop(host).since
+        self._not_before[host] = self.now() + AGAIN_SECONDS
         self.event("host_test", {"host": host, "passed": False, "failures": [reason], "seconds": self.now() - since})
         self._drop(host)
 
@@ -378,7 +400,7 @@ class Coordinator:
         """Take its agent and its placement away."""
         self.journal.write({"entry": "host_dropped", "host": host})
         self.streams.pop(host, None)
-        self._spawner.submit(self.ray_hosts.drop, host)
+        self._spawner.submit(_logged, self.ray_hosts.drop, host)
 
     async def _measure_links(self, addresses: dict[str, str]) -> None:
         """Whatever comes of it, the job goes on (CC-9)."""

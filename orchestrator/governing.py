@@ -6,6 +6,7 @@ nothing is missed after a restart, and what was done already is not done twice.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,12 +17,17 @@ from orchestrator.governor.hosts import HostRecord, HostState
 from orchestrator.governor.log import Governor
 from orchestrator.governor.signals import FIRST_TRUST
 
+logger = logging.getLogger("quantarion.governor")
+
 LATE_SECONDS = 1.5
 """Age of a heartbeat with which a host is suspect (GM-18)."""
 
 DEAD_SECONDS = 3.0
 GAPS = 5.0
 """Times the longest gap between two heartbeats so far, a host is dead, if that is more."""
+
+TICK_SECONDS = 1.0
+"""Between two ticks of the policy, where something waits for one."""
 
 STALLED_SECONDS = 1.0
 """Between two looks at the heartbeats, after which they tell nothing: whoever looks has stood still itself."""
@@ -57,14 +63,22 @@ class Governing:
         self._governor, self._say = governor, say
         self._beats: dict[str, float] = {}  # when each was last heard of
         self._longest_gap = 0.0  # of those that were in time
-        self._watched_at = 0.0
+        self._silent_since: dict[str, float] = {}  # of those that were given up: their last beat
+        self._watched_at = self._ticked_at = 0.0
 
     @property
     def records(self) -> Mapping[str, HostRecord]:
         return self._governor.state.hosts
 
     def tell(self, event: Event) -> None:
-        for verdict in self._governor.tell(event):
+        """A policy that fails is a bug, and no reason for a job to end: it goes on as if nothing had been told (GM-11)."""
+        try:
+            verdicts = self._governor.tell(event)
+        except Exception as error:
+            logger.exception("the governor failed on %s", event)
+            self._say("governor_failed", {"event": type(event).__name__, "error": f"{type(error).__name__}: {error}"})
+            return
+        for verdict in verdicts:
             self._say("verdict", {key: value for key, value in verdict.record().items() if key != "t"})
 
     # ------------------------------------------------------------------ what happens to hosts
@@ -114,11 +128,12 @@ class Governing:
         """Seconds."""
         return max(DEAD_SECONDS, GAPS * self._longest_gap)
 
-    def watch(self, members: Collection[str], busy: Collection[str], stepped_at: float, now: float) -> None:
-        """Whose heartbeats are overdue.
+    def watch(self, members: Mapping[str, bool], busy: Collection[str], stepped_at: float, now: float) -> None:
+        """Whose heartbeats are overdue. Nobody is given up where most are silent: then it is we who do not hear.
 
         Args:
-            members: hosts of the generation that trains.
+            members: hosts of the generation that trains, and whether the stream of each is up. One whose stream was reset
+                has lost its agent, which has time to come back (EP-14).
             busy: those of them that were in code of the task, whose length nobody knows, when last heard of: for them the
                 others wait without a step.
             stepped_at: when the last step was committed, to which each of them has contributed.
@@ -126,12 +141,17 @@ class Governing:
         if now - self._watched_at > STALLED_SECONDS:  # it was we who heard nothing
             self._beats = dict.fromkeys(self._beats, now)
         self._watched_at = now
-        for host in members:
-            if host not in self._beats or (record := self.records.get(host)) is None:
+        in_time = sum(now - self._beats.get(host, 0.0) < LATE_SECONDS for host in members)
+        if not in_time or 2 * in_time < len(members):
+            return
+        for host, is_attached in members.items():
+            if not is_attached or host not in self._beats or (record := self.records.get(host)) is None:
                 continue
             age = now - max(self._beats[host], stepped_at)
             if age >= self.dead_limit and not set(busy) - {host} and record.state.is_live:
-                self.tell(Evidence(now, host, Code.HEARTBEAT_DEAD))
+                if self._silent_since.get(host) != self._beats[host]:  # said once of each silence
+                    self._silent_since[host] = self._beats[host]
+                    self.tell(Evidence(now, host, Code.HEARTBEAT_DEAD))
             elif age >= LATE_SECONDS and record.state is HostState.HEALTHY:
                 self.tell(Late(now, host))
 
@@ -142,7 +162,8 @@ class Governing:
 
         A host that is not present and not `placed` any more is fenced.
         """
-        if any(not record.state.is_live for record in self.records.values()):
+        if now - self._ticked_at >= TICK_SECONDS and any(_waits(record, now) for record in self.records.values()):
+            self._ticked_at = now
             self.tell(Tick(now))
         found = []
         for record in list(self.records.values()):
@@ -159,6 +180,16 @@ class Governing:
         record = self.records.get(host)
         return record is None or record.state not in (HostState.EVICTED, HostState.COOLING)
 
+    def is_cooling(self, host: str) -> bool:
+        """It was evicted and is gone: it has to pass the host test to come back."""
+        record = self.records.get(host)
+        return record is not None and record.state is HostState.COOLING
+
+    def to_test(self, present: Collection[str]) -> list[str]:
+        """Hosts of those `present` whose removal a guard refuses: a test is to tell whether they stay."""
+        records = (self.records.get(host) for host in present)
+        return [each.host for each in records if each and each.state is HostState.QUARANTINED and each.is_tested]
+
     def trust(self, host: str) -> float:
         record = self.records.get(host)
         return FIRST_TRUST if record is None else record.trust
@@ -167,6 +198,14 @@ class Governing:
         """Whether a node that is known by this name may be taken into the job."""
         record = self.records.get(host)
         return record is None or (record.state is not HostState.EVICTED and (self.is_in(host) or record.is_tested))
+
+
+def _waits(record: HostRecord, now: float) -> bool:
+    """For time to pass: a guard that refuses, or a cooldown that is over."""
+    if record.state is HostState.QUARANTINED:
+        return True
+    is_over = record.returns_at is not None and record.returns_at <= now
+    return record.state is HostState.COOLING and is_over and not record.excluded and not record.is_tested
 
 
 def _removal(record: HostRecord) -> Removal:

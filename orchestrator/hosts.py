@@ -86,10 +86,16 @@ class RayHosts:
             return None
         placed = PlacedHost(host, slot.node_id, slot.address)
         self._groups[host] = group
+        options = {"name": f"agent-{host}", "max_restarts": -1, "max_concurrency": 2, **self._on(host)}
+        try:
+            ray.remote(AgentActor).options(**options).remote(
+                job=self._job, job_folder=str(self._folder), host=host, node_id=slot.node_id, address=slot.address
+            )
+        except ValueError as error:  # Ray still has the agent that was here before
+            logger.info("%s is not free yet: %s", host, error)
+            placement.release(self._groups.pop(host))
+            return None
         self.placed[host] = placed
-        ray.remote(AgentActor).options(name=f"agent-{host}", max_restarts=-1, max_concurrency=2, **self._on(host)).remote(
-            job=self._job, job_folder=str(self._folder), host=host, node_id=slot.node_id, address=slot.address
-        )
         return placed
 
     def spawn_worker(self, host: str) -> None:
@@ -109,14 +115,16 @@ class RayHosts:
         self._newborn.met(host, pid)
 
     def drop(self, host: str) -> None:
-        """Remove a host: its agent, and its placement group with every actor in it."""
-        self.placed.pop(host, None)
+        """Remove a host: its agent, and its placement group with every actor in it. Until that is done it is `placed`."""
         self._newborn.forget(host)
-        with contextlib.suppress(ValueError):
-            ray.kill(ray.get_actor(f"agent-{host}", self._namespace), no_restart=True)
-        group = self._groups.pop(host, None)
-        if group is not None:
-            placement.release(group)
+        try:
+            with contextlib.suppress(ValueError):
+                ray.kill(ray.get_actor(f"agent-{host}", self._namespace), no_restart=True)
+            group = self._groups.pop(host, None)
+            if group is not None:
+                placement.release(group)
+        finally:
+            self.placed.pop(host, None)
 
     def drop_all(self) -> None:
         for host in list(self.placed):

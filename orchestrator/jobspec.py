@@ -55,7 +55,8 @@ class LimitsConfig(Config):
     exits_allowed: int = Field(
         5,
         ge=0,
-        description="Exits of ranks of one host within `exits_window`; one more is evidence against the host.",
+        description="Exits of ranks of one host within `exits_window`, those of one second counted once; one more is "
+        "evidence against the host.",
         json_schema_extra=unit("exits"),
     )
     exits_window: Seconds = Field(600.0, description="How far back exits are counted.", json_schema_extra=unit("seconds"))

@@ -168,6 +168,11 @@ class Membership:
             actions += self._member_left(f"host {host} lost", now)
         return actions + self._decide(now)
 
+    def can_spare(self, host: str) -> bool:
+        """A member elsewhere, which stays, has the state (GM-35)."""
+        others = (w for w in self.roster.members if w.host != host and not self.hosts[w.host].leaving)
+        return any(w.running or self._eligible(w) for w in others)
+
     def _remove(self, host: str) -> list[Action]:
         """Forget it and what runs there, and release its placement."""
         del self.hosts[host]
@@ -219,11 +224,13 @@ class Membership:
                 },
             )
         ]
-        if host is not None and not host.leaving:
-            host.exits.append(now)
+        if host is not None and not host.leaving and self.phase is not JobPhase.ENDED:
+            is_new = not host.exits or now - host.exits[-1] > self.rules.exits_together
+            if is_new:
+                host.exits.append(now)
             while host.exits and host.exits[0] < now - self.rules.exits_window:
                 host.exits.popleft()
-            if len(host.exits) == self.rules.exits_allowed + 1:
+            if is_new and len(host.exits) == self.rules.exits_allowed + 1:
                 fields: dict[str, object] = {"host": view.host, "code": "PROC_EXIT", "exits": len(host.exits)}
                 actions.append(Record("evidence", fields))
             host.crashes = 0 if view.useful else host.crashes + 1
@@ -487,7 +494,9 @@ class Membership:
                 worker.role = Role.IDLE  # there is nobody left to copy from
             actions += self._try_first(now)
         if self.phase is JobPhase.FORMING and not self.waiting and not self.stopping:
-            if any(w.answer is None or w.answer.generation != self.round_generation for w in candidates):
+            staying = [w for w in candidates if not self.hosts[w.host].leaving]
+            wanted = staying if any(map(self._eligible, staying)) else candidates
+            if any(w.answer is None or w.answer.generation != self.round_generation for w in wanted):
                 actions += self._begin("join", now)  # training is held for hosts, and here is one
         if self.phase is JobPhase.SYNCING and all(w.running for w in self.roster.members):
             self.phase = JobPhase.TRAINING

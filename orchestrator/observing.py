@@ -18,6 +18,7 @@ class Observing:
     """Of one job."""
 
     def __init__(self) -> None:
+        self._told: dict[str, tuple[int, float]] = {}  # of each worker: its step, and that of its cosine
         self._beats: dict[str, pb.Beat] = {}
         self._usual: dict[str, float] = {}
 
@@ -25,7 +26,8 @@ class Observing:
         self._beats[host] = beat
 
     def window(self, members: Iterable[str]) -> dict[str, Observation]:
-        """What was last heard of these hosts, each once; a host's number is the median of its ranks'.
+        """What was last heard of these hosts; a host's number is the median of its ranks'. What was measured once counts in
+        one window, however long the next step takes.
 
         The usual time per sample of a host is that of its earlier windows, the later ones counting more.
         """
@@ -34,13 +36,16 @@ class Observing:
             beat = self._beats.pop(host, None)
             if beat is None:
                 continue
-            work = _middle(each.work for each in beat.progress)
+            stepped = [each for each in beat.progress if self._told.get(each.worker, (0, 0.0))[0] != each.step]
+            compared = [each for each in beat.progress if self._told.get(each.worker, (0, 0.0))[1] != each.compared]
+            self._told.update({each.worker: (each.step, each.compared) for each in beat.progress})
+            work = _middle(each.work for each in stepped)
             found[host] = Observation(
                 busy=work,
                 baseline=self._usual.get(host),
-                cosine=_middle(each.cosine for each in beat.progress),
-                norm=_middle(each.norm for each in beat.progress),
-                loss=_middle(each.loss for each in beat.progress),
+                cosine=_middle(each.cosine for each in compared),
+                norm=_middle(each.norm for each in compared),
+                loss=_middle(each.loss for each in stepped),
                 temperature=_middle([beat.temperature]),
             )
             if work is not None:

@@ -74,6 +74,7 @@ class Rules:
     agent_grace: float = 20.0
     exits_allowed: int = 5
     exits_window: float = 600.0
+    exits_together: float = 1.0  # seconds within which exits of a host have one cause, and count as one
     replace_wait: float = 300.0
     crash_limit: int = 5
     apply_failures_allowed: int = 3  # within exits_window

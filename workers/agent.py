@@ -310,20 +310,23 @@ class HostAgent:
                 self._testing = asyncio.get_running_loop().create_task(self._test_host())
 
     async def _test_host(self) -> None:
-        """In a process of its own, which may crash or hang."""
-        begun = time.monotonic()
+        """In a process of its own, which may crash or hang. What keeps it from ending tells nothing of the host."""
+        begun, result = time.monotonic(), pb.HostTested()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "workers.host_test", str(self.job_folder), stdout=subprocess.PIPE, env=environment
-        )
         try:
-            output, _ = await asyncio.wait_for(process.communicate(), HOST_TEST_SECONDS)
-            failures = json.loads(output) if process.returncode == 0 else [f"the host test ended with {process.returncode}"]
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            failures = [f"the host test did not end within {HOST_TEST_SECONDS:g} s"]
-        self._tell(pb.AgentMessage(host_tested=pb.HostTested(failures=failures, seconds=time.monotonic() - begun)))
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "workers.host_test", str(self.runtime), stdout=subprocess.PIPE, env=environment
+            )
+            try:
+                output, _ = await asyncio.wait_for(process.communicate(), HOST_TEST_SECONDS)
+                result.failures.extend(json.loads(output))
+            except TimeoutError:
+                process.kill()
+                result.error = f"the host test did not end within {HOST_TEST_SECONDS:g} s"
+        except (OSError, ValueError) as error:
+            result.error = f"the host test could not be done: {error}"
+        result.seconds = time.monotonic() - begun
+        self._tell(pb.AgentMessage(host_tested=result))
 
     def _hello(self) -> pb.AgentMessage:
         hello = pb.HostHello(

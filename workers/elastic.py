@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
@@ -489,8 +488,8 @@ class Job:
         self._rank.committed(seconds)
         self._rank.page.set_owed(self._engine.owed)
         seen = self._engine.agreement
-        cosine, norm = (seen.cosine, seen.norm) if seen is not None else (math.nan, math.nan)
-        self._rank.page.set_signals(Signals(self._busy.per_sample, self._engine.own_loss, cosine, norm))
+        agreed = (seen.cosine, seen.norm, seen.step) if seen is not None else ()
+        self._rank.page.set_signals(Signals(self._busy.per_sample, self._engine.own_loss, *agreed))
         self._busy.begin()
         self._log.add(self._line(commit, seconds))
         self._show_phase(commit.meta["phase"], commit.after.step)

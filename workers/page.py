@@ -32,12 +32,14 @@ class Signals(NamedTuple):
         loss: mean over its samples of the last step.
         cosine: of its gradient to the mean of the others', -1 to 1.
         norm: L2, of the mean gradient of its samples.
+        compared: the step that cosine and norm are of.
     """
 
     work: float = math.nan
     loss: float = math.nan
     cosine: float = math.nan
     norm: float = math.nan
+    compared: float = math.nan
 
 
 @dataclass(frozen=True)

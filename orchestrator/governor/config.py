@@ -87,6 +87,8 @@ class GovernorConfig(Config):
         return Signal(Limits(good, alert, bad), usual.peers, usual.both)
 
     def mode(self, code: Code) -> Mode:
+        if code is Code.OPERATOR_EVICT:  # who asks for it has been asked
+            return Mode.ENFORCE
         own = self.signals.get(code)
         if own is not None and own.mode is not None:
             return own.mode

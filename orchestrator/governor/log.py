@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,11 @@ from orchestrator.governor.policy import decide
 from orchestrator.governor.state import GovernorState
 from orchestrator.governor.verdicts import Verdict
 
+logger = logging.getLogger("quantarion.governor")
+
 FORMAT = 1
+HEAD = '{"config":'
+"""What the first line of a launch begins with: keys are sorted."""
 
 
 class LogError(ValueError):
@@ -34,15 +40,64 @@ def line(plain: dict[str, Any]) -> str:
     return json.dumps(plain, separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
+@dataclass(frozen=True)
+class Outset:
+    """What verdicts depend on beside events.
+
+    Attributes:
+        target: how many hosts the job wants; `least`: with fewer nothing is trained.
+        launch: Unix seconds; tells the starts of a job apart.
+    """
+
+    config: GovernorConfig
+    target: int
+    least: int = 1
+    seed: int = 0
+    launch: float = 0.0
+
+    @property
+    def head(self) -> str:
+        values = {"target": self.target, "least": self.least, "seed": self.seed, "launch": self.launch}
+        return line({"governor": FORMAT, "config": self.config.model_dump(mode="json"), **values})
+
+    @property
+    def state(self) -> GovernorState:
+        return GovernorState(self.target, self.seed, self.least)
+
+
+class LogFile:
+    """Appends whole lines. Where the disk is full, what could not be written waits for the next time; nobody else does."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._waiting = b""
+
+    def write(self, text: str) -> None:
+        self._waiting += text.encode()
+        try:
+            while self._waiting:
+                done = os.write(self._file, self._waiting)
+                self._waiting = self._waiting[done:]
+        except OSError as error:
+            logger.error("%s cannot be written: %s", self._path, error.strerror)
+
+    def flush(self) -> None:
+        """Nothing waits that could be written."""
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
 class Governor:
     """The policy and its log: whatever it is told, and says, is written before anybody acts on it."""
 
-    def __init__(self, config: GovernorConfig, target: int, log: TextIO, seed: int = 0, launch: float = 0.0) -> None:
-        self.config, self.state, self._log = config, GovernorState(target, seed), log
-        self._write(_head(config, target, seed, launch))
+    def __init__(self, outset: Outset, log: TextIO | LogFile) -> None:
+        self.config, self.state, self._log = outset.config, outset.state, log
+        self._write(outset.head)
 
     @classmethod
-    def open(cls, path: Path, config: GovernorConfig, target: int, *, seed: int, launch: float) -> Self:
+    def open(cls, path: Path, outset: Outset) -> Self:
         """Goes on where the log of the same launch ends, so that trust and evictions outlive a coordinator; else a new
         part of it begins. Raises LogError where it is no log, OSError."""
         with contextlib.suppress(FileNotFoundError):
@@ -50,18 +105,32 @@ class Governor:
             whole = text[: text.rfind(b"\n") + 1]
             if whole != text:
                 os.truncate(path, len(whole))  # torn by a crash: nobody has acted on it
-        log = path.open("a+", encoding="utf-8")
-        log.seek(0)
+        lines = list[str]()
+        with contextlib.suppress(FileNotFoundError):
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        last = max((number for number, each in enumerate(lines) if each.startswith(HEAD)), default=0)
         reading = _Reading()
-        for number, each in enumerate(log, 1):
-            reading.take(number, each)
-        head = _head(config, target, seed, launch)
-        if reading.head != head:
-            return cls(config, target, log, seed, launch)
+        for number, each in enumerate(lines[last:], last + 1):
+            reading.take(number, each, checked=False)
+        log = LogFile(path)
+        if reading.head != outset.head:
+            return cls(outset, log)
         governor = cls.__new__(cls)
-        governor.config, governor.state, governor._log = config, reading.state, log
-        governor._write(*reading.expected)
+        governor.config, governor.state, governor._log = outset.config, reading.state, log
+        if reading.expected:
+            governor._write(*reading.expected)
         return governor
+
+    @classmethod
+    def open_or_anew(cls, path: Path, outset: Outset) -> Self:
+        """`open`; a file that is no log is put aside, so that it keeps no job from going on."""
+        try:
+            return cls.open(path, outset)
+        except (LogError, UnicodeDecodeError) as error:
+            aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+            logger.error("%s is not a governor's log (%s); it is %s now", path, error, aside.name)
+            path.rename(aside)
+            return cls.open(path, outset)
 
     def tell(self, event: Event) -> list[Verdict]:
         """What follows from it."""
@@ -73,7 +142,7 @@ class Governor:
         self._log.close()
 
     def _write(self, *lines: str) -> None:
-        self._log.writelines(f"{each}\n" for each in lines)
+        self._log.write("".join(f"{each}\n" for each in lines))
         self._log.flush()
 
 
@@ -96,14 +165,14 @@ class _Reading:
         self.expected: list[str] = []
         self.events = self.verdicts = 0
 
-    def take(self, number: int, text: str) -> tuple[int, str, str] | None:
-        """A verdict that is not the one that follows, if this is one."""
+    def take(self, number: int, text: str, *, checked: bool = True) -> tuple[int, str, str] | None:
+        """A verdict that is not the one that follows, if this is one. Unless `checked`, only the events count."""
         plain = _plain(number, text)
         if "governor" in plain or not self.head:
             self.head, (self.config, self.state) = text.rstrip("\n"), _read_head(number, plain)
             self.expected = []  # of a launch that has ended
         elif "event" in plain:
-            if self.expected:
+            if self.expected and checked:
                 return number, "", self.expected[0]
             event = _event(number, plain)
             self.state, verdicts = decide(self.state, event, self.config)
@@ -135,9 +204,7 @@ def told(lines: Iterable[str]) -> Iterator[tuple[GovernorState, Event, GovernorC
         plain = _plain(number, text)
         if "event" in plain and reading.head:
             yield reading.state, _event(number, plain), reading.config
-            reading.expected = []
-        if "event" in plain or "governor" in plain or not reading.head:
-            reading.take(number, text)
+        reading.take(number, text, checked=False)
 
 
 def _whole(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -151,12 +218,6 @@ def _whole(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
         yield 1, ""
 
 
-def _head(config: GovernorConfig, target: int, seed: int, launch: float) -> str:
-    """`launch`, Unix seconds, tells the starts of a job apart."""
-    plain = config.model_dump(mode="json")
-    return line({"governor": FORMAT, "config": plain, "target": target, "seed": seed, "launch": launch})
-
-
 def _read_head(number: int, plain: dict[str, Any]) -> tuple[GovernorConfig, GovernorState]:
     if plain.get("governor") != FORMAT:
         raise LogError(
@@ -164,7 +225,7 @@ def _read_head(number: int, plain: dict[str, Any]) -> tuple[GovernorConfig, Gove
         )
     try:
         config = GovernorConfig.model_validate_json(json.dumps(plain["config"]))
-        return config, GovernorState(int(plain["target"]), int(plain["seed"]))
+        return config, GovernorState(int(plain["target"]), int(plain["seed"]), int(plain.get("least", 1)))
     except (KeyError, TypeError, ValidationError) as error:
         raise LogError(f"line {number} has a configuration that this version cannot read: {error}") from None
 

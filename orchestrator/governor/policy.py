@@ -96,7 +96,7 @@ class _Turn:
     def outcome(self) -> tuple[GovernorState, list[Verdict]]:
         for record in sorted((each for each in self.hosts.values() if not each.state.is_live), key=lambda each: each.host):
             self._go_on(record)
-        mass, minimum = self._mass_failure, len(self._live) < guards.min_hosts(self.target) and bool(self.hosts)
+        mass, minimum = self._mass_failure, len(self._live) < self._minimum and bool(self.hosts)
         if mass and not self.state.mass_failure:
             self._say("job", Act.PAUSE, [Code.MASS_FAILURE])
         if minimum and not self.state.below_minimum:
@@ -282,7 +282,7 @@ class _Turn:
         live, guard = len(self._live), ""
         if record.group in self.removed_now or len(self.removed) >= guards.noisy_cap(live):
             guard = "cap"
-        elif live - 1 < guards.min_hosts(self.target):
+        elif live - 1 < self._minimum:
             guard = "min_hosts"
         self._say(record.host, Act.QUARANTINE, reasons, guard=guard)
         if guard:
@@ -363,6 +363,11 @@ class _Turn:
     @property
     def _live(self) -> list[HostRecord]:
         return [each for each in self.hosts.values() if each.state.is_live]
+
+    @property
+    def _minimum(self) -> int:
+        """Live hosts, below which none is removed on noisy evidence (GM-33)."""
+        return max(self.state.least, guards.min_hosts(self.target))
 
     @property
     def _mass_failure(self) -> bool:

@@ -16,10 +16,12 @@ Gone = tuple[float, str]
 
 @dataclass(frozen=True)
 class GovernorState:
-    """All that verdicts depend on beside events. `target`: how many hosts the job wants; `seed`: the job's."""
+    """All that verdicts depend on beside events. `target`: how many hosts the job wants, `least`: with fewer nothing is
+    trained; `seed`: the job's."""
 
     target: int
     seed: int = 0
+    least: int = 1
     time: float = 0.0
     hosts: Mapping[str, HostRecord] = field(default_factory=dict)
     steps: int = 0

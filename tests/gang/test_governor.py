@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import operator_commands
 from orchestrator.governor.events import Observed
 from orchestrator.governor.log import replay, told
 from orchestrator.records import Record
@@ -35,6 +36,24 @@ def check_log(g: Gang) -> None:
     with (g.folder / "governor.jsonl").open() as log:
         found = replay(log)
     assert found.difference is None and found.events > 0
+
+
+def test_gm23_gm36_an_evicted_host_stays_out_while_coordinators_come_and_go(gang: StartGang) -> None:
+    g = gang(hosts=3, ranks_per_host=1, spares=0, epochs=40)
+    g.wait_until_measured()
+    assert operator_commands.evict("gang", "host-3", "smells", g.storage) == 0
+    g.wait_for("its fence", lambda: host(g, "host-3")["standing"] == "cooling")
+    g.kill_coordinator()
+    g.wait_for("its successor", lambda: len(g.events("coordinator_started")) == 2)
+    step = g.step()
+    g.wait_for_step(step + 10)
+    out = host(g, "host-3")
+    assert (out["standing"], out["state"], out["excluded"]) == ("cooling", "gone", True) and len(g.members()) == 2
+    assert operator_commands.readmit("gang", "host-3", g.storage) == 0
+    g.wait_for("host-3", lambda: host(g, "host-3")["standing"] == "probation" and len(g.members()) == 3)
+    assert [(test["host"], test["passed"]) for test in g.events("host_test")] == [("host-3", True)]
+    g.check()
+    check_log(g)
 
 
 @pytest.mark.timeout(240)

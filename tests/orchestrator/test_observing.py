@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,11 +12,13 @@ from orchestrator.governor.readings import Observation
 from orchestrator.observing import FOLLOW, Observing
 from workers.page import Signals
 
+STEPS = itertools.count(1)
+
 
 def beat(*ranks: dict[str, float], temperature: float = math.nan) -> pb.Beat:
     found = pb.Beat(temperature=temperature)
     for rank in ranks:
-        progress = found.progress.add()
+        progress = found.progress.add(worker=f"w{len(found.progress)}", step=int(rank.get("step", next(STEPS))))
         for signal in Signals._fields:
             setattr(progress, signal, rank.get(signal, math.nan))
     return found
@@ -36,6 +39,17 @@ def test_gm14_what_is_usual_for_a_host_follows_it_slowly() -> None:
         observing.heard("a", beat({"work": work}))
         usual.append(observing.window(["a"])["a"].baseline)
     assert usual == [None, 1.0, 1.0, pytest.approx(1.0 + FOLLOW)]
+
+
+def test_gm27_what_was_measured_once_counts_in_one_window() -> None:
+    observing = Observing()
+    windows = []
+    for step, compared, cosine in ((10, 10.0, 0.1), (10, 10.0, 0.1), (11, 10.0, 0.1), (20, 20.0, 0.9)):
+        observing.heard("a", beat({"step": step, "work": 1.0, "loss": 2.0, "cosine": cosine, "compared": compared}))
+        windows.append(observing.window(["a"])["a"])
+    assert [each.loss for each in windows] == [2.0, None, 2.0, 2.0]
+    assert [each.busy for each in windows] == [1.0, None, 1.0, 1.0]
+    assert [each.cosine for each in windows] == [0.1, None, None, 0.9]
 
 
 def test_a_beat_is_told_once() -> None:

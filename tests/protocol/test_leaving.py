@@ -108,6 +108,35 @@ def test_ep12_a_restarted_coordinator_knows_who_was_told_to_go(world: Simulation
     assert hosts_of(world) == {stays}
 
 
+def exits(actions: list[ms.Action]) -> list[object]:
+    return [fields["exits"] for fields in records(actions, "evidence")]
+
+
+def test_gm36a_what_dies_together_counts_once_and_at_the_end_of_a_job_nothing_does() -> None:
+    world = Simulation(0, hosts=2, ranks=4)
+    settle(world)
+    machine, (victim, _) = machine_of(world), world.hosts
+    machine.rules = machine.roster.rules = ms.Rules(1, 2, 4, 1, exits_allowed=1)
+    ranks = [w.worker for w in members(world) if w.host == victim]
+    told = [exits(machine.worker_exit(worker, -9, world.now + 0.1 * place)) for place, worker in enumerate(ranks[:3])]
+    assert told == [[], [], []]
+    assert exits(machine.worker_exit(ranks[3], -9, world.now + 5.0)) == [2]
+    machine.phase = ms.JobPhase.ENDED
+    others = [w.worker for w in machine.workers.values() if w.host != victim]
+    assert [exits(machine.worker_exit(worker, 0, world.now + 9.0 * n)) for n, worker in enumerate(others)] == [[]] * len(
+        others
+    )
+
+
+def test_gm35_who_alone_has_the_state_cannot_be_spared() -> None:
+    world = Simulation(0, hosts=2, ranks=1)
+    settle(world)
+    machine, (first, second) = machine_of(world), world.hosts
+    assert machine.can_spare(first) and machine.can_spare(second)
+    machine.leave(second, "drained", world.now)
+    assert machine.can_spare(second) and not machine.can_spare(first)
+
+
 def test_gm33_a_job_below_its_minimum_waits_for_another_host(world: Simulation) -> None:
     machine, leaves = machine_of(world), list(world.hosts)[1]
     machine.rules = machine.roster.rules = ms.Rules(2, 2, 2, 1)

@@ -32,7 +32,7 @@ def test_the_agent_reads_what_the_rank_has_written(tmp_path: Path) -> None:
 
 def test_each_side_writes_words_of_its_own(tmp_path: Path) -> None:
     with closing(Page(tmp_path / "w", create=True)) as rank, closing(Page(tmp_path / "w")) as agent:
-        rank.set_signals(Signals(1.0, 2.0, 3.0, 4.0))
+        rank.set_signals(Signals(1.0, 2.0, 3.0, 4.0, 5.0))
         rank.set_owed(5.0)
         agent.ring()
-        assert rank.bell == 1 and rank.signals == Signals(1.0, 2.0, 3.0, 4.0) and rank.owed == 5.0
+        assert rank.bell == 1 and rank.signals == Signals(1.0, 2.0, 3.0, 4.0, 5.0) and rank.owed == 5.0

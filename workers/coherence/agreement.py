@@ -33,11 +33,11 @@ class Agreement:
         self._sizes, self._seed = sizes, seed
         self._share = min(1.0, MOST_ELEMENTS / max(1, sum(sizes)))
         self._sketch: Sketch | None = None
-        self._step = 0
+        self._at = 0
         self.own = torch.zeros(BUCKETS)
         """Of this rank's contribution: its mean gradient times its share of the batch. float32 [BUCKETS]."""
-        self.cosine = self.norm = math.nan
-        """Of the last step that was looked at: to the weighted mean of the others' gradients, and L2 of its own mean one;
+        self.cosine = self.norm = self.step = math.nan
+        """Of the last step that was looked at, `step`: to the weighted mean of the others' gradients, and its own L2;
         NaN where there is none."""
 
     @staticmethod
@@ -46,7 +46,7 @@ class Agreement:
         return step % EVERY == 0
 
     def begin(self, step: int) -> None:
-        self._step, self._sketch = step, Sketch("gradient", self._seed, step)
+        self._at, self._sketch = step, Sketch("gradient", self._seed, step)
 
     def add(self, bucket: int, gradient: Tensor) -> None:
         """What this rank contributes to a bucket, float32 [n], before anything is added to it."""
@@ -61,6 +61,7 @@ class Agreement:
 
     def end(self, total: Tensor, share: float) -> None:
         """Of the sum, float32 [BUCKETS]; `share` of the batch's samples were this rank's."""
+        self.step = float(self._at)
         alike = cosine(self.own, total - self.own) if 0.0 < share < 1.0 else None
         self.cosine = math.nan if alike is None else alike
         self.norm = float(self.own.norm()) / share / math.sqrt(self._share) if share > 0 else math.nan
@@ -70,5 +71,5 @@ class Agreement:
         size = self._sizes[bucket]
         width = math.ceil(self._share * size)
         places = -(-size // max(1, width))
-        first = min(self._step // EVERY % max(1, places) * width, size - width)
+        first = min(self._at // EVERY % max(1, places) * width, size - width)
         return slice(first, first + width)

@@ -31,7 +31,7 @@ from orchestrator.governor.events import (
     as_dict,
     from_dict,
 )
-from orchestrator.governor.log import Governor, LogError, line, replay
+from orchestrator.governor.log import Governor, LogError, Outset, line, replay
 from tests.orchestrator.governor.fleet import normal
 
 ENFORCED = GovernorConfig(noisy=Mode.ENFORCE)
@@ -69,7 +69,7 @@ def history(seed: int, events: int = 120) -> Iterator[Event]:
 
 def log_of(seed: int) -> list[str]:
     log = io.StringIO()
-    governor = Governor(ENFORCED, 8, log, seed)
+    governor = Governor(Outset(ENFORCED, 8, seed=seed), log)
     for event in history(seed):
         governor.tell(event)
     return log.getvalue().splitlines(keepends=True)

@@ -67,7 +67,7 @@ def test_gm15_a_large_gradient_is_looked_at_in_parts_that_cover_it(monkeypatch: 
     rank = Agreement(SIZES, seed=3)
     seen = [torch.zeros(size, dtype=torch.bool) for size in SIZES]
     for turn in range(5):
-        rank._step = turn * EVERY
+        rank._at = turn * EVERY
         parts = [rank._part(bucket) for bucket in range(len(SIZES))]
         assert sum(part.stop - part.start for part in parts) <= sum(SIZES) // 4 + len(SIZES)
         for mask, part in zip(seen, parts, strict=True):

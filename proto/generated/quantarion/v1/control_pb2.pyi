@@ -73,7 +73,7 @@ class Beat(_message.Message):
     def __init__(self, time: _Optional[float] = ..., progress: _Optional[_Iterable[_Union[Progress, _Mapping]]] = ..., temperature: _Optional[float] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("worker", "step", "generation", "micro_batch", "exchanges", "state", "step_seconds", "busy", "work", "loss", "cosine", "norm")
+    __slots__ = ("worker", "step", "generation", "micro_batch", "exchanges", "state", "step_seconds", "busy", "work", "loss", "cosine", "norm", "compared")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class Progress(_message.Message):
     LOSS_FIELD_NUMBER: _ClassVar[int]
     COSINE_FIELD_NUMBER: _ClassVar[int]
     NORM_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_FIELD_NUMBER: _ClassVar[int]
     worker: str
     step: int
     generation: Generation
@@ -98,7 +99,8 @@ class Progress(_message.Message):
     loss: float
     cosine: float
     norm: float
-    def __init__(self, worker: _Optional[str] = ..., step: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., micro_batch: _Optional[int] = ..., exchanges: _Optional[int] = ..., state: _Optional[str] = ..., step_seconds: _Optional[float] = ..., busy: _Optional[bool] = ..., work: _Optional[float] = ..., loss: _Optional[float] = ..., cosine: _Optional[float] = ..., norm: _Optional[float] = ...) -> None: ...
+    compared: float
+    def __init__(self, worker: _Optional[str] = ..., step: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., micro_batch: _Optional[int] = ..., exchanges: _Optional[int] = ..., state: _Optional[str] = ..., step_seconds: _Optional[float] = ..., busy: _Optional[bool] = ..., work: _Optional[float] = ..., loss: _Optional[float] = ..., cosine: _Optional[float] = ..., norm: _Optional[float] = ..., compared: _Optional[float] = ...) -> None: ...
 
 class WorkerUp(_message.Message):
     __slots__ = ("worker", "pid", "peer_address", "state", "previous", "generation", "promised", "healed", "phase", "rank", "shared_memory")
@@ -269,12 +271,14 @@ class MeasuredLink(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., round_trip: _Optional[float] = ..., sent: _Optional[float] = ..., received: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
 
 class HostTested(_message.Message):
-    __slots__ = ("failures", "seconds")
+    __slots__ = ("failures", "seconds", "error")
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     failures: _containers.RepeatedScalarFieldContainer[str]
     seconds: float
-    def __init__(self, failures: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ...) -> None: ...
+    error: str
+    def __init__(self, failures: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
     __slots__ = ("welcome", "directive", "kill", "probe_open", "probe_link", "probe_close", "host_test")

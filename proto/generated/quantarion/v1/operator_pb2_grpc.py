@@ -162,7 +162,7 @@ class OperatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """The host finishes the step with the others and leaves. No evidence against it: it may be taken again.
+        """The host finishes the step with the others and leaves. It is not taken again before it is readmitted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
