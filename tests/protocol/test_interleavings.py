@@ -80,6 +80,18 @@ def break_something(world: Simulation) -> None:
         world.add_host()
 
 
+def serve(world: Simulation) -> None:
+    """All that was sent arrives, and each rank does one thing."""
+    for name in list(world.hosts):
+        while name in world.hosts and world.hosts[name].up:
+            world.deliver_up(name)
+        while name in world.hosts and world.hosts[name].down:
+            world.deliver_down(name)
+    for name in list(world.workers):
+        if name in world.workers:
+            world.step_worker(name)
+
+
 def settle(world: Simulation) -> None:
     """Faults have stopped: everyone is connected and served in turn until new steps are committed."""
     target: int | None = None
@@ -90,14 +102,7 @@ def settle(world: Simulation) -> None:
             if host is not None and not host.attached:
                 world.attach(name)
         for _ in range(4):
-            for name in list(world.hosts):
-                while name in world.hosts and world.hosts[name].up:
-                    world.deliver_up(name)
-                while name in world.hosts and world.hosts[name].down:
-                    world.deliver_down(name)
-            for name in list(world.workers):
-                if name in world.workers:
-                    world.step_worker(name)
+            serve(world)
         if world.machine is not None and world.machine.phase is ms.JobPhase.TRAINING:
             length = world.check_line()
             target = length + 2 if target is None else target

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator import membership as ms
 from tests.protocol.simulation import Simulation
-from tests.protocol.test_interleavings import settle
+from tests.protocol.test_interleavings import serve, settle
 from tests.protocol.test_membership import machine_of, members
 
 
@@ -143,13 +143,7 @@ def test_gm33_a_job_below_its_minimum_waits_for_another_host(world: Simulation) 
     world.do(machine.leave(leaves, "corrupt", world.now, at_once=True))
     for _ in range(40):
         world.now += 0.1
-        for name in list(world.hosts):
-            while name in world.hosts and world.hosts[name].up:
-                world.deliver_up(name)
-            while name in world.hosts and world.hosts[name].down:
-                world.deliver_down(name)
-        for name in list(world.workers):
-            world.step_worker(name)
+        serve(world)
     assert machine.below_min_since is not None and machine.phase is ms.JobPhase.FORMING and leaves not in machine.hosts
     world.add_host()
     settle(world)
