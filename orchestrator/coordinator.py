@@ -48,9 +48,11 @@ LOOK_AT_JOURNAL_TICKS = 10
 LOOK_FOR_HOSTS_SECONDS = 0.5
 RECOVERY_SETTLE_SECONDS = 6.0
 DRIVER_LEASE_SECONDS = 60.0
-AGAIN_SECONDS = 30.0
 TEST_SECONDS = 60.0
 """For a host to come up and pass its test."""
+
+AGAIN_SECONDS = 30.0
+"""After a test that could not be done."""
 
 
 @dataclass
@@ -114,7 +116,7 @@ class Coordinator:
         self.hosts_max = self.journal.remembered.hosts_max or spec.hosts.max
         self._tested: dict[str, Tested] = {}
         self._in_test: set[str] = set()  # hosts of the job that were asked to test themselves
-        self._not_before: dict[str, float] = {}  # when a host that could not be tested may be taken again
+        self._not_before: dict[str, float] = {}  # when a host that could not be tested may be tested again
 
     def now(self) -> float:
         """Unix seconds that never jump."""
@@ -210,8 +212,12 @@ class Coordinator:
                 loop.call_soon_threadsafe(self._expect, placed.host, placed.address, group)
 
     def _may_come(self, host: str) -> bool:
-        kept_away = host in self.journal.remembered.drained or self.now() < self._not_before.get(host, 0.0)
+        kept_away = host in self.journal.remembered.drained or self._has_to_wait(host)
         return not kept_away and self.governing.may_come(host)
+
+    def _has_to_wait(self, host: str) -> bool:
+        """A test of it could not be done a moment ago."""
+        return self.now() < self._not_before.get(host, 0.0)
 
     def _expect(self, host: str, address: str, group: str) -> None:
         self.event("host_up", {"host": host, "address": address, "group": group})
@@ -360,21 +366,20 @@ class Coordinator:
 
     def _begin_test(self, hello: pb.HostHello) -> HostStream:
         """The agent of a host that wants to come back is there."""
-        stream = self.streams[hello.host] = HostStream(agent_pid=hello.agent_pid)
-        stream.outbox.put_nowait(pb.CoordinatorMessage(welcome=pb.Welcome(incarnation=self.journal.incarnation)))
+        stream = self._open_stream(hello)
         stream.outbox.put_nowait(pb.CoordinatorMessage(host_test=pb.HostTest()))
         return stream
 
     def _test_the_quarantined(self) -> None:
         """On the stream of their agents."""
-        to_test = set(self.governing.to_test(self.machine.hosts))
+        to_test = {host for host in self.governing.to_test(self.machine.hosts) if not self._has_to_wait(host)}
         for host in sorted(to_test - self._in_test):
             self._post_to_host(host, pb.CoordinatorMessage(host_test=pb.HostTest()))
         self._in_test = to_test
 
     def _host_tested(self, host: str, result: pb.HostTested) -> None:
         if result.error:  # it tells nothing of the host
-            self._in_test.discard(host)
+            self._not_before[host] = self.now() + AGAIN_SECONDS
             if host in self._tested:
                 self._give_up_test(host, result.error)
             return
@@ -452,8 +457,7 @@ class Coordinator:
             return self._begin_test(hello)
         if hello.host not in self.machine.hosts:
             return None
-        stream = self.streams[hello.host] = HostStream(agent_pid=hello.agent_pid)
-        stream.outbox.put_nowait(pb.CoordinatorMessage(welcome=pb.Welcome(incarnation=self.journal.incarnation)))
+        stream = self._open_stream(hello)
         lost_at = self._agents_lost.pop(hello.host, None)
         if lost_at is not None:
             self.event("agent_back", {"host": hello.host, "seconds": self.now() - lost_at})
@@ -463,6 +467,11 @@ class Coordinator:
         for left in hello.exits:
             self.do(self.machine.worker_exit(left.worker, _status(left), self.now()))
         self.do(self.machine.attach(hello.host, hello.address, described, self.now()))
+        return stream
+
+    def _open_stream(self, hello: pb.HostHello) -> HostStream:
+        stream = self.streams[hello.host] = HostStream(agent_pid=hello.agent_pid)
+        stream.outbox.put_nowait(pb.CoordinatorMessage(welcome=pb.Welcome(incarnation=self.journal.incarnation)))
         return stream
 
     def detach(self, host: str, stream: HostStream) -> None:

@@ -18,7 +18,7 @@ class Observing:
     """Of one job."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[int, float]] = {}  # of each worker: its step, and that of its cosine
+        self._told: dict[str, dict[str, tuple[int, float]]] = {}  # of each host's workers: the step, and that of the cosine
         self._beats: dict[str, pb.Beat] = {}
         self._usual: dict[str, float] = {}
 
@@ -36,9 +36,10 @@ class Observing:
             beat = self._beats.pop(host, None)
             if beat is None:
                 continue
-            stepped = [each for each in beat.progress if self._told.get(each.worker, (0, 0.0))[0] != each.step]
-            compared = [each for each in beat.progress if self._told.get(each.worker, (0, 0.0))[1] != each.compared]
-            self._told.update({each.worker: (each.step, each.compared) for each in beat.progress})
+            told = self._told.get(host, {})
+            stepped = [each for each in beat.progress if told.get(each.worker, (0, 0.0))[0] != each.step]
+            compared = [each for each in beat.progress if told.get(each.worker, (0, 0.0))[1] != each.compared]
+            self._told[host] = {each.worker: (each.step, each.compared) for each in beat.progress}
             work = _middle(each.work for each in stepped)
             found[host] = Observation(
                 busy=work,

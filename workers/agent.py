@@ -31,7 +31,7 @@ from workers.link import PACKET_BYTES, page_path, socket_path
 from workers.memory_file import memory_folder, memory_path, remove_abandoned
 from workers.page import Page
 from workers.probing import Probing
-from workers.sensors import hottest
+from workers.sensors import Thermometer
 
 logger = logging.getLogger("quantarion.agent")
 
@@ -69,6 +69,7 @@ class HostAgent:
         self._stopped = asyncio.Event()
         self._probing = Probing(address, self._tell)
         self._testing: asyncio.Task[None] | None = None
+        self._thermometer = Thermometer()
 
     async def run(self) -> None:
         """Serve until `stop`."""
@@ -362,7 +363,7 @@ class HostAgent:
 
     def beat(self) -> pb.Beat:
         """Progress of every rank of this host, read from its page."""
-        beat = pb.Beat(time=time.time(), temperature=hottest())
+        beat = pb.Beat(time=time.time(), temperature=self._thermometer.read())
         for local in self.workers.values():
             progress, signals = local.page.progress(), local.page.signals
             beat.progress.add(

@@ -15,6 +15,9 @@ import numpy as np
 
 SIZE = 384
 ROUNDS = 4
+EXACT = ((np.float32, 64), (np.float64, 1 << 20))
+"""With factors that are less, sums of `SIZE` products stay within 2^24 and 2^53, where every whole number is a float."""
+
 MEMORY_BYTES = 64 << 20
 DISK_BYTES = 1 << 20
 PATTERNS = (0x5555555555555555, 0xAAAAAAAAAAAAAAAA)
@@ -30,10 +33,7 @@ def arithmetic() -> list[str]:
     found = []
     for number in range(ROUNDS):
         source = np.random.Generator(np.random.PCG64(number))
-        for kind, most in (
-            (np.float32, 64),
-            (np.float64, 1 << 20),
-        ):  # the sums stay within 2^24 and 2^53, so they are exact
+        for kind, most in EXACT:
             left, right = (source.integers(-most, most, (SIZE, SIZE)) for _ in range(2))
             if not np.array_equal(left.astype(kind) @ right.astype(kind), left @ right):
                 found.append(f"a product of {kind.__name__} matrices (seed {number}) is wrong")

@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 import math
+import time
 
 import psutil
+
+EVERY_SECONDS = 5.0
+"""Sensors are read; beats are sent far more often than anything becomes hot."""
+
+
+class Thermometer:
+    """Remembers what it has read last."""
+
+    def __init__(self) -> None:
+        self._read_at, self._degrees = -math.inf, math.nan
+
+    def read(self) -> float:
+        """`hottest`, not older than `EVERY_SECONDS`."""
+        now = time.monotonic()
+        if now - self._read_at >= EVERY_SECONDS:
+            self._read_at, self._degrees = now, hottest()
+        return self._degrees
 
 
 def hottest() -> float:

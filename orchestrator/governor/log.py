@@ -82,12 +82,6 @@ class LogFile:
         except OSError as error:
             logger.error("%s cannot be written: %s", self._path, error.strerror)
 
-    def flush(self) -> None:
-        """Nothing waits that could be written."""
-
-    def close(self) -> None:
-        os.close(self._file)
-
 
 class Governor:
     """The policy and its log: whatever it is told, and says, is written before anybody acts on it."""
@@ -100,14 +94,13 @@ class Governor:
     def open(cls, path: Path, outset: Outset) -> Self:
         """Goes on where the log of the same launch ends, so that trust and evictions outlive a coordinator; else a new
         part of it begins. Raises LogError where it is no log, OSError."""
+        lines = list[str]()
         with contextlib.suppress(FileNotFoundError):
             text = path.read_bytes()
             whole = text[: text.rfind(b"\n") + 1]
             if whole != text:
                 os.truncate(path, len(whole))  # torn by a crash: nobody has acted on it
-        lines = list[str]()
-        with contextlib.suppress(FileNotFoundError):
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = whole.decode().splitlines(keepends=True)
         last = max((number for number, each in enumerate(lines) if each.startswith(HEAD)), default=0)
         reading = _Reading()
         for number, each in enumerate(lines[last:], last + 1):
@@ -138,12 +131,8 @@ class Governor:
         self._write(line(as_dict(event)), *(line(verdict.record()) for verdict in verdicts))
         return verdicts
 
-    def close(self) -> None:
-        self._log.close()
-
     def _write(self, *lines: str) -> None:
         self._log.write("".join(f"{each}\n" for each in lines))
-        self._log.flush()
 
 
 @dataclass(frozen=True)
