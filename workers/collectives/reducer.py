@@ -188,7 +188,7 @@ class Reducer:
         self._compensate(bucket, gradient)
         views = self._compression.views(bucket, gradient)
         begun = time.perf_counter()
-        iteration = self._compression.powersgd(bucket).start(views)
+        iteration = self._compression.powersgd(bucket).start(views, alike=self._exchange.alike)
         spent = time.perf_counter() - begun
         left_p = torch.zeros_like(iteration.p)
         yield from self._over_hosts(number, iteration.p, codec, (OUT, BACK), ON_HOST + 1, Collected(left_p))
@@ -206,7 +206,7 @@ class Reducer:
 
         yield from self._over_hosts(number, q, codec, (OUT_AGAIN, BACK_AGAIN), ON_HOST + 2, Collected(left_q, settle))
         begun = time.perf_counter()
-        iteration.finish(q, out=views, alike=self._exchange.alike)
+        iteration.finish(q, out=views)
         self._compression.decoded_in(bucket, len(gradient), time.perf_counter() - begun)
 
     def _exact(self, number: int, values: Tensor, largest: bool) -> Way:

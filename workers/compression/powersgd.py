@@ -71,10 +71,13 @@ class PowerSGD:
         dense = sum(self._shapes[name].numel() for name in names if name not in self._matrices)
         return self.rank * sum(m.rows for m in low) + dense, self.rank * sum(m.columns for m in low)
 
-    def start(self, gradients: Mapping[str, Tensor]) -> Iteration:
+    def start(self, gradients: Mapping[str, Tensor], *, alike: bool = False) -> Iteration:
         """Begin a step for some of the parameters, a bucket: float32 of their shapes, finite, in the same order everywhere.
 
         They are read until `finish`, so they must not change before. `Iteration.p` is to be all-reduced.
+
+        Args:
+            alike: all ranks have the same `product.fingerprint`: LAPACK and BLAS give them equal bits.
         """
         for name, gradient in gradients.items():
             if gradient.shape != self._shapes[name] or gradient.dtype != torch.float32:
@@ -82,7 +85,7 @@ class PowerSGD:
                     f"the gradient of {name} has to be float32 {list(self._shapes[name])}, not {gradient.dtype} "
                     f"{list(gradient.shape)}"
                 )
-        return Iteration(self, {name: gradient.detach() for name, gradient in gradients.items()})
+        return Iteration(self, {name: gradient.detach() for name, gradient in gradients.items()}, alike)
 
     def commit(self) -> None:
         """The step is committed: the next one begins with its Q."""
@@ -118,10 +121,10 @@ class PowerSGD:
         warm = self._warm.get(name)
         return self._begin(name) if warm is None else warm
 
-    def keep(self, name: str, reduced: Tensor) -> None:
+    def keep(self, name: str, reduced: Tensor, *, alike: bool) -> None:
         """Begin the step after this one with the `reduced` Q^T, [r, columns], orthonormal so that P keeps its scale."""
         q = reduced.clone()
-        orthonormalise(q.numpy())
+        orthonormalise(q, alike=alike)
         dead = (q == 0).all(dim=1)
         if bool(dead.any()):
             q[dead] = self._begin(name)[dead]
@@ -149,8 +152,8 @@ class PowerSGD:
 class Iteration:
     """One step of a bucket: `p` is all-reduced and given to `middle`; what that returns too, and given to `finish`."""
 
-    def __init__(self, codec: PowerSGD, gradients: Mapping[str, Tensor]) -> None:
-        self._codec, self._gradients = codec, gradients
+    def __init__(self, codec: PowerSGD, gradients: Mapping[str, Tensor], alike: bool) -> None:
+        self._codec, self._gradients, self._alike = codec, gradients, alike
         self._low = {name: found for name in gradients if (found := codec.matrix(name))}
         self._dense = [name for name in gradients if name not in self._low]
         self._num_p, self._num_q = codec.sizes(list(gradients))
@@ -170,7 +173,7 @@ class Iteration:
         self._reduced_p, self._own_q = p_reduced, torch.empty(self._num_q)
         reduced = self._thin(p_reduced, rows=True)
         for name, part in self._thin(self._own_q, rows=False).items():
-            orthonormalise(reduced[name].numpy())
+            orthonormalise(reduced[name], alike=self._alike)
             torch.matmul(reduced[name], self._matrix(name), out=part)
         return self._own_q.clone()
 
@@ -190,24 +193,21 @@ class Iteration:
         for name, left in self._uncompressed(left_p).items():
             out[name].copy_(left)
 
-    def finish(
-        self, q_reduced: Tensor, out: Mapping[str, Tensor] | None = None, *, alike: bool = False
-    ) -> Mapping[str, Tensor]:
+    def finish(self, q_reduced: Tensor, out: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
         """The reduced gradients, the same bits on all ranks, from the reduced Q, float32 [`sizes`[1]].
 
         That Q is pending until the codec's `commit`.
 
         Args:
             out: as of `rest`; it may be the gradients themselves.
-            alike: as of `product`.
         """
         _check(q_reduced, self._num_q)
         if out is None:
             out = {name: torch.empty(gradient.shape) for name, gradient in self._gradients.items()}
         p, q = self._thin(self._reduced_p, rows=True), self._thin(q_reduced, rows=False)
         for name, shape in self._low.items():
-            product(p[name], q[name], out[name].view(shape), alike=alike)
-            self._codec.keep(name, q[name])
+            product(p[name], q[name], out[name].view(shape), alike=self._alike)
+            self._codec.keep(name, q[name], alike=self._alike)
         for name, part in self._uncompressed(self._reduced_p).items():
             out[name].copy_(part)
         return out

@@ -41,8 +41,8 @@ def product(p: Tensor, q: Tensor, out: Tensor, *, alike: bool) -> None:
 
 @cache
 def fingerprint() -> int:
-    """63 bits of what this process's BLAS makes of some products, and of what decides which kernels it takes: equal where
-    its sums over r are made in the same way."""
+    """63 bits of what this process's BLAS and LAPACK make of some matrices, and of what decides which kernels those take:
+    equal where sums are made in the same way."""
     kernels = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), platform.machine())
     settings = sorted((name, value) for name, value in os.environ.items() if name.startswith("MKL_"))
     hasher = blake2b(f"{kernels} {settings} {_processor()}".encode(), digest_size=8)
@@ -53,6 +53,8 @@ def fingerprint() -> int:
         out = torch.empty(rows, columns)
         product(p, q, out, alike=True)
         hasher.update(out.numpy().tobytes())
+        for part in torch.linalg.qr(q.T):
+            hasher.update(part.contiguous().numpy().tobytes())
     return int.from_bytes(hasher.digest(), "big") >> 1
 
 

@@ -14,7 +14,7 @@ from torch import Size, Tensor
 
 from workers.compression.codec import CodecError
 from workers.compression.memory import ErrorFeedback
-from workers.compression.orthogonal import orthonormalise
+from workers.compression.orthogonal import gram_schmidt, orthonormalise
 from workers.compression.powersgd import PowerSGD
 
 SHAPES = {
@@ -215,25 +215,79 @@ def test_dead_layers_give_zeros_and_wake_up_again() -> None:
     assert error < 1.05 * expected
 
 
+def orthonormalised(rows: np.ndarray, alike: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What becomes of them, and which are alive: of length 1, at right angles; all others are zeros."""
+    found = rows.copy()
+    orthonormalise(torch.from_numpy(found), alike=alike)
+    assert np.isfinite(found).all()
+    gram = found.astype(np.float64) @ found.astype(np.float64).T
+    alive = np.diag(gram) > 0.5
+    assert np.allclose(gram, np.diag(alive.astype(float)), atol=1e-5)
+    return found, alive
+
+
+@pytest.mark.parametrize("alike", [False, True])
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 200), st.integers(0, 2**32), st.integers(0, 6), st.floats(-45, 30))
 @example(2, 2, 0, 1, -39.0)
-def test_orthonormal_rows_are_orthonormal_and_dependent_ones_zero(
-    r: int, m: int, seed: int, independent: int, exponent: float
+def test_rows_become_orthonormal_and_none_is_lost_that_has_a_direction_of_its_own(
+    alike: bool, r: int, m: int, seed: int, independent: int, exponent: float
 ) -> None:
     noise = np.random.default_rng(seed)
     base = noise.standard_normal((min(independent, r, m), m))
-    mixed = noise.standard_normal((r, len(base))) @ base * 10.0**exponent
-    rows = mixed.astype(np.float32)
+    rows = (noise.standard_normal((r, len(base))) @ base * 10.0**exponent).astype(np.float32)
     spanned = np.linalg.matrix_rank(rows.astype(np.float64), rtol=1e-4) if base.size else 0
-    orthonormalise(rows)
-    assert np.isfinite(rows).all()
-    gram = rows.astype(np.float64) @ rows.astype(np.float64).T
-    alive = np.diag(gram) > 0.5
-    assert np.allclose(gram, np.diag(alive.astype(float)), atol=1e-5)
-    assert spanned <= alive.sum()
-    if exponent > -30:  # below, rounding to the denormals makes directions of its own
-        assert alive.sum() <= len(base)
+    assert spanned <= orthonormalised(rows, alike)[1].sum()
+
+
+@pytest.mark.parametrize("alike", [False, True])
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 6), st.integers(6, 200), st.integers(0, 2**32), st.integers(1, 6), st.floats(-30, 30))
+def test_rows_that_depend_on_those_before_them_become_zeros(
+    alike: bool, r: int, m: int, seed: int, independent: int, exponent: float
+) -> None:
+    """Those before them are at right angles, so that what float32 rounds is no direction to speak of."""
+    noise = np.random.default_rng(seed)
+    k = min(independent, r)
+    base = np.linalg.qr(noise.standard_normal((m, k)))[0].T
+    mixed = np.vstack([base, noise.standard_normal((r - k, k)) @ base])
+    alive = orthonormalised((mixed * 10.0**exponent).astype(np.float32), alike)[1]
+    assert alive.tolist() == [True] * k + [False] * (r - k)
+
+
+@pytest.mark.parametrize(("rank", "length"), [(1, 10), (4, 784), (8, 1000), (16, 500), (16, 4097)])
+def test_cc4_where_machines_are_alike_rows_span_the_same_and_their_bits_do_not_depend_on_where_they_lie(
+    rank: int, length: int
+) -> None:
+    noise = torch.Generator().manual_seed(rank * length)
+    rows = torch.randn(rank, length, generator=noise)
+    exact, threads = rows.clone(), torch.get_num_threads()
+    gram_schmidt(exact.numpy())
+    torch.set_num_threads(1)
+    try:
+        found = []
+        for shift in (0, 1, 3, 4, 16):
+            room = torch.empty(shift + rows.numel())[shift:].view(rank, length).copy_(rows)
+            orthonormalise(room, alike=True)
+            found.append(room)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(each, found[0]) for each in found)
+    assert torch.allclose((found[0] @ exact.T).abs(), torch.eye(rank), atol=1e-5)  # the same directions, but for signs
+
+
+def test_cc4_without_equal_machines_or_with_several_threads_it_is_gram_schmidt() -> None:
+    rows, threads = torch.randn(4, 100, generator=torch.Generator().manual_seed(0)), torch.get_num_threads()
+    exact = rows.clone()
+    gram_schmidt(exact.numpy())
+    torch.set_num_threads(2)
+    try:
+        for alike in (False, True):
+            found = rows.clone()
+            orthonormalise(found, alike=alike)
+            assert torch.equal(found, exact)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("rank", [0, -1, 1.5, True])

@@ -181,14 +181,14 @@ class Controller:
         if not codec.state_dict().keys() & views.keys():
             _turn(codec, views, room)  # in use, Q comes from the step before
         begun = time.perf_counter()
-        iteration = codec.start(views)
+        iteration = codec.start(views, alike=self.alike)
         p = _through(factors, iteration.p)
         left_p = iteration.p.sub_(p)
         q = iteration.middle(p)
         sent = _through(factors, q)
         iteration.rest(left_p, q.sub_(sent), room)
         between = time.perf_counter()
-        iteration.finish(sent, room, alike=self.alike)
+        iteration.finish(sent, room)
         ended = time.perf_counter()
         codec.commit()
         return between - begun, ended - between, decoded
@@ -227,8 +227,8 @@ def _coded(choice: Choice, gradient: Tensor) -> tuple[float, float, Tensor]:
 
 def _turn(codec: PowerSGD, views: Mapping[str, Tensor], room: Mapping[str, Tensor]) -> None:
     """A step of this rank alone, for the sake of its Q."""
-    iteration = codec.start(views)
-    iteration.finish(iteration.middle(iteration.p), room, alike=True)
+    iteration = codec.start(views, alike=True)
+    iteration.finish(iteration.middle(iteration.p), room)
     codec.commit()
 
 
