@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workers.identity import Generation, StateId
+from workers.identity import NOWHERE, Generation, StateId
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,12 @@ class SendJoin:
 
 @dataclass(frozen=True)
 class SendExit:
+    """`heirs`: peer addresses of ranks that go on, from the state `authority`, and may take what this one owes."""
+
     worker: str
     reason: str
+    heirs: tuple[str, ...] = ()
+    authority: StateId = NOWHERE
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ def directive(action: ms.SendPrepare | ms.SendConfigure | ms.SendJoin | ms.SendE
         case ms.SendJoin():
             message.join.CopyFrom(pb.Join(donors=[_member(donor) for donor in action.donors]))
         case ms.SendExit():
-            message.exit.CopyFrom(pb.Exit(reason=action.reason))
+            authority = wire.state_to_wire(action.authority)
+            message.exit.CopyFrom(pb.Exit(reason=action.reason, heirs=action.heirs, authority=authority))
     return message
 
 

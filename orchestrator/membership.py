@@ -530,10 +530,16 @@ class Membership:
                 view.told_at = now
                 for worker in mine:
                     worker.role = Role.IDLE  # what it may still say makes it no member
-                    actions.append(SendExit(worker.worker, f"{view.host} leaves the job"))
+                    actions.append(self._farewell(worker.worker, f"{view.host} leaves the job"))
             if not mine or not view.attached or now > view.told_at + self.rules.farewell:
                 actions += [Record("host_left", {"host": view.host}), *self._remove(view.host)]
         return actions
+
+    def _farewell(self, worker: str, reason: str) -> SendExit:
+        if self.plan is None:
+            return SendExit(worker, reason)
+        staying = (w.peer_address for w in self.roster.members if not self.hosts[w.host].leaving)
+        return SendExit(worker, reason, tuple(staying), self.plan.authority)
 
     def _reveal_lost_hosts(self, now: float) -> list[Action]:
         """An exchange error with a reset stream means the host is gone; with all streams up, go on without a verdict."""

@@ -82,7 +82,7 @@ class Rules:
     spawn_timeout: float = 90.0  # a process that has not said hello by then counts as never started
     probe: bool = False  # the links between the hosts are measured before the first generation
     probe_limit: float = 8.0  # after which the first generation waits for that no longer
-    farewell: float = 5.0  # seconds that the workers of a host that leaves have to end
+    farewell: float = 30.0  # seconds that the workers of a host that leaves have to end, and to hand over what they owe
     error_settle: float = 0.25  # an exchange error is usually followed by the news of a death
 
 

@@ -91,6 +91,8 @@ class _Turn:
     batch: int
     attempt: int
     inner: int = 0
+    inner_steps: int = 1
+    weight: float = 0.0  # this rank's share of the step's samples
     micro: int = 0
     inner_batch: int = 0
     samples: int = 0  # this rank's so far
@@ -365,9 +367,11 @@ class Job:
         if self._recorder is not None:
             self._recorder.begin(turn.step, self._machine.generation, turn.attempt, turn.epoch)
         share = self._batches.share(turn.step, self._seat(turn.step))
+        turn.inner_steps = len(share.batches)
+        turn.weight = sum(map(len, share.micro_batches)) / turn.batch
         self._engine.begin_step(self._rank.exchange_in_use, self._rank.must_stop, share.order, self._reducer)
         for turn.inner, (micro_batches, turn.inner_batch) in enumerate(zip(share.batches, share.samples, strict=True)):
-            closing = turn.inner == len(share.batches) - 1
+            closing = turn.inner == turn.inner_steps - 1
             if not micro_batches:
                 turn.last = closing
                 with self._abandonable(turn):
@@ -396,6 +400,8 @@ class Job:
         """This rank's share of a batch is computed: where it trains alone, a step of its own; after the last the commit."""
         if self._engine.outer is not None:
             self._engine.outer.inner_step(self._rank.host_exchange, self._rank.must_stop)
+            if not turn.last:
+                self._engine.stream(turn.inner + 1, turn.inner_steps, turn.weight)
         if turn.last:
             self._exchange_and_commit(turn)
 
@@ -430,7 +436,7 @@ class Job:
             "epoch": turn.epoch,
             "batch": turn.index,
             "samples": turn.batch,
-            "inner_steps": turn.inner + 1,
+            "inner_steps": turn.inner_steps,
             "attempt": turn.attempt,
             "ranks": self._rank.world,
             "phase": self.phase,
@@ -614,10 +620,11 @@ class Job:
             self._keep_the_end(self._result)
 
     def _new_reducer(self) -> Reducer | None:
-        """None where gloo's own all-reduce does: nothing is encoded, no memory is shared, and all are in one group; or sums
-        have one order."""
-        rank = self._rank
-        if self.config.reproducible or (not self.config.wire.compresses and len(self._units) == rank.world):
+        """None where gloo's own all-reduce does: nothing is encoded or owed, no memory is shared, and all are in one group;
+        or sums have one order."""
+        rank, config = self._rank, self.config
+        owes = config.wire.compresses or config.sync.staleness > 0
+        if config.reproducible or (not owes and len(self._units) == rank.world):
             return None
         return Reducer(rank.exchange_in_use, rank.hosts, rank.host_exchange, self._engine.compression)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -33,12 +33,13 @@ from workers.faults import Faults
 from workers.identity import NO_GENERATION, Generation, StateId, next_lineage
 from workers.observing import Observers
 from workers.outer.config import SyncConfig
+from workers.outer.fragments import Fragments
 from workers.outer.host import HostGradient
 from workers.outer.sync import OuterSync
 from workers.protocol import RankMachine
 from workers.rounds import from_rows
 from workers.state import ReplicatedState, tensor_bytes
-from workers.transfer import Commit, Offer, Snapshot, TransferError
+from workers.transfer import Commit, Heir, Offer, Snapshot, TransferError
 
 HASHED_ELEMENTS = 1024
 """Sampled from each bucket for the lineage: some 20 µs a bucket where its memory is cold (EP names)."""
@@ -99,6 +100,7 @@ class Engine:
         if sync is not None:
             host_gradient = HostGradient(plan, [p for _, p in self._parameters]) if sync.within == "host" else None
             self.outer = OuterSync(self.replica, sync, clip_norm, host_gradient)
+        self._fragments = Fragments(sync, len(plan.sizes)) if sync is not None and sync.staleness else None
         self._in_bucket = [0] * len(plan.sizes)
         for slot in plan.slots:
             self._in_bucket[slot.bucket] += 1
@@ -140,6 +142,7 @@ class Engine:
         self._commits: list[tuple[Commit, int | None]] = []  # with the staging set its tensors live in
         self._snapshot: Snapshot | None = None
         self._snapshot_wanted = threading.Event()
+        self._inherited: list[Mapping[str, torch.Tensor]] = []
         self._retain_until = 0.0
         self.restores = 0
         self.in_step = False
@@ -177,6 +180,7 @@ class Engine:
         self.loss_scale = 1.0
         if reducer is not None:
             reducer.begin()
+            self._absorb_inherited()
             if self.replica.scaler is not None:
                 self.loss_scale = float(self.replica.scaler.get_scale())
             rate = float(self.replica.optimizer.param_groups[0]["lr"])
@@ -223,6 +227,24 @@ class Engine:
         if self._order is not None:
             self._end_leaf(batch)
 
+    def stream(self, inner_step: int, inner_steps: int, weight: float) -> None:
+        """After `inner_step` of a round's `inner_steps`: the differences whose time has come go out (CC-24).
+
+        Args:
+            weight: this rank's share of the samples of the whole round.
+        """
+        if self._fragments is None or self._reducer is None or self.outer is None:
+            return
+        due, slots = self._fragments.due(inner_step, inner_steps), self.staging.plan.slots
+        mine = [index for index, slot in enumerate(slots) if len(self._pending) <= slot.bucket < due]
+        self.outer.send(weight, [self._parameters[index][0] for index in mine])
+        for index in mine:
+            self._fill(index)
+            self._parameters[index][1].grad = None
+        while len(self._pending) < due:
+            self._launch()
+        self._reducer.progress()
+
     def _end_leaf(self, batch: int) -> None:
         """Put what the micro-batch gave by itself; the next one starts from the same state."""
         row = self._leaves.row()
@@ -239,6 +261,7 @@ class Engine:
         self._check_tensors()
         if self.outer is not None:
             self.outer.differences(self._samples / batch)
+            self.compression.owe_late(self.outer.late(self._samples / batch))
         if self._order is not None:
             self._pending += self._exchange.sum_in_order(self._leaves.nodes, self._order, self.staging.row)
         else:
@@ -403,6 +426,21 @@ class Engine:
 
     # ------------------------------------------------------------------ what peers ask for
 
+    @property
+    def heir(self) -> Heir:
+        """Of ranks that leave (CC-12)."""
+        return Heir({name: parameter.shape for name, parameter in self._parameters}, self._inherit)
+
+    def _inherit(self, owed: Mapping[str, torch.Tensor]) -> None:
+        with self.lock:
+            self._inherited.append(owed)
+
+    def _absorb_inherited(self) -> None:
+        with self.lock:
+            inherited, self._inherited = self._inherited, []
+        for owed in inherited:
+            self.compression.absorb(owed)
+
     def find_offer(self, have: StateId, generation: Generation = NO_GENERATION) -> Offer | None:
         """A donor's answer; called by the state server's threads. None: ask again shortly.
 
@@ -479,6 +517,8 @@ class Engine:
                     self._launch_ready()
                     if self._reducer is not None:
                         self._reducer.progress()
+            elif self._pending and self._reducer is not None:  # differences that go out while the round goes on
+                self._reducer.progress()
 
         return arrived
 
@@ -539,8 +579,8 @@ class Engine:
         assert self._exchange is not None
         if self._reducer is not None:
             self._reducer.backward_ended()
-        for index in range(len(self._parameters)):
-            if index not in self._used:
+        for index, slot in enumerate(self.staging.plan.slots):
+            if index not in self._used and slot.bucket >= len(self._pending):
                 self._fill(index)  # left out by this backward: what earlier micro-batches gave, or nothing
         if self._reducer is None:
             self._fill_tail(self.staging.tail, batch)

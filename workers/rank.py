@@ -28,7 +28,7 @@ from workers.link import AgentLink, new_worker_id, page_path, socket_path
 from workers.memory_file import MemoryShortage, memory_folder, memory_path, remove_abandoned
 from workers.page import Page
 from workers.protocol import PrepareOrder, RankMachine, RankState, Sync
-from workers.transfer import Commit, Offer, Snapshot, StateClient, StateServer, TransferError
+from workers.transfer import Commit, Offer, Snapshot, StateClient, StateServer, TransferError, hand_over
 
 logger = logging.getLogger("quantarion.rank")
 
@@ -40,6 +40,10 @@ EXCHANGE_SECONDS = 900.0
 
 ORPHAN_SECONDS = 90.0
 """A rank without an agent for this long has been given up by everyone."""
+
+
+HAND_OVER_SECONDS = 25.0
+"""Less than a coordinator waits for the end of a rank that leaves (`farewell`)."""
 
 
 class Host(Protocol):
@@ -113,7 +117,7 @@ class Rank:
         self.engine, self._owner = engine, owner
         if self.shares_memory:
             self._make_memory(engine.shared_layout)
-        self._server = StateServer(self.address, self._find_offer)
+        self._server = StateServer(self.address, self._find_offer, engine.heir)
         self._note_state()
         list(self._poll_link())
 
@@ -209,10 +213,29 @@ class Rank:
             elif directive.HasField("join"):
                 self._join = [donor.peer_address for donor in directive.join.donors]
             elif directive.HasField("exit"):
+                self._hand_over(list(directive.exit.heirs), wire.state_from_wire(directive.exit.authority))
                 self.leave(directive.exit.reason)
         if self.link.orphaned_for > ORPHAN_SECONDS:
             self.leave("no agent")
         return directives
+
+    def _hand_over(self, heirs: list[str], authority: StateId) -> None:
+        """What this rank owes by error feedback goes to one that stays (CC-12), if it went with them as far as they came.
+        Where that fails it is lost, which the agent tells when this process has ended."""
+        owed = self.engine.compression.memory.state_dict() if self.engine is not None and heirs else {}
+        if not owed or not self.machine.healed or self.machine.state != authority:
+            return
+        heir = heirs[max(self.number, 0) % len(heirs)]
+        try:
+            hand_over(heir, owed, HAND_OVER_SECONDS)
+        except TransferError as error:
+            logger.warning("residuals: %s", error)
+            return
+        norm = float(sum(float(tensor.norm()) ** 2 for tensor in owed.values()) ** 0.5)
+        fields = {"worker": self.worker, "heir": heir, "residual_norm": norm}
+        note = pb.Note(kind="residual_handed_over", json=json.dumps(fields))
+        self.link.send(pb.RankReport(worker=self.worker, note=note))
+        self.page.set_owed(0.0)
 
     def leave(self, reason: str) -> None:
         """Flush and go: never through the interpreter's exit, where an abandoned operation could hang (EP-7)."""

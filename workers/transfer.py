@@ -1,7 +1,8 @@
 """State from peer to peer: whole snapshots, or the reduced buckets of the commits one is behind (EP-9, EP-15).
 
 A rank that needs state connects to a donor and says which state it has. The donor answers with the commits that lead from
-there to its own state, if it still has them, else with a snapshot. Residuals are never part of it (EP-6).
+there to its own state, if it still has them, else with a snapshot. Residuals are never part of it (EP-6); what a rank that
+leaves owes goes to one that stays, by the same door (CC-12).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +63,21 @@ class Offer:
     is_valid: Callable[[], bool]
 
 
+@dataclass
+class Heir:
+    """Takes what others owe: float32 of these `shapes`, by parameter name; `inherit` is called in a background thread."""
+
+    shapes: Mapping[str, torch.Size]
+    inherit: Callable[[Mapping[str, torch.Tensor]], None]
+
+
 class StateServer:
     """Serves a donor's offers in background threads; where `find_offer(have, generation)` gives None the asker waits."""
 
-    def __init__(self, address: str, find_offer: Callable[[StateId, Generation], Offer | None]) -> None:
-        self._find_offer = find_offer
+    def __init__(
+        self, address: str, find_offer: Callable[[StateId, Generation], Offer | None], heir: Heir | None = None
+    ) -> None:
+        self._find_offer, self._heir = find_offer, heir
         self._listener = socket.create_server((address, 0), backlog=64)
         host, port = self._listener.getsockname()[:2]
         self.address = f"{host}:{port}"
@@ -86,11 +97,30 @@ class StateServer:
                 peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 while True:
                     request = _receive_json(peer)
+                    if "owed" in request:
+                        self._take_over(peer, int(request["owed"]))
+                        continue
                     generation = Generation(*map(int, request["generation"]))
                     offer = self._wait_for_offer(peer, _state_from_list(request["have"]), generation)
                     _send_offer(peer, offer)
         except (OSError, ValueError, TypeError, KeyError, TransferError) as error:
             logger.debug("state peer left: %s", error)
+
+    def _take_over(self, peer: socket.socket, length: int) -> None:
+        """Nothing is taken that is not whole or is of another model, and nothing larger than a model is waited for."""
+        if self._heir is None or length > _MAX_HEADER:
+            raise TransferError("nobody here takes over what others owe")
+        described = plain.loads(_receive_exactly(peer, length).decode())
+        owed = {name: torch.empty(shape) for name, shape in _fitting(described, self._heir)}
+        for tensor in owed.values():
+            view = tensor_bytes(tensor)
+            while len(view):
+                count = peer.recv_into(view, min(len(view), 1 << 20))
+                if not count:
+                    raise TransferError("closed")
+                view = view[count:]
+        self._heir.inherit(owed)
+        peer.sendall(b"\x01")
 
     def _wait_for_offer(self, peer: socket.socket, have: StateId, generation: Generation) -> Offer:
         while True:
@@ -182,6 +212,41 @@ class StateClient:
             deadline = time.monotonic() + self._timeout
             self._progress()
             view = view[count:]
+
+
+def hand_over(address: str, owed: Mapping[str, torch.Tensor], seconds: float) -> None:
+    """Give what this rank owes, float32 by parameter name, to the rank whose state server is at `address`.
+
+    It is taken over once, or not at all; where the answer is lost, nobody knows which. After `seconds` it is given up.
+
+    Raises:
+        TransferError: it was not taken over, as far as is known.
+    """
+    until = time.monotonic() + seconds
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=min(5.0, seconds)) as heir:
+            described = plain.dumps([[name, list(tensor.shape)] for name, tensor in owed.items()]).encode()
+            request = json.dumps({"owed": len(described)}).encode()
+            heir.sendall(_HEADER.pack(len(request)) + request + described)
+            for tensor in owed.values():
+                view = tensor_bytes(tensor)
+                while len(view):
+                    heir.settimeout(max(0.01, until - time.monotonic()))
+                    view = view[heir.send(view[: 1 << 20]) :]
+            heir.settimeout(max(0.01, until - time.monotonic()))
+            if heir.recv(1) != b"\x01":
+                raise TransferError(f"{address} does not take over what this rank owes")
+    except (OSError, ValueError) as error:
+        raise TransferError(f"{address} could not be given what this rank owes: {error}") from None
+
+
+def _fitting(described: Any, heir: Heir) -> list[tuple[str, list[int]]]:
+    found = [(str(name), [int(size) for size in shape]) for name, shape in described]
+    for name, shape in found:
+        if name not in heir.shapes or list(heir.shapes[name]) != shape:
+            raise TransferError(f"what is owed to {name}, {shape}, fits no parameter of the model")
+    return found
 
 
 def _send_offer(peer: socket.socket, offer: Offer) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from orchestrator import operator_commands
 from tests.codecs import CODECS
 from tests.gang.harness import IMPATIENT, Gang
 from workers.compression.controller.ladder import rung
@@ -41,6 +42,19 @@ def test_cc12_what_a_killed_rank_owed_is_logged(gang: StartGang) -> None:
     (lost,) = g.events("residual_lost")
     (left,) = [event for event in g.events("worker_exit") if event["signal"] == 9]
     assert lost["worker"] == left["worker"] and lost["residual_lost_norm"] > 0.01
+
+
+def test_cc12_what_a_drained_host_owes_goes_to_those_that_stay(gang: StartGang) -> None:
+    g = gang(codec="topk 0.05")
+    g.wait_for_step(35)
+    leavers = {str(member["worker"]) for member in g.members().values() if member["host"] == "host-2"}
+    assert operator_commands.drain("gang", "host-2", "new kernel", g.storage) == 0
+    g.wait_for("its end", lambda: g.events("host_left"))
+    handed = g.events("residual_handed_over")
+    assert {event["worker"] for event in handed} == leavers and len(leavers) == 2
+    assert len({event["heir"] for event in handed}) == 2  # each to another
+    assert all(event["residual_norm"] > 0 for event in handed) and g.events("residual_lost") == []
+    g.check()
 
 
 @pytest.mark.long

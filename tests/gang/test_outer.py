@@ -52,6 +52,18 @@ def test_cc24_hosts_that_train_alone(point: str, gang: StartGang) -> None:
     run_with(KILLS[point], gang, every=4, codec="int8", within="host")
 
 
+@pytest.mark.parametrize("point", KILLS)
+@pytest.mark.parametrize("codec", ["int8", "none"])
+def test_cc24_differences_that_go_out_while_the_round_goes_on(codec: str, point: str, gang: StartGang) -> None:
+    sync = {"every": 4, "codec": codec, "staleness": 3, "fragments": 3}
+    g = gang(faults=(KILLS[point],), epochs=EPOCHS, wide=True, sync=sync)
+    g.wait_for_faults()
+    g.wait_until_whole()
+    g.check()
+    steps = read_steps(g.folder)
+    assert sum(step["loss"] for step in steps[-8:]) < 0.8 * sum(step["loss"] for step in steps[:8])
+
+
 def test_cc24_a_host_without_shared_memory_trains_as_single_ranks(gang: StartGang) -> None:
     g = gang(epochs=EPOCHS, sync={"every": 4, "within": "host"}, full=("host-1",))
     g.check()

@@ -180,6 +180,15 @@ def test_wrong_units_are_refused(tmp_path: Path, text: str, sentence: str) -> No
         ("{compression: {policy: adaptive}, sync: {every: 4}}", "policy is adaptive; write compression.policy: fixed, and"),
         ("{compression: {follow_learning_rate: true}, sync: {every: 4}}", "write compression.follow_learning_rate: false"),
         ("{compression: {momentum: 0.5}, sync: {every: 4}}", "compression.momentum is 0.5; write compression.momentum: 0"),
+        (
+            "sync: {every: 8, staleness: 8}",
+            "sync.staleness is 8, but a round has no more than 8 steps (sync.every); write sync.staleness: 7, or less",
+        ),
+        (
+            "sync: {every: 8, staleness: 2, within: host}",
+            "use the memory they share in every step; write sync.within: rank",
+        ),
+        ("sync: {every: 8, fragments: 2}", "sync.fragments is 2, but all differences go out when a round ends: sync"),
         ("sync: {codec: int5}", "sync.codec: there is no codec 'int5'"),
     ],
 )

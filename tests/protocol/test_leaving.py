@@ -42,6 +42,26 @@ def test_ep16_a_drained_host_closes_with_the_others_at_a_step_to_come_and_nothin
     assert machine.discarded == discarded and machine.incidents == []
 
 
+def test_cc12_who_leaves_is_told_who_stays_and_from_which_state(world: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, (stays, leaves) = machine_of(world), world.hosts
+    told: list[ms.SendExit] = []
+    farewell = machine._farewell
+
+    def noted(worker: str, reason: str) -> ms.SendExit:
+        told.append(farewell(worker, reason))
+        return told[-1]
+
+    monkeypatch.setattr(machine, "_farewell", noted)
+    leaving = {worker.worker for worker in machine.workers.values() if worker.host == leaves}
+    world.do(machine.leave(leaves, "drained", world.now))
+    settle(world)
+    assert machine.plan is not None
+    assert {exit.worker for exit in told} == leaving
+    addresses = {member.peer_address for member in machine.plan.members}
+    assert all(set(exit.heirs) == addresses and exit.authority == machine.plan.authority for exit in told)
+    assert all(member.host == stays for member in machine.plan.members)
+
+
 def test_gm28_an_evicted_host_is_out_of_the_very_next_generation_and_nobody_waits_for_its_answer(world: Simulation) -> None:
     machine, (stays, leaves) = machine_of(world), world.hosts
     actions = machine.leave(leaves, "corrupt", world.now, at_once=True)

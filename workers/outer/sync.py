@@ -7,11 +7,14 @@ samples on rank r and μ and η of the outer step,
 
 The differences go the way of gradients, with their weights: to the engine, Δ is the gradient of one step. θ and v are the
 same on all ranks, and so is the scheduler, which is stepped h times. The inner optimizer's moments are each rank's own.
+
+Where differences go out before the round ends, θ_r is that of the time when they go, and what the rank learns afterwards,
+θ_r then less θ_r at the end, is owed to the next merge, like what a codec leaves out: so all of it arrives, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +43,7 @@ class OuterSync:
         self._trained = {name: p for name, p in state.parameters.items() if p.requires_grad}
         self._velocity = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self._trained.items()}
         self._stepped: set[str] = set()
+        self._sent: dict[str, Tensor] = {}
         self.start = Captured()
         """What training has changed since is a rank's own, and undone with the round."""
         state.attached["outer"] = self
@@ -49,6 +53,7 @@ class OuterSync:
         """A round of inner steps begins from the committed state."""
         self.start = self._state.capture_training()
         self._stepped.clear()
+        self._sent.clear()
 
     def inner_step(self, host: HostExchange | None, stop: Callable[[], bool]) -> None:
         """The gradients of an inner batch are complete: one step of optimizer and scheduler.
@@ -72,10 +77,26 @@ class OuterSync:
         for parameter in self._trained.values():
             parameter.grad = None
 
-    @torch.no_grad()
     def differences(self, weight: float) -> None:
-        """Put (θ₀ − θ_r) · weight where gradients are; parameters that no step has changed get none."""
-        for name, parameter in self._trained.items():
+        """Put (θ₀ − θ_r) · weight where gradients are, of all that was not sent before; parameters that no step has changed
+        get none."""
+        self._put_differences(weight, self._trained.keys() - self._sent.keys())
+
+    def send(self, weight: float, names: Iterable[str]) -> None:
+        """The same of the parameters `names`, in the middle of a round: that is what is sent of them."""
+        names = list(names)
+        self._put_differences(weight, names)
+        self._sent |= {name: self._trained[name].detach().clone() for name in names}
+
+    @torch.no_grad()
+    def late(self, weight: float) -> dict[str, Tensor]:
+        """What this rank has learned of parameters after they were sent, times `weight`: float32, on the CPU, by name."""
+        return {name: (sent.float() - self._trained[name].float()).mul_(weight).cpu() for name, sent in self._sent.items()}
+
+    @torch.no_grad()
+    def _put_differences(self, weight: float, names: Iterable[str]) -> None:
+        for name in names:
+            parameter = self._trained[name]
             parameter.grad = None
             if name in self._stepped:
                 start = self._start_of(name, parameter)

@@ -13,6 +13,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from workers.collectives.exchange import Abandoned
+from workers.compression.finite import NonFiniteError
+from workers.compression.gradients import GradientCompression
 from workers.engine import Engine
 from workers.faults import Faults
 from workers.identity import GENESIS, Generation
@@ -51,6 +53,38 @@ class Nowhere:
     def wait(self, stop: Callable[[], bool]) -> None:
         if stop():
             raise Abandoned
+
+
+class Gathered:
+    """A reducer without a codec that leaves the summing to the test: what a rank owes is added to what it sends."""
+
+    def __init__(self, compression: GradientCompression) -> None:
+        self._compression = compression
+        self.sent: dict[int, Tensor] = {}
+
+    def begin(self) -> None:
+        self.sent.clear()
+
+    def sum_bucket(self, bucket: int, gradient: Tensor) -> Nowhere:
+        try:
+            self._compression.memory.compensate(bucket, gradient)
+        except NonFiniteError as error:
+            self._compression.refused(error)
+            gradient.zero_()
+        self._compression.memory.settle_all(bucket)
+        self._compression.encoded(bucket)
+        self.sent[bucket] = gradient.clone()
+        return Nowhere()
+
+    def sum_exactly(self, values: Tensor, *, largest: bool = False) -> Nowhere:
+        return Nowhere()
+
+    def progress(self) -> bool:
+        return False
+
+    def backward_ended(self) -> None: ...
+
+    def abandon(self) -> None: ...
 
 
 class Largest(StepObserver):
@@ -105,9 +139,10 @@ class OneRank:
             clip_norm=clip_norm,
             sync=SyncConfig(every=4, **sync),
         )
+        self.reducer = Gathered(self.engine.compression) if "staleness" in sync else None
 
     def begin(self) -> None:
-        self.engine.begin_step(Nowhere(), never)  # type: ignore[arg-type]
+        self.engine.begin_step(Nowhere(), never, None, self.reducer)  # type: ignore[arg-type]
 
     def inner_step(self, batch: Batch, pieces: int = 1) -> None:
         """This rank alone, on its share of an inner batch, which may be empty."""
@@ -121,8 +156,10 @@ class OneRank:
     def compute(self, share: Sequence[Batch], samples: int) -> None:
         """A round up to its exchange; it has `samples` over all ranks."""
         self.begin()
-        for batch in share:
+        for done, batch in enumerate(share, 1):
             self.inner_step(batch)
+            if done < len(share):
+                self.engine.stream(done, len(share), sum(len(x) for x, _ in share) / samples)
         self.engine.finish_exchange(samples)
 
     @property

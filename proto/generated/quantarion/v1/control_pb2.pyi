@@ -385,10 +385,14 @@ class Join(_message.Message):
     def __init__(self, donors: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
 
 class Exit(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "heirs", "authority")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    HEIRS_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    heirs: _containers.RepeatedScalarFieldContainer[str]
+    authority: StateId
+    def __init__(self, reason: _Optional[str] = ..., heirs: _Optional[_Iterable[str]] = ..., authority: _Optional[_Union[StateId, _Mapping]] = ...) -> None: ...
 
 class ProbeOpen(_message.Message):
     __slots__ = ("token", "seconds")
