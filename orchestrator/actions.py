@@ -43,6 +43,7 @@ class Plan:
     attempt: int
     first: bool
     stop: bool
+    at_most: int | None = None  # where first: checkpoints of later steps are wrong
 
 
 @dataclass(frozen=True)

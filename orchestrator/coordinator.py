@@ -26,9 +26,12 @@ from quantarion.v1 import operator_pb2_grpc as rpc
 from orchestrator import membership as ms
 from orchestrator import placement
 from orchestrator.commands import Commands
+from orchestrator.digests import Comparison, Digests
 from orchestrator.directives import directive
+from orchestrator.errors import ExitCode
 from orchestrator.governing import Governing, Removal, Way
 from orchestrator.governor.codes import Code
+from orchestrator.governor.config import Mode
 from orchestrator.governor.events import HostTested, Observed
 from orchestrator.governor.log import Governor, Outset
 from orchestrator.hosts import RayHosts
@@ -112,6 +115,9 @@ class Coordinator:
         governor = Governor.open_or_anew(folder / "governor.jsonl", outset)
         self.governing = Governing(governor, self.event)
         self.observing = Observing()
+        self.digests = Digests()
+        self._sound = self.journal.remembered.sound
+        self._split_at: int | None = None
         self._observed_at = self.now()
         self.hosts_max = self.journal.remembered.hosts_max or spec.hosts.max
         self._tested: dict[str, Tested] = {}
@@ -164,6 +170,7 @@ class Coordinator:
             RECOVERY_SETTLE_SECONDS,
             {host: str(entry["group"]) for host, entry in known.items()},
             {host: str(entry.get("leaving", "")) for host, entry in known.items()},
+            remembered.rolling_back,
         )
 
     async def _tick(self) -> None:
@@ -309,7 +316,7 @@ class Coordinator:
             self.journal.write({"entry": "generation", **fields})
             self.journal.fence(self.machine.generation)
             self.message = ""
-        elif kind in ("stopping", "host_leaves"):
+        elif kind in ("stopping", "host_leaves", "rolls_back", "rolled_back"):
             self.journal.write({"entry": kind, **fields})
         elif kind == "agent_lost":
             self._agents_lost[str(fields["host"])] = self.now()
@@ -351,11 +358,43 @@ class Coordinator:
         for host in [host for host, each in self._tested.items() if now - each.since > TEST_SECONDS]:
             self._give_up_test(host, f"no answer for {TEST_SECONDS:g} s")
 
+    def _compared(self, found: Comparison) -> None:
+        """All members have told what they hold (GM-17)."""
+        step = found.state.step
+        if found.unanimous:
+            self._sound = step
+            self.journal.write({"entry": "sound", "step": step})
+            return
+        if self.machine.rolling_back is not None:
+            return
+        fields = {"step": step, "hosts": list(found.deviating), "split": found.split, "sound": self._sound}
+        self.event("digests_differ", fields)
+        if not found.split:
+            for host in found.deviating:
+                self.governing.convict(host, Code.SDC_DIGEST, self.now())
+        elif self.spec.governor.certain is Mode.ENFORCE:
+            self._split(step)
+
+    def _split(self, step: int) -> None:
+        """Nobody can say who is right; and where that comes again, it is no accident."""
+        if self._split_at is not None and self._sound <= self._split_at:
+            text = f"ranks hold other bytes after step {step}, and did so before: something changes them on each by itself"
+            self._end(ExitCode.BUG, f"{text} (DIGEST_SPLIT); see docs/governor.md")
+            return
+        self._split_at = step
+        self._roll_back(f"ranks hold other bytes after step {step} (DIGEST_SPLIT)")
+
+    def _roll_back(self, reason: str) -> None:
+        self.digests.forget()
+        self.do(self.machine.roll_back(self._sound, reason, self.now()))
+
     def _remove(self, removal: Removal) -> None:
         """It may be gone or have been told to go already; who alone has the state is kept, whatever speaks against it."""
         view = self.machine.hosts.get(removal.host)
         if view is None or view.leaving or not self.machine.can_spare(removal.host):
             return
+        if removal.rolls_back and self.machine.rolling_back is None:
+            self._roll_back(removal.reason)
         if removal.way is Way.LOST:
             self.do(self.machine.host_lost(removal.host, removal.reason, self.now()))
         else:
@@ -545,6 +584,12 @@ class Coordinator:
                 self._failed(report)
             case "note":
                 self._note(worker, report.note, now)
+            case "digest":
+                told = report.digest
+                members = {member.worker: member.host for member in machine.roster.members if member.running}
+                found = self.digests.tell(worker, wire.state_from_wire(told.state), told.digest, members)
+                if found is not None:
+                    self._compared(found)
 
     def _failed(self, report: pb.RankReport) -> None:
         failed = report.failed
@@ -561,6 +606,9 @@ class Coordinator:
             fields = json.loads(note.json)
             if note.kind == "plan":
                 self.total_steps = int(fields["total_steps"])
+            elif note.kind == "resumed":
+                self._sound = int(fields["step"])
+                self.journal.write({"entry": "sound", "step": self._sound})
             self.event(note.kind, fields)
 
     # ------------------------------------------------------------------ what operators ask

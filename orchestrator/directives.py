@@ -33,6 +33,7 @@ def directive(action: ms.SendPrepare | ms.SendConfigure | ms.SendJoin | ms.SendE
 
 def _configure(plan: ms.Plan, store_address: str) -> pb.Configure:
     return pb.Configure(
+        at_most=plan.at_most,
         generation=wire.generation_to_wire(plan.generation),
         members=[_member(member) for member in plan.members],
         store_address=store_address,

@@ -49,6 +49,7 @@ class Removal:
     host: str
     way: Way
     reason: str
+    rolls_back: bool = False
 
 
 class Governing:
@@ -214,4 +215,4 @@ def _removal(record: HostRecord) -> Removal:
         way = Way.LOST
     else:
         way = Way.AT_ONCE if code.needs_rollback or code is Code.HANG_CULPRIT else Way.AFTER_THE_STEP
-    return Removal(record.host, way, f"{record.host} is evicted: {code.value}")
+    return Removal(record.host, way, f"{record.host} is evicted: {code.value}", code.needs_rollback)

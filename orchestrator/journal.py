@@ -29,6 +29,8 @@ class Remembered:
     names: dict[str, str] = field(default_factory=dict)  # of all nodes that were ever taken: node_id -> host
     drained: set[str] = field(default_factory=set)  # hosts that are not to be taken again
     hosts_max: int = 0  # as an operator has scaled the job; 0: nobody has
+    sound: int = 0  # the last step after which all members were seen to hold the same bytes
+    rolling_back: int | None = None  # to a checkpoint of that step or before; it has not come to its end
     probed: dict[str, str] = field(default_factory=dict)  # address -> group, as the probe has found it
 
 
@@ -107,6 +109,8 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
                 remembered.names.clear()
                 remembered.drained.clear()
                 remembered.hosts_max = 0
+                remembered.sound = 0
+                remembered.rolling_back = None
                 remembered.stopping = False
                 remembered.formed = False
         case "generation":
@@ -124,6 +128,12 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
             remembered.drained.discard(entry["host"])
         case "scaled":
             remembered.hosts_max = int(entry["hosts"])
+        case "sound":
+            remembered.sound = int(entry["step"])
+        case "rolls_back":
+            remembered.rolling_back = int(entry["at_most"])
+        case "rolled_back":
+            remembered.rolling_back = None
         case "probed":
             remembered.probed = dict(entry["by_address"])
             for host, group in entry["groups"].items():

@@ -91,6 +91,7 @@ class Membership:
         self.apply_failures: deque[float] = deque()  # when
         self.recovered_members: dict[str, int] = {}
         self.failed_steps: set[int] = set()  # after which the task has raised on a member
+        self.rolling_back: int | None = None  # to a checkpoint of this step or before: no member's state counts
 
     # ------------------------------------------------------------------ events: hosts
 
@@ -111,13 +112,15 @@ class Membership:
         settle: float,
         groups: Mapping[str, str] | None = None,
         leaving: Mapping[str, str] | None = None,
+        rolling_back: int | None = None,
     ) -> None:
         """A restarted coordinator: hosts known from the journal have `settle` seconds to attach before it decides.
 
         `hosts` are their addresses, `groups` the groups of those that have one, `leaving` why some were told to go;
-        `members` are the ranks of the last generation's workers: some may not have received its CONFIGURE yet.
+        `members` are the ranks of the last generation's workers: some may not have received its CONFIGURE yet;
+        `rolling_back` is of a `roll_back` that has not come to its end.
         """
-        self.recovered_members = members
+        self.recovered_members, self.rolling_back = members, rolling_back
         for host, address in hosts.items():
             view = self.hosts[host] = HostView(host, address, (groups or {}).get(host, ""), attached=False, detached_at=now)
             view.leaving = (leaving or {}).get(host, "")
@@ -193,6 +196,17 @@ class Membership:
         if at_once and self.phase is not JobPhase.WAITING and self.roster.can_do_without_the_leaving:
             actions += self._begin(reason, now)
             self.waiting -= {worker.worker for worker in self.roster.on(host)}
+        return actions + self._decide(now)
+
+    def roll_back(self, at_most: int, reason: str, now: float) -> list[Action]:
+        """What members hold is wrong since after step `at_most`: the gang begins anew from a checkpoint of that step or
+        before (GM-17)."""
+        if self.phase is JobPhase.ENDED:
+            return []
+        self.rolling_back = at_most
+        actions: list[Action] = [Record("rolls_back", {"at_most": at_most, "reason": reason})]
+        if self.phase is not JobPhase.WAITING:
+            actions += self._begin(reason, now)
         return actions + self._decide(now)
 
     # ------------------------------------------------------------------ events: workers
@@ -495,7 +509,7 @@ class Membership:
             actions += self._try_first(now)
         if self.phase is JobPhase.FORMING and not self.waiting and not self.stopping:
             staying = [w for w in candidates if not self.hosts[w.host].leaving]
-            wanted = staying if any(map(self._eligible, staying)) else candidates
+            wanted = staying if self._suffice(staying) else candidates
             if any(w.answer is None or w.answer.generation != self.round_generation for w in wanted):
                 actions += self._begin("join", now)  # training is held for hosts, and here is one
         if self.phase is JobPhase.SYNCING and all(w.running for w in self.roster.members):
@@ -567,7 +581,7 @@ class Membership:
             self.formed = False
             return []
         self.pace.progress_at = now
-        if all(w.running for w in members) and not self.roster.short:
+        if all(w.running for w in members) and not self.roster.short and self.rolling_back is None:
             self.phase = JobPhase.TRAINING
             return []
         return self._begin("coordinator restarted", now)
@@ -629,21 +643,20 @@ class Membership:
         promised = [
             w for w in self.roster.candidates if w.answer is not None and w.answer.generation == self.round_generation
         ]
-        promised = self._without_the_leaving(promised)
+        staying = [w for w in promised if not self.hosts[w.host].leaving]
+        if self._suffice(staying):
+            promised = staying
+            for host in self.roster.leaving:
+                for worker in self.roster.on(host.host):
+                    worker.role = Role.IDLE
         enough = len({w.host for w in promised}) >= self.rules.hosts_min
         if not promised or not (enough or self.stopping):
             return self._hold(now)
         return self._issue(promised, now)
 
-    def _without_the_leaving(self, promised: list[WorkerView]) -> list[WorkerView]:
-        """Where others have the state; those who leave are members no more."""
-        staying = [w for w in promised if not self.hosts[w.host].leaving]
-        if not any(map(self._eligible, staying)):
-            return promised
-        for host in self.roster.leaving:
-            for worker in self.roster.on(host.host):
-                worker.role = Role.IDLE
-        return staying
+    def _suffice(self, staying: list[WorkerView]) -> bool:
+        """The others may go: one of these has the state, or nobody's counts."""
+        return any(map(self._eligible, staying)) or (self.rolling_back is not None and bool(staying))
 
     def _hold(self, now: float) -> list[Action]:
         """Too few hosts can train: wait for more, but not for ever."""
@@ -687,7 +700,7 @@ class Membership:
         for other in self.workers.values():
             if other.role is not Role.MEMBER:
                 other.off_line_since = generation
-        self.plan = Plan(generation, tuple(members), authority, self.attempt, first, self.stopping)
+        self.plan = Plan(generation, tuple(members), authority, self.attempt, first, self.stopping, self.rolling_back)
         self.generation = generation
         if first:
             self.pace.begins_anew()
@@ -711,7 +724,7 @@ class Membership:
     def _eligible(self, worker: WorkerView) -> bool:
         """May be the authority: healed, and in every generation that could have committed since its own (EP-9, EP-11)."""
         answer = worker.answer
-        if answer is None or not answer.healed or worker.role is not Role.MEMBER:
+        if self.rolling_back is not None or answer is None or not answer.healed or worker.role is not Role.MEMBER:
             return False
         return worker.off_line_since is None or answer.configured >= worker.off_line_since
 
@@ -719,6 +732,9 @@ class Membership:
         """All members run. Close the incidents that this generation answers."""
         assert self.plan is not None
         actions: list[Action] = []
+        if self.rolling_back is not None:
+            self.rolling_back = None
+            actions.append(Record("rolled_back", {"generation": list(self.generation)}))
         world = len(self.plan.members)
         full = not self.roster.lacking
         for incident in self.incidents:

@@ -26,7 +26,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from workers import wire
 from workers.coherence.busy import BusyTime
+from workers.coherence.digests import DigestRhythm
 from workers.collectives.buckets import BucketPlan
 from workers.collectives.exchange import Abandoned, ExchangeError, Groups, Hosts
 from workers.collectives.reducer import Reducer
@@ -193,6 +195,7 @@ class Job:
         self._looped = False
         self._mark = time.perf_counter()
         self._busy = BusyTime()
+        self._digests = DigestRhythm()
         self._phase = ""
         self._result: dict[str, Any] | None = None
         self._files: dict[str, Callable[[Path], None]] = {}
@@ -496,9 +499,21 @@ class Job:
         seen = self._engine.agreement
         agreed = (seen.cosine, seen.norm, seen.step) if seen is not None else ()
         self._rank.page.set_signals(Signals(self._busy.per_sample, self._engine.own_loss, *agreed))
+        self._tell_digest(commit.after, seconds)
         self._busy.begin()
         self._log.add(self._line(commit, seconds))
         self._show_phase(commit.meta["phase"], commit.after.step)
+
+    def _tell_digest(self, state: StateId, step_seconds: float) -> None:
+        """To be compared with the others': now and then, for each checkpoint, and at the first step of a generation."""
+        step, rank = state.step, self._rank
+        is_due = self._digests.is_due(step) or step == rank.first_step or self.config.checkpoint.due(step) is not None
+        if not is_due or rank.world == 1:
+            return
+        begun = time.perf_counter()
+        digest = pb.StateDigest(state=wire.state_to_wire(state), digest=bytes.fromhex(self.digest))
+        self._digests.took(time.perf_counter() - begun, step_seconds)
+        rank.link.send(pb.RankReport(worker=rank.worker, digest=digest))
 
     def _show_phase(self, phase: str, step: int) -> None:
         if self._rank.index == 0 and phase != self._phase:
@@ -592,8 +607,8 @@ class Job:
 
     # ------------------------------------------------------------------ what the rank asks of us
 
-    def found(self) -> Snapshot | None:
-        return self._keeper.found()
+    def found(self, at_most: int | None) -> Snapshot | None:
+        return self._keeper.found(at_most)
 
     def restore(self, snapshot: Snapshot) -> None:
         lost = self._engine.restore(snapshot)

@@ -83,6 +83,7 @@ class Engine:
         """`sync`: a step is a round of inner steps, and what is reduced are parameter differences; None for gradients.
         `sketch_seed`: for `agreement`, the same on all ranks; None where nobody asks how gradients agree."""
         self.machine, self.faults, self.clip_norm = machine, faults, clip_norm
+        faults.flip = self._flip
         self.replica = ReplicatedState(model, optimizer, scheduler, scaler)
         self._parameters = [(n, p) for n, p in self.replica.parameters.items() if p.requires_grad]
         self._observers = Observers(model)
@@ -722,6 +723,12 @@ class Engine:
     def _clear_grads(self) -> None:
         for _, parameter in self._parameters:
             parameter.grad = None
+
+    def _flip(self) -> None:
+        """For drills: a bit in the middle of the first parameter's first element."""
+        with torch.no_grad():
+            flat = self._parameters[0][1].view(-1)
+            flat[:1] = (flat[:1].view(torch.int32) ^ (1 << 16)).view(torch.float32)
 
     @staticmethod
     def _hash(tensors: list[torch.Tensor]) -> int:

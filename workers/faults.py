@@ -3,7 +3,8 @@
 A point is a place in the protocol (`in_apply`, `in_exchange`, …). The conditions say which rank and when: `rank`, `step`
 in progress, `round` after it, `generation` (counter of the last one entered, 0 of none), `bucket` in `in_exchange`,
 `inner` in `in_backward` (the batch inside the step, from 0), `snapshot` 0 or 1 in `in_serve`. The action says what happens
-there: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself; goes on after SIGCONT), `hang` (never returns), `raise`. Each
+there: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself; goes on after SIGCONT), `hang` (never returns), `raise`,
+`flip` (a bit of a parameter in its memory, as a cosmic ray might). Each
 fault happens once in the life of a job: a file in the job's folder remembers it, so a replacement does not die of the same
 fault again.
 """
@@ -38,7 +39,7 @@ POINTS = (
     "in_publish",
     "at_finish",
 )
-ACTIONS = ("kill", "stop", "hang", "raise")
+ACTIONS = ("kill", "stop", "hang", "raise", "flip")
 
 _FORM = re.compile(r"^(?P<point>[a-z_]+)(@(?P<conditions>[a-z_]+=\d+(,[a-z_]+=\d+)*))?=(?P<action>[a-z]+)$")
 
@@ -81,6 +82,8 @@ class Faults:
         self._faults = [parse(text) for text in texts]
         self._folder = folder
         self._where = where
+        self.flip: Callable[[], None] = lambda: None
+        """Changes a bit of the state of this process."""
         self.hit = self._hit if self._faults else self._nothing
 
     @staticmethod
@@ -92,7 +95,13 @@ class Faults:
             if fault.point == point:
                 known = {**self._where(), **values}
                 if all(known.get(key) == value for key, value in fault.conditions) and self._first_time(fault):
-                    _act(fault)
+                    self._act(fault)
+
+    def _act(self, fault: Fault) -> None:
+        if fault.action == "flip":
+            self.flip()
+        else:
+            _act(fault)
 
     def _first_time(self, fault: Fault) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from quantarion.v1 import control_pb2 as pb
 
-from workers.checkpoint import BackgroundWriter, CheckpointError, Published, check_fits, load_newest
+from workers.checkpoint import BackgroundWriter, CheckpointError, Published, check_fits, load_newest, set_aside
 from workers.checkpoint.manifest import EXACT, MANIFEST
 from workers.config import TrainingConfig
 from workers.engine import Engine
@@ -139,15 +139,24 @@ class Keeper:
         )
         self._rank.post(pb.RankReport(worker=self._rank.worker, published=published))
 
-    def found(self) -> Snapshot | None:
+    def found(self, at_most: int | None = None) -> Snapshot | None:
         """The newest sound checkpoint of this job's folder, or None where there is none (a fresh start).
 
-        Raises TaskError where it does not fit the model or the plan.
+        Args:
+            at_most: those of later steps are wrong, and put aside.
+
+        Raises:
+            TaskError: it does not fit the model or the plan.
         """
         if not isinstance(self._rank, Rank):
             return None
+        if at_most is not None:
+            try:
+                set_aside(self._root, at_most)
+            except CheckpointError as error:
+                self._skipped(str(error))
         tier = "exact" if self._exact_only() else None
-        newest = load_newest(self._root, tier, lambda entry: self._skipped(str(entry.reason)))
+        newest = load_newest(self._root, tier, lambda entry: self._skipped(str(entry.reason)), at_most)
         if newest is None:
             return None
         entry, captured = newest

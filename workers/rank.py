@@ -49,8 +49,8 @@ HAND_OVER_SECONDS = 25.0
 class Host(Protocol):
     """What the public `Job` does for its rank."""
 
-    def found(self) -> Snapshot | None:
-        """The state a job begins with: a checkpoint's, or None for the model as it was built."""
+    def found(self, at_most: int | None) -> Snapshot | None:
+        """The state a job begins with: a checkpoint's, of a step up to `at_most`, or None for the model as it was built."""
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take over a donor's or a checkpoint's state."""
@@ -356,9 +356,11 @@ class Rank:
         """The first generation takes its state from the first of the ring (EP-15)."""
         assert self.engine is not None and self._owner is not None
         if not mine.donor:
+            with self.engine.lock:
+                self.machine.lost_state()  # what it holds may have the name of what it needs, and be something else
             self._get_state([m.peer_address for m in configure.members if m.donor], None)
             return Sync.HEAL
-        snapshot = self._owner.found()
+        snapshot = self._owner.found(configure.at_most if configure.HasField("at_most") else None)
         if snapshot is not None:
             self._owner.restore(snapshot)
             return Sync.HEAL

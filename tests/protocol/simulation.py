@@ -72,6 +72,7 @@ class Simulation:
         self.names = iter(range(10**9))
         self.groups: dict[str, str] = {}
         self.leaving: dict[str, str] = {}
+        self.rolling_back: int | None = None
         self.machine: ms.Membership | None = None
         self.best_line = 0
         self.restarts = 0
@@ -88,7 +89,8 @@ class Simulation:
         if hosts:
             plan = self.plans.get(generation)
             members = {m.worker: m.rank for m in plan.members} if plan else {}
-            self.machine.recover(hosts, generation, formed, members, self.now, 6.0, self.groups, self.leaving)
+            told = (self.groups, self.leaving, self.rolling_back)
+            self.machine.recover(hosts, generation, formed, members, self.now, 6.0, *told)
 
     def kill_coordinator(self) -> None:
         self.machine = None
@@ -180,6 +182,10 @@ class Simulation:
                     self.journal = (self.machine.generation, True, self.journal[2])
                 case ms.Record("host_leaves", fields):
                     self.leaving[str(fields["host"])] = str(fields["reason"])
+                case ms.Record("rolls_back", fields):
+                    self.rolling_back = int(str(fields["at_most"]))
+                case ms.Record("rolled_back", _):
+                    self.rolling_back = None
                 case ms.EndJob(code, message):
                     raise Violation(f"the job ended with {code}: {message}")
 

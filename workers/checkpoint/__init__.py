@@ -1,7 +1,7 @@
 """Checkpoints, lossless or in QINS, published atomically, verified when read. Format: docs/checkpoints.md."""
 
 from workers.checkpoint.background import BackgroundWriter
-from workers.checkpoint.catalog import Entry, list_checkpoints, load_newest, newest_valid, prune
+from workers.checkpoint.catalog import Entry, list_checkpoints, load_newest, newest_valid, prune, set_aside
 from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError, WrongModel
 from workers.checkpoint.manifest import Manifest, read_manifest
 from workers.checkpoint.reader import check_fits, load, verify
@@ -24,5 +24,6 @@ __all__ = [
     "prune",
     "read_manifest",
     "save",
+    "set_aside",
     "verify",
 ]

@@ -18,6 +18,9 @@ from workers.state import Captured
 
 logger = logging.getLogger("quantarion.checkpoint")
 
+ASIDE = "rolled-back-"
+"""The name of what `set_aside` has moved begins so."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -75,10 +78,12 @@ def newest_valid(root: Path, tier: str | None = None, on_skip: Skipped | None = 
     return None
 
 
-def load_newest(root: Path, tier: str | None = None, on_skip: Skipped | None = None) -> tuple[Entry, Captured] | None:
-    """`newest_valid` and its state, read once."""
+def load_newest(
+    root: Path, tier: str | None = None, on_skip: Skipped | None = None, at_most: int | None = None
+) -> tuple[Entry, Captured] | None:
+    """`newest_valid` and its state, read once; of no later step than `at_most`."""
     for entry in list_checkpoints(root):
-        if tier not in (None, entry.tier):
+        if tier not in (None, entry.tier) or (at_most is not None and entry.step > at_most):
             continue
         if entry.valid is None:
             try:
@@ -111,6 +116,24 @@ def prune(root: Path, keep: int, fence: Callable[[], bool]) -> list[Path]:
         _delete(entry.path)
         deleted.append(entry.path)
     return deleted
+
+
+def set_aside(root: Path, after: int) -> list[Path]:
+    """Put the checkpoints of steps later than `after` where nobody looks for checkpoints; returns where they are now.
+
+    They were whole, but what they hold is wrong: the job has gone back to before them (GM-17). Raises StorageError where
+    the folder refuses.
+    """
+    moved = []
+    for entry in list_checkpoints(root):
+        if entry.step > after:
+            away = entry.path.with_name(f"{ASIDE}{entry.path.name}.{secrets.token_hex(4)}")
+            try:
+                entry.path.rename(away)
+            except OSError as error:
+                raise storage_error("rename", entry.path, error) from error
+            moved.append(away)
+    return moved
 
 
 def _skip(entry: Entry, on_skip: Skipped | None) -> None:

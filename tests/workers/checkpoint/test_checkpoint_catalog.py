@@ -18,6 +18,7 @@ from workers.checkpoint import (
     load_newest,
     newest_valid,
     prune,
+    set_aside,
 )
 from workers.checkpoint import catalog as catalog_module
 from workers.checkpoint.catalog import check
@@ -199,3 +200,30 @@ def test_ck6_a_deletion_cut_short_shows_no_partial(publish: Publish, root: Path,
 def test_ck6_keeping_none_is_refused(root: Path) -> None:
     with pytest.raises(ValueError, match="write 1 or more"):
         prune(root, 0, lambda: True)
+
+
+def test_gm17_checkpoints_of_later_steps_are_put_aside_and_not_seen_again(publish: Publish, root: Path) -> None:
+    for step in (10, 20, 30, 40):
+        publish(step=step, generation=(1, 1))
+    found = load_newest(root, at_most=25)
+    assert found is not None and found[0].step == 20
+    moved = set_aside(root, 25)
+    assert len(moved) == 2 and all(path.is_dir() and path.parent == root for path in moved)  # nothing is deleted
+    assert [entry.step for entry in list_checkpoints(root)] == [20, 10]
+    assert set_aside(root, 25) == []
+    publish(step=30, generation=(1, 2))  # computed again
+    assert [entry.step for entry in list_checkpoints(root)] == [30, 20, 10]
+    set_aside(root, 0)
+    assert load_newest(root) is None and len(list(root.iterdir())) >= 5
+
+
+def test_gm17_a_folder_that_refuses_is_said(publish: Publish, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(step=10, generation=(1, 1))
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(StorageError, match="cannot"):
+        set_aside(root, 5)
+    assert load_newest(root, at_most=5) is None  # even so it is not taken

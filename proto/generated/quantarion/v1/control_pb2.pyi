@@ -143,7 +143,7 @@ class WorkerExit(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., pid: _Optional[int] = ..., status: _Optional[int] = ..., unknown: _Optional[bool] = ..., time: _Optional[float] = ...) -> None: ...
 
 class RankReport(_message.Message):
-    __slots__ = ("worker", "prepared", "ready", "running", "exchange_failed", "published", "finished", "failed", "note")
+    __slots__ = ("worker", "prepared", "ready", "running", "exchange_failed", "published", "finished", "failed", "note", "digest")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     PREPARED_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +153,7 @@ class RankReport(_message.Message):
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     worker: str
     prepared: Prepared
     ready: Ready
@@ -162,7 +163,16 @@ class RankReport(_message.Message):
     finished: Finished
     failed: Failed
     note: Note
-    def __init__(self, worker: _Optional[str] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., running: _Optional[_Union[Running, _Mapping]] = ..., exchange_failed: _Optional[_Union[ExchangeFailed, _Mapping]] = ..., published: _Optional[_Union[Published, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., note: _Optional[_Union[Note, _Mapping]] = ...) -> None: ...
+    digest: StateDigest
+    def __init__(self, worker: _Optional[str] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., running: _Optional[_Union[Running, _Mapping]] = ..., exchange_failed: _Optional[_Union[ExchangeFailed, _Mapping]] = ..., published: _Optional[_Union[Published, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., note: _Optional[_Union[Note, _Mapping]] = ..., digest: _Optional[_Union[StateDigest, _Mapping]] = ...) -> None: ...
+
+class StateDigest(_message.Message):
+    __slots__ = ("state", "digest")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    state: StateId
+    digest: bytes
+    def __init__(self, state: _Optional[_Union[StateId, _Mapping]] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Prepared(_message.Message):
     __slots__ = ("generation", "state", "previous", "healed", "configured")
@@ -361,7 +371,7 @@ class Member(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., host: _Optional[str] = ..., peer_address: _Optional[str] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., donor: _Optional[bool] = ..., on_line: _Optional[bool] = ..., shared_memory: _Optional[bool] = ..., group: _Optional[str] = ...) -> None: ...
 
 class Configure(_message.Message):
-    __slots__ = ("generation", "members", "store_address", "authority", "attempt", "first", "stop")
+    __slots__ = ("generation", "members", "store_address", "authority", "attempt", "first", "stop", "at_most")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     STORE_ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -369,6 +379,7 @@ class Configure(_message.Message):
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    AT_MOST_FIELD_NUMBER: _ClassVar[int]
     generation: Generation
     members: _containers.RepeatedCompositeFieldContainer[Member]
     store_address: str
@@ -376,7 +387,8 @@ class Configure(_message.Message):
     attempt: int
     first: bool
     stop: bool
-    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., store_address: _Optional[str] = ..., authority: _Optional[_Union[StateId, _Mapping]] = ..., attempt: _Optional[int] = ..., first: _Optional[bool] = ..., stop: _Optional[bool] = ...) -> None: ...
+    at_most: int
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., store_address: _Optional[str] = ..., authority: _Optional[_Union[StateId, _Mapping]] = ..., attempt: _Optional[int] = ..., first: _Optional[bool] = ..., stop: _Optional[bool] = ..., at_most: _Optional[int] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("donors",)

@@ -1,0 +1,72 @@
+"""Do the members hold the same bytes? What they tell of their states is compared here (GM-17)."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from workers.identity import StateId
+
+REMEMBERED = 16
+"""States of which not all members have told a digest yet."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of one state. `deviating`: hosts that hold other bytes than the majority, in order; `split`: there is none."""
+
+    state: StateId
+    deviating: tuple[str, ...] = ()
+    split: bool = False
+
+    @property
+    def unanimous(self) -> bool:
+        return not self.deviating and not self.split
+
+
+class Digests:
+    """What ranks have told."""
+
+    def __init__(self) -> None:
+        self._told: OrderedDict[StateId, dict[str, bytes]] = OrderedDict()
+
+    def tell(self, worker: str, state: StateId, digest: bytes, members: Mapping[str, str]) -> Comparison | None:
+        """`worker` has this digest of `state`. The comparison, once all have told theirs.
+
+        Args:
+            members: the hosts of all workers that train.
+        """
+        if worker not in members:
+            return None
+        told = self._told.setdefault(state, {})
+        told[worker] = digest
+        while len(self._told) > REMEMBERED:
+            self._told.popitem(last=False)
+        if not members.keys() <= told.keys():
+            return None
+        del self._told[state]
+        return compare(state, {worker: told[worker] for worker in members}, members)
+
+    def forget(self) -> None:
+        """Those states are left."""
+        self._told.clear()
+
+
+def compare(state: StateId, digests: Mapping[str, bytes], hosts: Mapping[str, str]) -> Comparison:
+    """A host whose ranks agree has one vote, one whose ranks do not has none. More than half of the votes are the truth.
+
+    Args:
+        digests: by worker.
+        hosts: by worker.
+    """
+    if len(set(digests.values())) <= 1:
+        return Comparison(state)
+    by_host: dict[str, set[bytes]] = {}
+    for worker, digest in digests.items():
+        by_host.setdefault(hosts[worker], set()).add(digest)
+    votes = Counter(next(iter(found)) for found in by_host.values() if len(found) == 1)
+    truth, count = votes.most_common(1)[0] if votes else (b"", 0)
+    if 2 * count <= votes.total():
+        return Comparison(state, split=True)
+    return Comparison(state, tuple(sorted(host for host, found in by_host.items() if found != {truth})))
