@@ -37,6 +37,7 @@ from orchestrator.governor.log import Governor, Outset
 from orchestrator.hosts import RayHosts
 from orchestrator.jobspec import JobSpec
 from orchestrator.journal import Journal
+from orchestrator.non_finite import NonFinite
 from orchestrator.observing import Observing
 from orchestrator.probe import BUDGET_SECONDS, Findings, LinkProbe
 from orchestrator.services import ControlService, OperatorService
@@ -115,7 +116,7 @@ class Coordinator:
         governor = Governor.open_or_anew(folder / "governor.jsonl", outset)
         self.governing = Governing(governor, self.event)
         self.observing = Observing()
-        self.digests = Digests()
+        self.digests, self.non_finite = Digests(), NonFinite()
         self._sound = self.journal.remembered.sound
         self._split_at: int | None = None
         self._observed_at = self.now()
@@ -352,6 +353,9 @@ class Coordinator:
             self._observed_at = now
             observations = self.observing.window(sorted(attached))
             self.governing.tell(Observed(now, observations, machine.pace.step))
+        for host in self.non_finite.guilty(machine.pace.step, now):
+            if machine.can_spare(host):
+                self.governing.convict(host, Code.NONFINITE_HOST, now)
         for removal in self.governing.removals(machine.hosts, self.ray_hosts.placed, now):
             self._remove(removal)
         self._test_the_quarantined()
@@ -606,6 +610,10 @@ class Coordinator:
             fields = json.loads(note.json)
             if note.kind == "plan":
                 self.total_steps = int(fields["total_steps"])
+            elif note.kind == "non_finite" and worker in self.machine.workers:
+                host, step, again = self.machine.workers[worker].host, int(fields["step"]), bool(fields["again"])
+                if self.non_finite.told(host, step, again=again):
+                    self.event("non_finite_job", {"step": step})
             elif note.kind == "resumed":
                 self._sound = int(fields["step"])
                 self.journal.write({"entry": "sound", "step": self._sound})

@@ -83,7 +83,11 @@ def event_sentence(event: Record) -> str | None:
         case {"kind": "shared_memory", "host": host, "message": message}:
             return f"{host}: {message}"
         case {"kind": "non_finite", "rank": int(rank), "step": step, "parameter": parameter}:
-            return f"step {step} is skipped: on rank {rank} the gradient of {parameter} is not finite (said once for each)"
+            what = "the loss" if parameter == "loss" else f"the gradient of {parameter}"
+            then = "is skipped" if event.get("again", True) else "is computed once more"
+            return f"step {step} {then}: on rank {rank} {what} is not finite (said once for each)"
+        case {"kind": "rolls_back", "at_most": step, "reason": reason}:
+            return f"back to the checkpoint of step {step}, or one before it: {reason}"
         case {"kind": "phase", "phase": phase}:
             return f"phase {phase_words(phase)}"
         case {"kind": "gate", "gate": gate, "passed": True}:

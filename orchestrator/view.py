@@ -63,6 +63,7 @@ TOLD = (
     "topology_warning",
     "shared_memory",
     "non_finite",
+    "rolls_back",
 )
 """Kinds of events that are said above a live panel too."""
 SPARK = "▁▂▃▄▅▆▇█"
@@ -284,7 +285,7 @@ class View:
             case {"kind": "record_failed" as told}:
                 pass
             case {"kind": "shared_memory", "host": which} | {"kind": "non_finite", "parameter": which}:
-                told = f"{event['kind']} {which}"
+                told = f"{event['kind']} {which} {event.get('again')}"
             case {"kind": "gate" | "data_warning" | "compression_plan"}:
                 told = sentence
             case _:

@@ -32,7 +32,6 @@ from workers.coherence.digests import DigestRhythm
 from workers.collectives.buckets import BucketPlan
 from workers.collectives.exchange import Abandoned, ExchangeError, Groups, Hosts
 from workers.collectives.reducer import Reducer
-from workers.compression.finite import NonFiniteError
 from workers.compression.gradients import GradientCompression
 from workers.compression.setup import compression_of
 from workers.config import TrainingConfig
@@ -190,6 +189,7 @@ class Job:
         self._keeper = Keeper(self._rank, self._engine, self.config)
         self._turn: _Turn | None = None
         self._refused: StateId | None = None
+        self._again = 0  # the step that is computed once more in this generation, as a gradient was not finite
         self._collected: set[str] = set()
         self._planned = 0
         self._looped = False
@@ -294,7 +294,7 @@ class Job:
         with self._abandonable(turn):
             if self._rank.must_stop():
                 raise Abandoned
-            self._rank.faults.hit("in_backward", inner=turn.inner)
+            self._rank.faults.hit("in_backward", inner=turn.inner, attempt=turn.attempt)
             self._engine.backward(loss, turn.micro, turn.inner_batch, last=turn.last)
             self._rank.page.count_micro_batch()
             if turn.ends_batch:
@@ -415,6 +415,8 @@ class Job:
     def _seat(self, step: int) -> Seat:
         rank = self._rank
         attempt = rank.attempt if step == rank.first_step else 0
+        if step == self._again:
+            attempt += max(map(len, rank.topology.hosts))  # so that a share falls on another host
         if rank.host_exchange is None or self.config.sync.within == "rank":
             return Seat(rank.world, rank.index, attempt)
         return Seat(rank.world, rank.index, attempt, next(host for host in rank.hosts if rank.index in host))
@@ -434,6 +436,8 @@ class Job:
         generation = self._machine.generation
         if self._rank.must_stop() or not self._machine.may_apply(generation):
             raise Abandoned
+        if self._engine.refused and self._goes_again(turn):
+            return
         meta = {
             "kind": "step",
             "epoch": turn.epoch,
@@ -446,7 +450,7 @@ class Job:
             "loss_scale": self._engine.loss_scale,
             "hosts": [len(self._units), min(map(len, self._units))],
         }
-        refused = self._engine.compression.non_finite
+        refused = self._engine.own_refusal
         commit = self._engine.apply_step(meta, generation)
         turn.over = True
         self._look_at_skipped(commit, refused)
@@ -457,10 +461,26 @@ class Job:
         self._committed(commit)
         self._keeper.after_step(self.committed)
 
-    def _look_at_skipped(self, commit: Commit, refused: NonFiniteError | None) -> None:
-        """A step with a gradient that is not finite changes nothing (CC-15); a run of them is a mistake of the task."""
+    def _goes_again(self, turn: _Turn) -> bool:
+        """A gradient is not finite: all members compute the step once more, each another's share, to see whether it is the
+        host or the data (GM-20). False where they have, or there is one host; or a GradScaler, which expects such steps."""
+        if self._again == turn.step or len(self._rank.topology.hosts) == 1 or self._engine.replica.scaler is not None:
+            return False
+        self._tell_refused(turn.step, self._engine.own_refusal, again=False)
+        self._again = turn.step
+        self._engine.discard()
+        turn.over = True
+        self._busy.interrupt()
+        self._loader.plan(self._requests())
+        return True
+
+    def _tell_refused(self, step: int, refused: str | None, *, again: bool) -> None:
         if refused is not None:
-            self._note("non_finite", {"rank": self.rank, "step": commit.after.step, "parameter": refused.name})
+            self._note("non_finite", {"rank": self.rank, "step": step, "parameter": refused, "again": again})
+
+    def _look_at_skipped(self, commit: Commit, refused: str | None) -> None:
+        """A step with a gradient that is not finite changes nothing (CC-15); a run of them is a mistake of the task."""
+        self._tell_refused(commit.after.step, refused, again=True)
         self._skipped = self._skipped + 1 if commit.meta.get("skipped") else 0
         if self._skipped >= SKIPPED_IN_A_ROW and self._engine.replica.scaler is None:
             raise TaskError(
@@ -624,6 +644,7 @@ class Job:
 
     def entered(self) -> None:
         first = self._rank.index == 0
+        self._again = 0  # who is new does not know of it
         self._units = self._rank.topology.units(self._rank.hosts)
         self._engine.compression.begin_generation(self._units)
         self._reducer = self._new_reducer()

@@ -83,7 +83,8 @@ class Engine:
         """`sync`: a step is a round of inner steps, and what is reduced are parameter differences; None for gradients.
         `sketch_seed`: for `agreement`, the same on all ranks; None where nobody asks how gradients agree."""
         self.machine, self.faults, self.clip_norm = machine, faults, clip_norm
-        faults.flip = self._flip
+        faults.flip, faults.spoil = self._flip, self._spoil
+        self._spoilt = False
         self.replica = ReplicatedState(model, optimizer, scheduler, scaler)
         self._parameters = [(n, p) for n, p in self.replica.parameters.items() if p.requires_grad]
         self._observers = Observers(model)
@@ -157,6 +158,19 @@ class Engine:
         return loss_sum / samples if samples else math.nan
 
     @property
+    def refused(self) -> bool:
+        """After `finish_exchange`: a rank's gradient or loss is not finite; the same on all."""
+        return float(self.staging.tail[-2]) > 0
+
+    @property
+    def own_refusal(self) -> str | None:
+        """What of this rank's is not: the name of a parameter, or `loss`; with a GradScaler the loss counts for nothing."""
+        error = self.compression.non_finite
+        if error is not None:
+            return error.name
+        return None if self.replica.scaler is not None or math.isfinite(self._own[0]) else "loss"
+
+    @property
     def shared_layout(self) -> Layout:
         """Of the memory in which the ranks of a host exchange the buckets of this model."""
         return Layout(max(self.staging.plan.sizes), HOST_SLOTS, thin=self.compression.thin_sizes)
@@ -213,6 +227,8 @@ class Engine:
 
         With inner steps `batch` is that of the inner step, and the exchange starts when all of them are taken.
         """
+        if self._spoilt:
+            loss, self._spoilt = loss * torch.nan, False
         loss_sum = float(loss.detach()) * samples
         self._loss_sum += loss_sum
         self._samples += samples
@@ -635,7 +651,7 @@ class Engine:
                 part.zero_()
             position += buffer.numel()
         controller = self.compression.controller
-        refused, alarmed = self.compression.non_finite is not None, controller is not None and controller.alarm
+        refused, alarmed = self.own_refusal is not None, controller is not None and controller.alarm
         tail[position:] = torch.tensor([self._loss_sum, float(self._samples), float(refused), float(alarmed)])
 
     @torch.no_grad()
@@ -657,7 +673,7 @@ class Engine:
         loss_sum, samples, refused, _ = tail[-len(_SCALARS) :].tolist()
         if self.outer is not None:
             self.outer.put_back(moments=bool(refused))
-        meta["loss"] = loss_sum / samples if samples else None
+        meta["loss"] = loss_sum / samples if samples and math.isfinite(loss_sum) else None
         meta["lr_current"] = float(optimizer.param_groups[0]["lr"])
         if refused:
             meta["skipped"] = True
@@ -729,6 +745,10 @@ class Engine:
         with torch.no_grad():
             flat = self._parameters[0][1].view(-1)
             flat[:1] = (flat[:1].view(torch.int32) ^ (1 << 16)).view(torch.float32)
+
+    def _spoil(self) -> None:
+        """For drills: the next loss is NaN, and so are its gradients."""
+        self._spoilt = True
 
     @staticmethod
     def _hash(tensors: list[torch.Tensor]) -> int:

@@ -2,11 +2,11 @@
 
 A point is a place in the protocol (`in_apply`, `in_exchange`, …). The conditions say which rank and when: `rank`, `step`
 in progress, `round` after it, `generation` (counter of the last one entered, 0 of none), `bucket` in `in_exchange`,
-`inner` in `in_backward` (the batch inside the step, from 0), `snapshot` 0 or 1 in `in_serve`. The action says what happens
-there: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself; goes on after SIGCONT), `hang` (never returns), `raise`,
-`flip` (a bit of a parameter in its memory, as a cosmic ray might). Each
-fault happens once in the life of a job: a file in the job's folder remembers it, so a replacement does not die of the same
-fault again.
+`inner` and `attempt` in `in_backward` (the batch inside the step, from 0; of the step), `snapshot` 0 or 1 in `in_serve`.
+The action says what happens there: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself; goes on after SIGCONT), `hang`
+(never returns), `raise`, `flip` (a bit of a parameter in its memory, as a cosmic ray might), `nan` (its next loss, and
+what follows from it). Each fault happens once in the life of a job: a file in the job's folder remembers it, so a
+replacement does not die of the same fault again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ POINTS = (
     "in_publish",
     "at_finish",
 )
-ACTIONS = ("kill", "stop", "hang", "raise", "flip")
+ACTIONS = ("kill", "stop", "hang", "raise", "flip", "nan")
 
 _FORM = re.compile(r"^(?P<point>[a-z_]+)(@(?P<conditions>[a-z_]+=\d+(,[a-z_]+=\d+)*))?=(?P<action>[a-z]+)$")
 
@@ -84,6 +84,8 @@ class Faults:
         self._where = where
         self.flip: Callable[[], None] = lambda: None
         """Changes a bit of the state of this process."""
+        self.spoil: Callable[[], None] = lambda: None
+        """Makes its next loss NaN."""
         self.hit = self._hit if self._faults else self._nothing
 
     @staticmethod
@@ -100,6 +102,8 @@ class Faults:
     def _act(self, fault: Fault) -> None:
         if fault.action == "flip":
             self.flip()
+        elif fault.action == "nan":
+            self.spoil()
         else:
             _act(fault)
 

@@ -11,7 +11,7 @@ import pytest
 from orchestrator import operator_commands
 from orchestrator.governor.events import Observed
 from orchestrator.governor.log import replay, told
-from orchestrator.records import Record
+from orchestrator.records import Record, read_steps
 from tests.gang.harness import Gang
 from workers.link import page_path
 from workers.page import Page
@@ -113,3 +113,26 @@ def test_gm18_pages_say_what_agents_send(gang: StartGang) -> None:
     with closing(Page(path)) as page:
         assert page.signals.work > 0 and page.signals.loss > 0
     g.check()
+
+
+@pytest.mark.timeout(240)
+def test_gm20_a_host_whose_loss_is_finite_elsewhere_is_evicted_and_no_step_is_skipped(gang: StartGang) -> None:
+    g = gang(hosts=3, ranks_per_host=1, spares=0, epochs=20, faults=("in_backward@rank=1,step=40=nan",))
+    (verdict,) = g.wait_for("a verdict", lambda: verdicts(g, "evict"))
+    assert (verdict["target"], verdict["reasons"][0]) == ("host-2", "NONFINITE_HOST")
+    g.check()
+    (told,) = g.events("non_finite")
+    assert (told["rank"], told["step"], told["parameter"], told["again"]) == (1, 40, "loss", False)
+    assert all(step["loss"] is not None for step in read_steps(g.folder))  # computed again, by others
+    assert g.events("non_finite_job") == []
+    check_log(g)
+
+
+@pytest.mark.timeout(240)
+def test_gm20_what_is_finite_nowhere_is_skipped_and_nobody_is_to_blame(gang: StartGang) -> None:
+    first, then = "in_backward@rank=1,step=40,attempt=0=nan", "in_backward@rank=0,step=40,attempt=1=nan"
+    g = gang(hosts=3, ranks_per_host=1, spares=0, epochs=20, faults=(first, then))
+    g.check()
+    assert [(e["rank"], e["step"], e["again"]) for e in g.events("non_finite")] == [(1, 40, False), (0, 40, True)]
+    assert [event["step"] for event in g.events("non_finite_job")] == [40] and verdicts(g, "evict") == []
+    assert [step["step"] for step in read_steps(g.folder) if step["loss"] is None] == [40]

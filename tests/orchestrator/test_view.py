@@ -414,7 +414,10 @@ def test_cc2_cc15_missing_memory_is_told_once_for_a_host_and_what_is_not_finite_
         for step in range(7, 10):
             for rank, parameter in enumerate(("head.weight", "head.weight", "head.bias")):
                 happen(folder, "non_finite", rank=rank, step=step, parameter=parameter)
+        happen(folder, "non_finite", rank=1, step=11, parameter="loss", again=False)
+        happen(folder, "non_finite", rank=2, step=11, parameter="loss", again=True)
         happen(folder, "residual_lost", worker="w", residual_lost_norm=0.5)
+        happen(folder, "rolls_back", at_most=5, reason="host-2 is evicted: SDC_DIGEST")
         screen.at(0.25)
     told = [line.partition("s] ")[2].strip() for line in screen.text.splitlines() if "s] " in line]
     assert told[0 if terminal else 1 :] == [
@@ -422,6 +425,9 @@ def test_cc2_cc15_missing_memory_is_told_once_for_a_host_and_what_is_not_finite_
         "host-1: /dev/shm has 62.0 MiB free; until then its ranks go through sockets",
         "step 7 is skipped: on rank 0 the gradient of head.weight is not finite (said once for each)",
         "step 7 is skipped: on rank 2 the gradient of head.bias is not finite (said once for each)",
+        "step 11 is computed once more: on rank 1 the loss is not finite (said once for each)",
+        "step 11 is skipped: on rank 2 the loss is not finite (said once for each)",
+        "back to the checkpoint of step 5, or one before it: host-2 is evicted: SDC_DIGEST",
     ]
 
 

@@ -111,6 +111,6 @@ def test_cc24_who_takes_inner_steps_together(within: str, shares: bool, together
         world=4, index=3, attempt=1, first_step=7, hosts=((0, 1), (2, 3)), host_exchange=object() if shares else None
     )
     config = TrainingConfig.model_validate({"name": "job", "sync": {"every": 4, "within": within}})
-    job: Any = SimpleNamespace(_rank=rank, config=config)
+    job: Any = SimpleNamespace(_rank=rank, config=config, _again=0)
     assert Job._seat(job, 7) == Seat(4, 3, 1, together)
     assert Job._seat(job, 8) == Seat(4, 3, 0, together)
