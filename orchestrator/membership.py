@@ -24,8 +24,10 @@ from orchestrator.actions import (
     SendPrepare,
     SpawnWorker,
 )
+from orchestrator.incidents import Incidents
 from orchestrator.pace import Pace
 from orchestrator.roster import HostView, Incident, JobPhase, Role, Roster, Rules, WorkerView
+from orchestrator.staffing import Staffing
 from workers.identity import NO_GENERATION, NOWHERE, Generation, StateId
 from workers.protocol import Answer, RankState
 
@@ -51,12 +53,6 @@ __all__ = [
     "SpawnWorker",
     "WorkerView",
 ]
-
-
-_CRASHES = (
-    "{crashes} workers in a row died on {host} before they could train{last}; see logs/worker-{host}.log and "
-    "logs/coordinator.log in the job's folder"
-)
 
 
 class Membership:
@@ -85,7 +81,7 @@ class Membership:
         self.attempt = 0
         self.exchange_error_at: float | None = None
         self.below_min_since: float | None = None
-        self.incidents: list[Incident] = []
+        self.incidents, self._staffing = Incidents(), Staffing(self.roster)
         self.probe_until: float | None = None  # a first generation waits for the probe; None: none has begun
         self.recovering_until: float | None = None  # a restarted coordinator waits for its hosts
         self.apply_failures: deque[float] = deque()  # when
@@ -100,7 +96,7 @@ class Membership:
         self.expected_hosts.add(host)
         if host not in self.hosts:
             self.hosts[host] = HostView(host, address, group, attached=False, detached_at=now, met=False)
-        return self._spawn(self.hosts[host], self.rules.ranks_per_host + self.rules.spares_per_host, now)
+        return self._staffing.start(self.hosts[host], now)
 
     def recover(
         self,
@@ -166,7 +162,7 @@ class Membership:
         actions: list[Action] = [Record("host_lost", {"host": host, "reason": reason}), *self._remove(host)]
         for worker in gone:
             if worker.role is Role.MEMBER and not view.leaving:
-                self.incidents.append(Incident(now, "host_lost", host, worker.rank, self._planned()))
+                self.incidents.add(Incident(now, "host_lost", host, worker.rank, self._planned()))
         if any(worker.role is Role.MEMBER for worker in gone):
             actions += self._member_left(f"host {host} lost", now)
         return actions + self._decide(now)
@@ -239,20 +235,11 @@ class Membership:
             )
         ]
         if host is not None and not host.leaving and self.phase is not JobPhase.ENDED:
-            is_new = not host.exits or now - host.exits[-1] > self.rules.exits_together
-            if is_new:
-                host.exits.append(now)
-            while host.exits and host.exits[0] < now - self.rules.exits_window:
-                host.exits.popleft()
-            if is_new and len(host.exits) == self.rules.exits_allowed + 1:
-                fields: dict[str, object] = {"host": view.host, "code": "PROC_EXIT", "exits": len(host.exits)}
-                actions.append(Record("evidence", fields))
-            host.crashes = 0 if view.useful else host.crashes + 1
-            if self._hopeless(host):
-                last = f" (last exit status {status})"
-                return actions + self._end(9, _CRASHES.format(crashes=host.crashes, host=host.host, last=last))
+            actions += self._staffing.exited(host, view, now)
+            if hopeless := self._staffing.given_up(host, f" (last exit status {status})"):
+                return actions + self._end(9, hopeless)
         if view.role is Role.MEMBER and self.phase is not JobPhase.ENDED:
-            self.incidents.append(Incident(now, "worker_killed", view.host, view.rank, self._planned()))
+            self.incidents.add(Incident(now, "worker_killed", view.host, view.rank, self._planned()))
             actions += self._member_left(f"rank {view.rank} on {view.host} exited", now)
         return actions + self._decide(now)
 
@@ -261,16 +248,10 @@ class Membership:
         view = self.hosts.get(host)
         if view is None or not view.spawning or self.phase is JobPhase.ENDED:
             return []
-        view.spawning.popleft()
-        view.crashes += 1
-        actions: list[Action] = [Record("worker_stillborn", {"host": host, "crashes": view.crashes})]
-        if self._hopeless(view):
-            return actions + self._end(9, _CRASHES.format(crashes=view.crashes, host=host, last=""))
+        actions = self._staffing.stillborn(view)
+        if hopeless := self._staffing.given_up(view):
+            return actions + self._end(9, hopeless)
         return actions + self._decide(now)
-
-    def _hopeless(self, host: HostView) -> bool:
-        """No worker lives long enough there, and none has trained anywhere."""
-        return host.crashes >= self.rules.crash_limit and not any(w.useful for w in self.workers.values())
 
     def prepared(self, worker: str, answer: Answer, now: float) -> list[Action]:
         """A rank promised."""
@@ -735,26 +716,8 @@ class Membership:
         if self.rolling_back is not None:
             self.rolling_back = None
             actions.append(Record("rolled_back", {"generation": list(self.generation)}))
-        world = len(self.plan.members)
-        full = not self.roster.lacking
-        for incident in self.incidents:
-            fields: dict[str, object] = {
-                "incident": incident.kind,
-                "incident_t": incident.t,
-                "host": incident.host,
-                "rank": incident.rank,
-                "generation": list(self.generation),
-                "seconds": now - incident.t,
-                "world": world,
-            }
-            if not incident.recovered:
-                incident.recovered = True
-                actions.append(Record("recovered", fields))
-            if full and world >= incident.world:
-                actions.append(Record("rank_back", fields))
-        if full:
-            self.incidents = [incident for incident in self.incidents if world < incident.world]
-        return actions
+        world, full = len(self.plan.members), not self.roster.lacking
+        return actions + self.incidents.answered(self.generation, world, now, full=full)
 
     def _planned(self) -> int:
         """Ranks of the generation that was configured last."""
@@ -764,49 +727,10 @@ class Membership:
         """Promote idle workers where a host lacks ranks; start processes where it lacks workers."""
         if self.stopping or self.recovering_until is not None:
             return []
-        actions: list[Action] = []
-        for host in self.hosts.values():
-            if host.attached and not host.leaving:
-                actions += self._fill_host(host, now)
-        return actions
-
-    def _fill_host(self, host: HostView, now: float) -> list[Action]:
-        actions: list[Action] = []
-        mine = self.roster.on(host.host)
-        active = sum(1 for w in mine if w.role is not Role.IDLE)
-        idle = [w for w in mine if w.role is Role.IDLE]
-        can_join = self.formed and self.phase in (JobPhase.TRAINING, JobPhase.FORMING)
-        if can_join and (self.phase is JobPhase.TRAINING or not self.waiting):
-            while active < self.rules.ranks_per_host and idle:
-                joiner = idle.pop(0)
-                donors = self._donors(host.host)
-                if not donors:
-                    break
-                joiner.role = Role.JOINING
-                joiner.moved_at = now
-                active += 1
-                actions.append(SendJoin(joiner.worker, donors))
-        while host.spawning and host.spawning[0] <= now:
-            host.spawning.popleft()
-        lacks = self.rules.ranks_per_host + self.rules.spares_per_host - len(mine) - len(host.spawning)
-        busy = (
-            self.phase is not JobPhase.WAITING
-            and self.formed
-            and (idle or any(w.role is Role.JOINING for w in mine))
-            and self._unsettled()
-        )
-        if lacks > 0 and not busy:
-            actions += self._spawn(host, lacks, now)
-        return actions
-
-    def _spawn(self, host: HostView, count: int, now: float) -> list[Action]:
-        delay = 0.0 if host.crashes == 0 else min(30.0, 2.0 ** (host.crashes - 1))
-        host.spawning.extend([now + delay + self.rules.spawn_timeout] * count)
-        return [SpawnWorker(host.host, delay)] * count
-
-    def _unsettled(self) -> bool:
-        """A replacement can wait until the joiners it would compete with for the processor are in."""
-        return self.phase is not JobPhase.TRAINING or bool(self.roster.in_role(Role.JOINING))
+        training, formed = self.phase is JobPhase.TRAINING, self.formed
+        promotes = formed and (training or (self.phase is JobPhase.FORMING and not self.waiting))
+        has_begun = formed and self.phase is not JobPhase.WAITING
+        return self._staffing.fill(now, promotes=promotes, formed=has_begun, training=training, donors=self._donors)
 
     def _donors(self, host: str) -> tuple[MemberPlan, ...]:
         """Members that a joiner on `host` may copy from: those of its group first, the last of the ring first, as its

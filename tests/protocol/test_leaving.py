@@ -39,7 +39,7 @@ def test_ep16_a_drained_host_closes_with_the_others_at_a_step_to_come_and_nothin
     world.do(actions)
     settle(world)
     assert hosts_of(world) == {stays} and leaves not in machine.hosts and leaves not in world.hosts
-    assert machine.discarded == discarded and machine.incidents == []
+    assert machine.discarded == discarded and machine.incidents.open == []
 
 
 def test_cc12_who_leaves_is_told_who_stays_and_from_which_state(world: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
