@@ -383,7 +383,7 @@ class Coordinator:
         """Nobody can say who is right; and where that comes again, it is no accident."""
         if self._split_at is not None and self._sound <= self._split_at:
             text = f"ranks hold other bytes after step {step}, and did so before: something changes them on each by itself"
-            self._end(ExitCode.BUG, f"{text} (DIGEST_SPLIT); see docs/governor.md")
+            self.do(self.machine.give_up(ExitCode.BUG, f"{text} (DIGEST_SPLIT); see docs/governor.md"))
             return
         self._split_at = step
         self._roll_back(f"ranks hold other bytes after step {step} (DIGEST_SPLIT)")

@@ -379,6 +379,10 @@ class Membership:
             return actions + self._end(130, "stopped before the first step")
         return actions + self._begin(reason, now, self.pace.soon(now) if self.phase is JobPhase.TRAINING else 0)
 
+    def give_up(self, exit_code: int, message: str) -> list[Action]:
+        """There is no way to go on."""
+        return [] if self.phase is JobPhase.ENDED else self._end(exit_code, message)
+
     def probed(self, groups: Mapping[str, str], now: float) -> list[Action]:
         """The probe is over, well or not; hosts without a group get what it has found."""
         for host, group in groups.items():
