@@ -656,11 +656,11 @@ class Job:
             self._keep_the_end(self._result)
 
     def _new_reducer(self) -> Reducer | None:
-        """None where gloo's own all-reduce does: nothing is encoded or owed, no memory is shared, and all are in one group;
-        or sums have one order."""
+        """None where gloo's own all-reduce does: nothing is encoded or sent early, no memory is shared, and all are in one
+        group; or sums have one order."""
         rank, config = self._rank, self.config
-        owes = config.wire.compresses or config.sync.staleness > 0
-        if config.reproducible or (not owes and len(self._units) == rank.world):
+        plain = not config.wire.compresses and not config.sync.staleness
+        if config.reproducible or (plain and len(self._units) == rank.world):
             return None
         return Reducer(rank.exchange_in_use, rank.hosts, rank.host_exchange, self._engine.compression)
 

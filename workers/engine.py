@@ -25,6 +25,7 @@ from workers.collectives.exchange import Abandoned, Exchange, Pending
 from workers.collectives.ordered import LeafSums, SumOrder
 from workers.collectives.reducer import Reducer
 from workers.collectives.shared import Layout
+from workers.compression.finite import NonFiniteError
 from workers.compression.gradients import GradientCompression
 from workers.compression.memory import lost_norm
 from workers.compression.setup import uncompressed
@@ -278,7 +279,10 @@ class Engine:
         self._check_tensors()
         if self.outer is not None:
             self.outer.differences(self._samples / batch)
-            self.compression.owe_late(self.outer.late(self._samples / batch))
+            try:
+                self.outer.end()
+            except NonFiniteError as error:
+                self.compression.refused(error)
         if self._order is not None:
             self._pending += self._exchange.sum_in_order(self._leaves.nodes, self._order, self.staging.row)
         else:
@@ -311,8 +315,11 @@ class Engine:
 
     # ------------------------------------------------------------------ commits
 
-    def apply_step(self, meta: dict[str, Any], generation: Generation) -> Commit:
-        """Apply the reduced buckets: that is the commit of the next step (EP-5). Raises ApplyError."""
+    def apply_step(self, meta: dict[str, Any], generation: Generation, *, took_part: bool = True) -> Commit:
+        """Apply the reduced buckets: that is the commit of the next step (EP-5). Raises ApplyError.
+
+        `took_part`: this rank has contributed to them.
+        """
         before = self.machine.state
         tensors = [*self.staging.tensors, self.compression.replicated(), self._measured]
         content = self._hash(tensors)
@@ -328,6 +335,8 @@ class Engine:
         unchanged = versions == [tensor._version for tensor in self.staging.tensors]
         self._copies_grads = self._copies_grads or not unchanged
         self.compression.commit(skipped=bool(meta.get("skipped")))
+        if self.outer is not None and not meta.get("skipped"):
+            self.outer.commit(took_part=took_part)
         if self._reducer is not None and after_step % OWED_EVERY == 0:
             owed = self.compression.memory.norm
             self.owed = lost_norm(owed, self._norm()) if owed else 0.0
@@ -406,11 +415,11 @@ class Engine:
             *reduced, replicated, self._measured = commit.tensors
             for ours, received in zip(self.staging.tensors, reduced, strict=True):
                 ours.copy_(received)
-            self.compression.replay(commit.before, commit.after.generation, replicated)
+            took_part = self.compression.replay(commit.before, commit.after.generation, replicated)
             self._saved_buffers = [buffer.clone() for buffer in self._buffers]
             if self.outer is not None:
-                self.outer.begin()
-            done = self.apply_step(commit.meta, commit.after.generation)
+                self.outer.replay()
+            done = self.apply_step(commit.meta, commit.after.generation, took_part=took_part)
         if done.after != commit.after:
             with self.lock:
                 self.machine.lost_state()
@@ -427,6 +436,8 @@ class Engine:
         self._clear_grads()
         self.in_step = False
         self.compression.lose()
+        if self.outer is not None:
+            self.outer.lose()
         lost, self.owed = self.owed, 0.0
         self.replica.restore(snapshot.captured)
         with self.lock:

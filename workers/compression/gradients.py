@@ -18,7 +18,7 @@ from workers.compression.bucketed import BucketMemory
 from workers.compression.choice import MAX_RANK, NONE, Choice, Plan
 from workers.compression.codec import Codec
 from workers.compression.controller.controller import LEVEL, Controller
-from workers.compression.finite import NonFiniteError, refuse_non_finite
+from workers.compression.finite import NonFiniteError
 from workers.compression.powersgd import PowerSGD
 from workers.compression.registry import codec_of
 from workers.identity import Generation, StateId
@@ -68,7 +68,6 @@ class GradientCompression:
         self._recut = False
         self._encoded: set[int] = set()
         self._underway: Underway | None = None
-        self._late: Mapping[str, Tensor] = {}
 
     # ------------------------------------------------------------------ what is in force
 
@@ -122,15 +121,6 @@ class GradientCompression:
         """All that this rank's residual of the bucket depends on is known."""
         self._encoded.add(bucket)
 
-    def owe_late(self, owed: Mapping[str, Tensor]) -> None:
-        """Owe this too once the step commits, float32 of the parameters' shapes, by name: it came too late to be sent."""
-        self._late = owed
-        try:
-            for name, tensor in owed.items():
-                refuse_non_finite(name, tensor)
-        except NonFiniteError as error:
-            self.refused(error)
-
     def refused(self, error: NonFiniteError) -> None:
         """A gradient is not finite: the step will be skipped."""
         self.non_finite = self.non_finite or error
@@ -150,13 +140,11 @@ class GradientCompression:
                 choice != NONE or (owing and bucket not in self._encoded)  # not paid: this rank had no part in the step
                 for bucket, (choice, owing) in enumerate(zip(self.choices, self._owing, strict=True))
             ]
-            if self._late:
-                self.absorb(self._late)
         self._forget_pending()
 
-    def replay(self, before: StateId, generation: Generation, replicated: Tensor) -> None:
+    def replay(self, before: StateId, generation: Generation, replicated: Tensor) -> bool:
         """A peer's commit is taken over, and `commit` follows. Where this rank took part in that step, what is pending is
-        what it sent (EP-6)."""
+        what it sent (EP-6); returns whether it did."""
         took_part = self._underway == Underway(before, generation) and len(self._encoded) == len(self.choices)
         if not took_part:
             self._forget_pending()
@@ -169,6 +157,7 @@ class GradientCompression:
                     like = codec.q(name)
                     codec.adopt(name, replicated[at : at + like.numel()].view(like.shape))
                     at += like.numel()
+        return took_part
 
     def begin_generation(self, units: Hosts | Groups) -> None:
         """Pieces of buckets may have other owners from now on. What is pending stays until it is known (EP-6).
@@ -201,7 +190,7 @@ class GradientCompression:
         for codec in self._low_rank.values():
             codec.discard()
         self._encoded.clear()
-        self._underway, self.non_finite, self._late = None, None, {}
+        self._underway, self.non_finite = None, None
 
     def _drafts(self) -> Iterator[Tensor]:
         """The Q^T that are pending, in an order that is the same on all ranks."""

@@ -38,7 +38,7 @@ class SyncConfig(Config):
         0,
         ge=0,
         description="Steps before the end of a round at which the first differences go out already, so that the rest of "
-        "it hides the exchange; what is learned in them is owed to the next merge. 0: all go when the round ends.",
+        "it hides the exchange; what is learned in them goes with the next round. 0: all go when the round ends.",
         json_schema_extra=unit("steps"),
     )
     fragments: Count = Field(1, description="Parts in which differences go out, evenly over `staleness`.")

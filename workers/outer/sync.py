@@ -8,8 +8,9 @@ samples on rank r and μ and η of the outer step,
 The differences go the way of gradients, with their weights: to the engine, Δ is the gradient of one step. θ and v are the
 same on all ranks, and so is the scheduler, which is stepped h times. The inner optimizer's moments are each rank's own.
 
-Where differences go out before the round ends, θ_r is that of the time when they go, and what the rank learns afterwards,
-θ_r then less θ_r at the end, is owed to the next merge, like what a codec leaves out: so all of it arrives, once.
+Where differences go out before the round ends, θ_r is that of the time when they go. What the rank learns afterwards stays
+its own: it begins the next round so far ahead of θ, and the difference that it sends then has it too. So all of it arrives,
+once, and nothing is learned twice.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.collectives.shared import HostExchange
+from workers.compression.finite import refuse_non_finite
 from workers.outer.config import SyncConfig
 from workers.outer.host import HostGradient
 from workers.state import Captured, ReplicatedState
@@ -44,13 +46,25 @@ class OuterSync:
         self._velocity = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self._trained.items()}
         self._stepped: set[str] = set()
         self._sent: dict[str, Tensor] = {}
+        self.ahead: dict[str, Tensor] = {}
+        """By name: what this rank adds to θ when a round begins. It is no part of the state."""
+        self._next_ahead: dict[str, Tensor] = {}
         self.start = Captured()
         """What training has changed since is a rank's own, and undone with the round."""
         state.attached["outer"] = self
         state.own_moments = True
 
+    @torch.no_grad()
     def begin(self) -> None:
         """A round of inner steps begins from the committed state."""
+        self.replay()
+        self._next_ahead = {}
+        for name, ahead in self.ahead.items():
+            self._trained[name].add_(ahead)
+        self._stepped |= self.ahead.keys()
+
+    def replay(self) -> None:
+        """What another rank has reduced follows, on the committed state."""
         self.start = self._state.capture_training()
         self._stepped.clear()
         self._sent.clear()
@@ -89,9 +103,19 @@ class OuterSync:
         self._sent |= {name: self._trained[name].detach().clone() for name in names}
 
     @torch.no_grad()
-    def late(self, weight: float) -> dict[str, Tensor]:
-        """What this rank has learned of parameters after they were sent, times `weight`: float32, on the CPU, by name."""
-        return {name: (sent.float() - self._trained[name].float()).mul_(weight).cpu() for name, sent in self._sent.items()}
+    def end(self) -> None:
+        """All inner steps are taken. Raises NonFiniteError where what this rank has learned last is NaN or Inf."""
+        self._next_ahead = {name: self._trained[name].detach() - sent for name, sent in self._sent.items()}
+        for name, ahead in self._next_ahead.items():
+            refuse_non_finite(name, ahead)
+
+    def commit(self, *, took_part: bool) -> None:
+        """The round is committed. Who took no part in it begins the next one at θ."""
+        self.ahead, self._next_ahead = self._next_ahead if took_part else {}, {}
+
+    def lose(self) -> None:
+        """The state was taken over as a whole."""
+        self.ahead, self._next_ahead = {}, {}
 
     @torch.no_grad()
     def _put_differences(self, weight: float, names: Iterable[str]) -> None:

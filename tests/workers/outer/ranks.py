@@ -156,6 +156,7 @@ class OneRank:
     def compute(self, share: Sequence[Batch], samples: int) -> None:
         """A round up to its exchange; it has `samples` over all ranks."""
         self.begin()
+        self.began = {name: tensor.detach().double() for name, tensor in self.model.named_parameters()}
         for done, batch in enumerate(share, 1):
             self.inner_step(batch)
             if done < len(share):

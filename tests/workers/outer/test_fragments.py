@@ -45,8 +45,10 @@ def parameters(rank: OneRank) -> dict[str, Tensor]:
     return {name: parameter.detach().double() for name, parameter in rank.model.named_parameters()}
 
 
-def owed(rank: OneRank) -> dict[str, Tensor]:
-    return rank.engine.compression.memory.state_dict()
+def ahead(rank: OneRank) -> dict[str, Tensor]:
+    """Of θ, where its next round begins."""
+    assert rank.engine.outer is not None
+    return {name: tensor.double() for name, tensor in rank.engine.outer.ahead.items()}
 
 
 # ---------------------------------------------------------------------- when
@@ -71,7 +73,7 @@ def test_cc24_fragments_go_out_evenly() -> None:
     assert sent == [0] * 23 + [2, 2, 4, 4, 6, 6, 8, 8, 8]
 
 
-# ---------------------------------------------------------------------- what
+# ---------------------------------------------------------------------- what arrives
 
 
 def test_cc24_what_goes_out_is_what_was_learned_until_then() -> None:
@@ -93,43 +95,46 @@ def test_cc24_what_goes_out_is_what_was_learned_until_then() -> None:
         torch.testing.assert_close(sent.double(), start[slot.name] - passed[slot.bucket][slot.name], atol=1e-6, rtol=0)
     commit([rank], INNER_STEPS)
     for slot in rank.engine.staging.plan.slots:
-        late = passed[slot.bucket][slot.name] - passed[-1][slot.name]
+        late = passed[-1][slot.name] - passed[slot.bucket][slot.name]
         assert float(late.norm()) > 0
-        torch.testing.assert_close(owed(rank)[slot.name].double(), late, atol=1e-6, rtol=0)
+        torch.testing.assert_close(ahead(rank)[slot.name], late, atol=1e-6, rtol=0)
+    committed = copy.deepcopy(parameters(rank))
+    rank.begin()
+    for name, tensor in parameters(rank).items():
+        torch.testing.assert_close(tensor, committed[name] + ahead(rank)[name], atol=1e-6, rtol=0)
 
 
-def test_cc24_cc10_all_that_ranks_learn_arrives_or_is_owed() -> None:
-    """Over any number of rounds, Σ arrived + Σ owed = Σ weight · (θ₀ − θ_r)."""
+def test_cc24_all_that_ranks_learn_arrives_once() -> None:
+    """After any number of rounds, θ has moved by all that inner steps have changed, but for what ranks are ahead."""
     ranks = streaming(3)
     learned = {name: torch.zeros_like(tensor) for name, tensor in parameters(ranks[0]).items()}
-    first = copy.deepcopy(parameters(ranks[0]))
+    first, weights = copy.deepcopy(parameters(ranks[0])), [0.0] * 3
     for number in range(ROUNDS):
         share = shares(3, number)
         samples = sum(len(x) for each in share for x, _ in each)
-        start = copy.deepcopy(parameters(ranks[0]))
         for rank, each in zip(ranks, share, strict=True):
             rank.compute(each, samples)
-            weight = sum(len(x) for x, _ in each) / samples
+            weight = weights[ranks.index(rank)] = sum(len(x) for x, _ in each) / samples
             for name, end in parameters(rank).items():
-                learned[name] += weight * (start[name] - end)
+                learned[name] += weight * (end - rank.began[name])
         commit(ranks, INNER_STEPS)
         assert len({rank.digest for rank in ranks}) == 1
         for name, total in learned.items():
-            arrived = first[name] - parameters(ranks[0])[name]
-            missing = torch.stack([owed(rank)[name].double() for rank in ranks])
-            assert all(float(each.norm()) > 0 for each in missing)
-            torch.testing.assert_close(arrived + missing.sum(dim=0), total, atol=1e-5, rtol=0)
+            moved = parameters(ranks[0])[name] - first[name]
+            own = [weight * ahead(rank)[name] for weight, rank in zip(weights, ranks, strict=True)]
+            assert all(float(each.norm()) > 0 for each in own)
+            torch.testing.assert_close(moved + torch.stack(own).sum(dim=0), total, atol=1e-5, rtol=0)
 
 
 # ---------------------------------------------------------------------- a round that does not come to its end
 
 
 @pytest.mark.parametrize("taken", [1, 2, 3, 4])
-def test_cc24_a_discarded_round_owes_nothing(taken: int) -> None:
+def test_cc24_a_discarded_round_leaves_nothing(taken: int) -> None:
     (straight,), (disturbed,) = streaming(1), streaming(1)
     for rank in (straight, disturbed):
         merge([rank], shares(1, 0))
-    before, debt = copy.deepcopy(disturbed.bits), owed(disturbed)
+    before, was = copy.deepcopy(disturbed.bits), ahead(disturbed)
     (share,) = shares(1, 7)
     samples = sum(len(x) for x, _ in share)
     disturbed.begin()
@@ -144,34 +149,41 @@ def test_cc24_a_discarded_round_owes_nothing(taken: int) -> None:
     for rank in (straight, disturbed):
         merge([rank], shares(1, 9))
     assert equal(disturbed.bits, straight.bits)
-    assert all(not torch.equal(tensor, debt[name]) for name, tensor in owed(disturbed).items())
-    assert all(torch.equal(tensor, owed(straight)[name]) for name, tensor in owed(disturbed).items())
+    assert all(not torch.equal(tensor, was[name]) for name, tensor in ahead(disturbed).items())
+    assert all(torch.equal(tensor, ahead(straight)[name]) for name, tensor in ahead(disturbed).items())
 
 
 @pytest.mark.parametrize("took_part", [False, True])
-def test_ep6_who_takes_a_commit_over_owes_what_it_learned_in_that_round_if_it_took_part(took_part: bool) -> None:
-    ahead, behind = streaming(2)
-    share = shares(2, 0)
+def test_ep6_who_takes_a_commit_over_is_ahead_only_if_it_took_part_in_that_round(took_part: bool) -> None:
+    donor, behind, straight = streaming(3)
+    merge([donor, behind, straight], shares(3, 0))
+    share = shares(3, 1)
     samples = sum(len(x) for each in share for x, _ in each)
-    ahead.compute(share[0], samples)
+    donor.compute(share[0], samples)
     if took_part:
         behind.compute(share[1], samples)
-        late = behind.engine.outer.late(sum(len(x) for x, _ in share[1]) / samples)  # type: ignore[union-attr]
+        own = {name: tensor.double() for name, tensor in behind.engine.outer._next_ahead.items()}  # type: ignore[union-attr]
         behind.engine.discard()
-    (done,) = commit([ahead], INNER_STEPS)
+    (done,) = commit([donor], INNER_STEPS)
     behind.engine.replay(done)
-    assert behind.digest == ahead.digest
-    if took_part:
-        assert all(torch.equal(tensor, late[name]) for name, tensor in owed(behind).items()) and owed(behind)
-    else:
-        assert all(not tensor.any() for tensor in owed(behind).values())
+    assert behind.digest == donor.digest
+    assert ahead(behind).keys() == (own.keys() if took_part else set())
+    assert all(torch.equal(tensor, own[name]) for name, tensor in ahead(behind).items())
+
+
+def test_cc24_who_takes_over_a_whole_state_is_ahead_of_nothing() -> None:
+    donor, joiner = streaming(2)
+    merge([donor, joiner], shares(2, 0))
+    assert ahead(joiner)
+    joiner.engine.restore(donor.engine.capture())
+    assert ahead(joiner) == {} and joiner.digest == donor.digest
 
 
 @pytest.mark.parametrize("inner_step", [0, 3], ids=["before it is sent", "afterwards"])
-def test_cc15_what_is_not_finite_is_owed_to_nobody(inner_step: int) -> None:
+def test_cc15_nobody_is_ahead_by_what_is_not_finite(inner_step: int) -> None:
     ranks = streaming(2)
     merge(ranks, shares(2, 0))
-    before, debts = [copy.deepcopy(rank.bits) for rank in ranks], [owed(rank) for rank in ranks]
+    before, were = [copy.deepcopy(rank.bits) for rank in ranks], [ahead(rank) for rank in ranks]
     share = shares(2, 1)
     share[0][inner_step][0].fill_(float("nan"))
     samples = sum(len(x) for each in share for x, _ in each)
@@ -180,8 +192,8 @@ def test_cc15_what_is_not_finite_is_owed_to_nobody(inner_step: int) -> None:
     assert ranks[0].engine.compression.non_finite is not None
     done = commit(ranks, INNER_STEPS)
     assert all(each.meta["skipped"] for each in done)
-    for rank, bits, debt in zip(ranks, before, debts, strict=True):
+    for rank, bits, was in zip(ranks, before, were, strict=True):
         assert equal(rank.bits, bits)
-        assert all(torch.equal(tensor, debt[name]) for name, tensor in owed(rank).items())
+        assert all(torch.equal(tensor, was[name]) for name, tensor in ahead(rank).items()) and was
     merge(ranks, shares(2, 2))
     assert len({rank.digest for rank in ranks}) == 1 and not equal(ranks[0].bits, before[0])
