@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import operator_commands
+from orchestrator.audit import audit
 from orchestrator.governor.events import Observed
 from orchestrator.governor.log import replay, told
 from orchestrator.records import Record, read_steps
@@ -132,7 +133,11 @@ def test_gm20_a_host_whose_loss_is_finite_elsewhere_is_evicted_and_no_step_is_sk
 def test_gm20_what_is_finite_nowhere_is_skipped_and_nobody_is_to_blame(gang: StartGang) -> None:
     first, then = "in_backward@rank=1,step=40,attempt=0=nan", "in_backward@rank=0,step=40,attempt=1=nan"
     g = gang(hosts=3, ranks_per_host=1, spares=0, epochs=20, faults=(first, then))
-    g.check()
+    g.wait_for_faults()
+    assert g.finish() == 0
+    g.check_processes()
+    g.check_digests()
+    assert audit(g.folder).each_once
     assert [(e["rank"], e["step"], e["again"]) for e in g.events("non_finite")] == [(1, 40, False), (0, 40, True)]
     assert [event["step"] for event in g.events("non_finite_job")] == [40] and verdicts(g, "evict") == []
     assert [step["step"] for step in read_steps(g.folder) if step["loss"] is None] == [40]
