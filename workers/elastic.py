@@ -259,8 +259,8 @@ class Job:
 
     @property
     def digest(self) -> str:
-        """BLAKE2b-128 of the replicated state."""
-        return self._engine.replica.digest()
+        """BLAKE2b-128 of the replicated state, as it was committed."""
+        return self._engine.digest()
 
     # ------------------------------------------------------------------ the loop
 

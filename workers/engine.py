@@ -39,7 +39,7 @@ from workers.outer.host import HostGradient
 from workers.outer.sync import OuterSync
 from workers.protocol import RankMachine
 from workers.rounds import from_rows
-from workers.state import ReplicatedState, tensor_bytes
+from workers.state import Captured, ReplicatedState, tensor_bytes
 from workers.transfer import Commit, Heir, Offer, Snapshot, TransferError
 
 HASHED_ELEMENTS = 1024
@@ -446,11 +446,18 @@ class Engine:
 
     def capture(self) -> Snapshot:
         """A copy of the committed state, also in the middle of a step: of what that has changed, it is what was before."""
-        saved = zip(self._buffers, self._saved_buffers, strict=True) if self.in_step else ()
-        training = self.outer.start if self.outer is not None and self.in_step else None
-        captured = self.replica.capture({id(buffer): before for buffer, before in saved}, training)
+        captured = self._captured()
         captured.meta.update(self.describe())
         return Snapshot(self.machine.state, self.machine.previous, captured)
+
+    def digest(self) -> str:
+        """Of the committed state, also in the middle of a step."""
+        return self.replica.digest(self._captured() if self.in_step else None)
+
+    def _captured(self) -> Captured:
+        saved = zip(self._buffers, self._saved_buffers, strict=True) if self.in_step else ()
+        training = self.outer.start if self.outer is not None and self.in_step else None
+        return self.replica.capture({id(buffer): before for buffer, before in saved}, training)
 
     # ------------------------------------------------------------------ what peers ask for
 

@@ -190,9 +190,10 @@ class ReplicatedState:
 
     # ------------------------------------------------------------------ comparing
 
-    def digest(self) -> str:
-        """BLAKE2b-128 over all tensors in name order and the plain values (EP-18), without moments of a rank's own."""
-        captured = self.capture()
+    def digest(self, captured: Captured | None = None) -> str:
+        """BLAKE2b-128 over all tensors in name order and the plain values (EP-18), without moments of a rank's own; of what
+        is there, or of a state that was `captured`, which is changed."""
+        captured = self.capture() if captured is None else captured
         if self.own_moments:
             captured.tensors = {n: t for n, t in captured.tensors.items() if not n.startswith("optimizer.")}
             captured.meta["optimizer"] = {}

@@ -98,8 +98,9 @@ def test_cc24_what_goes_out_is_what_was_learned_until_then() -> None:
         late = passed[-1][slot.name] - passed[slot.bucket][slot.name]
         assert float(late.norm()) > 0
         torch.testing.assert_close(ahead(rank)[slot.name], late, atol=1e-6, rtol=0)
-    committed = copy.deepcopy(parameters(rank))
+    committed, before = copy.deepcopy(parameters(rank)), rank.digest
     rank.begin()
+    assert rank.engine.digest() == before != rank.digest  # of what is committed, not of what the rank is ahead
     for name, tensor in parameters(rank).items():
         torch.testing.assert_close(tensor, committed[name] + ahead(rank)[name], atol=1e-6, rtol=0)
 
