@@ -52,8 +52,16 @@ def test_cc24_hosts_that_train_alone(point: str, gang: StartGang) -> None:
     run_with(KILLS[point], gang, every=4, codec="int8", within="host")
 
 
-@pytest.mark.parametrize("point", KILLS)
-@pytest.mark.parametrize("codec", ["int8", "none"])
+@pytest.mark.parametrize(
+    ("codec", "point"),
+    [
+        ("int8", "in_exchange"),
+        ("none", "after_apply_alone"),
+        *(pytest.param(codec, "in_backward", marks=pytest.mark.long) for codec in ("int8", "none")),
+        pytest.param("int8", "after_apply_alone", marks=pytest.mark.long),
+        pytest.param("none", "in_exchange", marks=pytest.mark.long),
+    ],
+)
 def test_cc24_differences_that_go_out_while_the_round_goes_on(codec: str, point: str, gang: StartGang) -> None:
     sync = {"every": 4, "codec": codec, "staleness": 3, "fragments": 3, "outer_momentum": 0.5}
     g = gang(faults=(KILLS[point],), epochs=EPOCHS, wide=True, sync=sync)
