@@ -314,11 +314,14 @@ class Coordinator:
         self._tell_governor(kind, fields)
         if kind == "generation":
             self._complain()
+            self.non_finite.forget()
             self.journal.write({"entry": "generation", **fields})
             self.journal.fence(self.machine.generation)
             self.message = ""
         elif kind in ("stopping", "host_leaves", "rolls_back", "rolled_back"):
             self.journal.write({"entry": kind, **fields})
+            if kind == "rolled_back":
+                self.journal.trust()
         elif kind == "agent_lost":
             self._agents_lost[str(fields["host"])] = self.now()
         self.event(kind, fields)
@@ -353,7 +356,7 @@ class Coordinator:
             self._observed_at = now
             observations = self.observing.window(sorted(attached))
             self.governing.tell(Observed(now, observations, machine.pace.step))
-        for host in self.non_finite.guilty(machine.pace.step, now):
+        for host in self.non_finite.guilty(now):
             if machine.can_spare(host):
                 self.governing.convict(host, Code.NONFINITE_HOST, now)
         for removal in self.governing.removals(machine.hosts, self.ray_hosts.placed, now):
@@ -363,47 +366,44 @@ class Coordinator:
             self._give_up_test(host, f"no answer for {TEST_SECONDS:g} s")
 
     def _compared(self, found: Comparison) -> None:
-        """All members have told what they hold (GM-17)."""
+        """All members have told what they hold (GM-17). Where that differs, who deviates is out of the generation that goes
+        back."""
         step = found.state.step
+        if self.machine.rolling_back is not None:
+            return
         if found.unanimous:
             self._sound = step
             self.journal.write({"entry": "sound", "step": step})
             return
-        if self.machine.rolling_back is not None:
-            return
         fields = {"step": step, "hosts": list(found.deviating), "split": found.split, "sound": self._sound}
         self.event("digests_differ", fields)
-        if not found.split:
-            for host in found.deviating:
-                self.governing.convict(host, Code.SDC_DIGEST, self.now())
-        elif self.spec.governor.certain is Mode.ENFORCE:
-            self._split(step)
-
-    def _split(self, step: int) -> None:
-        """Nobody can say who is right; and where that comes again, it is no accident."""
-        if self._split_at is not None and self._sound <= self._split_at:
+        for host in found.deviating:
+            self.governing.convict(host, Code.SDC_DIGEST, self.now())
+        if self.spec.governor.certain is not Mode.ENFORCE:
+            return
+        for removal in self.governing.removals(self.machine.hosts, self.ray_hosts.placed, self.now()):
+            self._remove(removal)
+        self.journal.distrust(self._sound)
+        if found.split and self._split_at is not None and self._sound < self._split_at:
             text = f"ranks hold other bytes after step {step}, and did so before: something changes them on each by itself"
             self.do(self.machine.give_up(ExitCode.BUG, f"{text} (DIGEST_SPLIT); see docs/governor.md"))
             return
-        self._split_at = step
-        self._roll_back(f"ranks hold other bytes after step {step} (DIGEST_SPLIT)")
-
-    def _roll_back(self, reason: str) -> None:
+        self._split_at = step if found.split else None
         self.digests.forget()
-        self.do(self.machine.roll_back(self._sound, reason, self.now()))
+        code = "DIGEST_SPLIT" if found.split else "SDC_DIGEST"
+        self.do(self.machine.roll_back(self._sound, f"ranks hold other bytes after step {step} ({code})", self.now()))
 
     def _remove(self, removal: Removal) -> None:
         """It may be gone or have been told to go already; who alone has the state is kept, whatever speaks against it."""
         view = self.machine.hosts.get(removal.host)
         if view is None or view.leaving or not self.machine.can_spare(removal.host):
             return
-        if removal.rolls_back and self.machine.rolling_back is None:
-            self._roll_back(removal.reason)
         if removal.way is Way.LOST:
             self.do(self.machine.host_lost(removal.host, removal.reason, self.now()))
         else:
             at_once = removal.way is Way.AT_ONCE
-            self.do(self.machine.leave(removal.host, removal.reason, self.now(), at_once=at_once))
+            heirs = removal.is_trusted
+            self.do(self.machine.leave(removal.host, removal.reason, self.now(), at_once=at_once, bequeaths=heirs))
 
     # ------------------------------------------------------------------ host tests
 
@@ -559,7 +559,9 @@ class Coordinator:
                 self.machine.activity(progress.worker, now)
             seen.step, seen.state, seen.moved = progress.step, progress.state, moved
             self.machine.busy(progress.worker, progress.busy)
-            self.machine.progress(progress.step, progress.step_seconds, now)
+            view = self.machine.workers.get(progress.worker)
+            if view is not None and view.running:  # else it may say where it was before the job went back
+                self.machine.progress(progress.step, progress.step_seconds, now)
 
     def _report(self, report: pb.RankReport) -> None:
         machine, worker, now = self.machine, report.worker, self.now()
@@ -589,11 +591,11 @@ class Coordinator:
             case "note":
                 self._note(worker, report.note, now)
             case "digest":
-                told = report.digest
-                members = {member.worker: member.host for member in machine.roster.members if member.running}
-                found = self.digests.tell(worker, wire.state_from_wire(told.state), told.digest, members)
-                if found is not None:
-                    self._compared(found)
+                state = wire.state_from_wire(report.digest.state)
+                if state.generation == machine.generation:
+                    found = self.digests.tell(worker, state, report.digest.digest, machine.configured)
+                    if found is not None:
+                        self._compared(found)
 
     def _failed(self, report: pb.RankReport) -> None:
         failed = report.failed
@@ -614,7 +616,10 @@ class Coordinator:
                 host, step, again = self.machine.workers[worker].host, int(fields["step"]), bool(fields["again"])
                 if self.non_finite.told(host, step, again=again):
                     self.event("non_finite_job", {"step": step})
+            elif note.kind == "finite_again":
+                self.non_finite.finite(int(fields["step"]), now)
             elif note.kind == "resumed":
+                self.journal.trust()
                 self._sound = int(fields["step"])
                 self.journal.write({"entry": "sound", "step": self._sound})
             self.event(note.kind, fields)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orchestrator.governor.codes import Code
+from orchestrator.governor.codes import NOISY, Code
 from orchestrator.governor.events import Beat, Event, Evidence, Fenced, Joined, Late, Left, Scaled, Tick
 from orchestrator.governor.hosts import HostRecord, HostState
 from orchestrator.governor.log import Governor
@@ -49,7 +49,8 @@ class Removal:
     host: str
     way: Way
     reason: str
-    rolls_back: bool = False
+    is_trusted: bool = False
+    """What it has computed is right, as far as anybody knows."""
 
 
 class Governing:
@@ -215,4 +216,4 @@ def _removal(record: HostRecord) -> Removal:
         way = Way.LOST
     else:
         way = Way.AT_ONCE if code.needs_rollback or code is Code.HANG_CULPRIT else Way.AFTER_THE_STEP
-    return Removal(record.host, way, f"{record.host} is evicted: {code.value}", code.needs_rollback)
+    return Removal(record.host, way, f"{record.host} is evicted: {code.value}", code in NOISY)

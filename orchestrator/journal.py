@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.identity import NO_GENERATION, Generation
+from workers.paths import DISTRUSTED
 
 
 @dataclass
@@ -91,6 +92,15 @@ class Journal:
     def fence(self, generation: Generation) -> None:
         """From now on nothing of an older generation may publish (GM-6)."""
         replace_json(self.folder / "fence.json", {"incarnation": generation.incarnation, "counter": generation.counter})
+
+    def distrust(self, after: int) -> None:
+        """Checkpoints of later steps than `after` are wrong, for ranks that look for one in a later start too."""
+        replace_json(self.folder / DISTRUSTED, {"after": after})
+
+    def trust(self) -> None:
+        """They are out of the way."""
+        with contextlib.suppress(OSError):
+            (self.folder / DISTRUSTED).unlink(missing_ok=True)
 
     def announce(self, address: str, started: float) -> None:
         """Tell agents and commands where this incarnation listens."""

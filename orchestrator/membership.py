@@ -181,13 +181,22 @@ class Membership:
             self.waiting.discard(worker.worker)
         return [DropHost(host)]
 
-    def leave(self, host: str, reason: str, now: float, *, at_once: bool = False) -> list[Action]:
+    @property
+    def configured(self) -> dict[str, str]:
+        """The hosts of the members of the generation that was configured last, by worker; of those that are known, where
+        another coordinator has configured it."""
+        if self.plan is not None:
+            return {member.worker: member.host for member in self.plan.members}
+        return {w: self.workers[w].host if w in self.workers else "" for w in self.recovered_members}
+
+    def leave(self, host: str, reason: str, now: float, *, at_once: bool = False, bequeaths: bool = True) -> list[Action]:
         """The host is to go, though it lives: its ranks are in no generation from the next step boundary on (EP-16), or,
-        `at_once`, from now on, at the cost of the step that is under way. It goes once others have what it has."""
+        `at_once`, from now on, at the cost of the step that is under way. It goes once others have what it has, which what
+        it owes belongs to, if it `bequeaths` that (CC-12)."""
         view = self.hosts.get(host)
         if view is None or view.leaving or self.phase is JobPhase.ENDED:
             return []
-        view.leaving = reason
+        view.leaving, view.bequeaths = reason, bequeaths
         actions: list[Action] = [Record("host_leaves", {"host": host, "reason": reason})]
         if at_once and self.phase is not JobPhase.WAITING and self.roster.can_do_without_the_leaving:
             actions += self._begin(reason, now)
@@ -492,6 +501,8 @@ class Membership:
             for worker in self.workers.values():
                 worker.role = Role.IDLE  # there is nobody left to copy from
             actions += self._try_first(now)
+        if self.phase is JobPhase.FORMING and self.rolling_back is not None:
+            self.roster.promote_idle()  # nobody has a state that they could copy first
         if self.phase is JobPhase.FORMING and not self.waiting and not self.stopping:
             staying = [w for w in candidates if not self.hosts[w.host].leaving]
             wanted = staying if self._suffice(staying) else candidates
@@ -529,13 +540,15 @@ class Membership:
                 view.told_at = now
                 for worker in mine:
                     worker.role = Role.IDLE  # what it may still say makes it no member
-                    actions.append(self._farewell(worker.worker, f"{view.host} leaves the job"))
+                    actions.append(self._farewell(worker.worker, view))
             if not mine or not view.attached or now > view.told_at + self.rules.farewell:
                 actions += [Record("host_left", {"host": view.host}), *self._remove(view.host)]
         return actions
 
-    def _farewell(self, worker: str, reason: str) -> SendExit:
-        if self.plan is None:
+    def _farewell(self, worker: str, host: HostView) -> SendExit:
+        """With heirs, if they go on without it."""
+        reason = f"{host.host} leaves the job"
+        if self.plan is None or worker in self.configured or not host.bequeaths:
             return SendExit(worker, reason)
         staying = (w.peer_address for w in self.roster.members if not self.hosts[w.host].leaving)
         return SendExit(worker, reason, tuple(staying), self.plan.authority)

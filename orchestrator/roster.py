@@ -60,6 +60,7 @@ class HostView:
     exits: deque[float] = field(default_factory=deque)
     crashes: int = 0  # in a row, before a worker became useful
     told_at: float | None = None  # when its workers were told to end, as it leaves
+    bequeaths: bool = True  # where it leaves, what it owes goes to those that stay
     leaving: str = ""  # why it was told to go; in no generation any more once others have what it has
 
 
@@ -140,6 +141,15 @@ class Roster:
         view = self.hosts.get(host)
         idle = [w for w in self.on(host) if w.role is Role.IDLE]
         return view is not None and view.attached and not view.leaving and len(idle) >= self.rules.ranks_per_host
+
+    def promote_idle(self) -> None:
+        """Idle workers into the next generation, where hosts lack ranks."""
+        for view in self.hosts.values():
+            mine = self.on(view.host)
+            idle = [worker for worker in mine if worker.role is Role.IDLE]
+            if view.attached and not view.leaving:
+                for worker in idle[: max(0, self.rules.ranks_per_host - (len(mine) - len(idle)))]:
+                    worker.role = Role.READY
 
     def free_rank(self) -> int:
         taken = {w.rank for w in self.workers.values() if w.rank is not None}

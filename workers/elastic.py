@@ -412,11 +412,18 @@ class Job:
         step = self.committed + 1
         return _Turn(step, *self._batches.position(step), len(self._batches.batch(step)), self._seat(step).attempt)
 
+    @property
+    def _elsewhere(self) -> int | None:
+        """By how many members shares have to be turned so that each falls on another host; None where that cannot be."""
+        hosts = [place.host for place in self._rank.topology.places]
+        turns = range(1, len(hosts))
+        return next((n for n in turns if all(a != b for a, b in zip(hosts, hosts[n:] + hosts[:n], strict=True))), None)
+
     def _seat(self, step: int) -> Seat:
         rank = self._rank
         attempt = rank.attempt if step == rank.first_step else 0
         if step == self._again:
-            attempt += max(map(len, rank.topology.hosts))  # so that a share falls on another host
+            attempt += self._elsewhere or 0
         if rank.host_exchange is None or self.config.sync.within == "rank":
             return Seat(rank.world, rank.index, attempt)
         return Seat(rank.world, rank.index, attempt, next(host for host in rank.hosts if rank.index in host))
@@ -463,8 +470,9 @@ class Job:
 
     def _goes_again(self, turn: _Turn) -> bool:
         """A gradient is not finite: all members compute the step once more, each another's share, to see whether it is the
-        host or the data (GM-20). False where they have, or there is one host; or a GradScaler, which expects such steps."""
-        if self._again == turn.step or len(self._rank.topology.hosts) == 1 or self._engine.replica.scaler is not None:
+        host or the data (GM-20). False where they have, or not every share can go to another host; or with a GradScaler,
+        which expects such steps."""
+        if self._again == turn.step or self._elsewhere is None or self._engine.replica.scaler is not None:
             return False
         self._tell_refused(turn.step, self._engine.own_refusal, again=False)
         self._again = turn.step
@@ -481,6 +489,8 @@ class Job:
     def _look_at_skipped(self, commit: Commit, refused: str | None) -> None:
         """A step with a gradient that is not finite changes nothing (CC-15); a run of them is a mistake of the task."""
         self._tell_refused(commit.after.step, refused, again=True)
+        if self._again == commit.after.step and not commit.meta.get("skipped"):
+            self.tell("finite_again", {"step": commit.after.step})
         self._skipped = self._skipped + 1 if commit.meta.get("skipped") else 0
         if self._skipped >= SKIPPED_IN_A_ROW and self._engine.replica.scaler is None:
             raise TaskError(
@@ -528,10 +538,12 @@ class Job:
         """To be compared with the others': now and then, for each checkpoint, and at the first step of a generation."""
         step, rank = state.step, self._rank
         is_due = self._digests.is_due(step) or step == rank.first_step or self.config.checkpoint.due(step) is not None
-        if not is_due or rank.world == 1:
+        if not is_due or not isinstance(rank, Rank):
             return
         begun = time.perf_counter()
+        rank.page.set_busy(True)
         digest = pb.StateDigest(state=wire.state_to_wire(state), digest=bytes.fromhex(self.digest))
+        rank.page.set_busy(False)
         self._digests.took(time.perf_counter() - begun, step_seconds)
         rank.link.send(pb.RankReport(worker=rank.worker, digest=digest))
 
@@ -643,6 +655,8 @@ class Job:
             self._log.add(self._line(done, None))
 
     def entered(self) -> None:
+        if self._result is not None and self.committed < self.total_steps and isinstance(self._rank, Rank):
+            self._rank.leave("the gang went back to an earlier step, and the task of this process has returned")
         first = self._rank.index == 0
         self._again = 0  # who is new does not know of it
         self._units = self._rank.topology.units(self._rank.hosts)

@@ -433,6 +433,7 @@ class Engine:
             self.restores += 1
             self._commits.clear()
             self._snapshot = None
+            self._inherited.clear()
         self._clear_grads()
         self.in_step = False
         self.compression.lose()
@@ -465,6 +466,12 @@ class Engine:
     def heir(self) -> Heir:
         """Of ranks that leave (CC-12)."""
         return Heir({name: parameter.shape for name, parameter in self._parameters}, self._inherit)
+
+    def estate(self) -> dict[str, torch.Tensor]:
+        """What this rank owes by error feedback, by parameter name; nothing where that is all zeros."""
+        self._absorb_inherited()
+        owed = self.compression.memory.state_dict()
+        return owed if any(bool(tensor.any()) for tensor in owed.values()) else {}
 
     def _inherit(self, owed: Mapping[str, torch.Tensor]) -> None:
         with self.lock:

@@ -20,6 +20,7 @@ from workers.config import TrainingConfig
 from workers.engine import Engine
 from workers.errors import TaskError
 from workers.identity import NOWHERE, Generation, StateId, next_lineage
+from workers.paths import DISTRUSTED
 from workers.rank import Rank
 from workers.solo import SoloRank
 from workers.transfer import Snapshot
@@ -150,6 +151,7 @@ class Keeper:
         """
         if not isinstance(self._rank, Rank):
             return None
+        at_most = self._trusted(at_most)
         if at_most is not None:
             try:
                 set_aside(self._root, at_most)
@@ -175,6 +177,14 @@ class Keeper:
         if entry.tier != EXACT:
             return Snapshot(_rounded(_state(meta["state_id"]), entry.path), NOWHERE, captured)
         return Snapshot(_state(meta["state_id"]), _state(meta["previous_id"]), captured)
+
+    def _trusted(self, at_most: int | None) -> int | None:
+        """The last step whose checkpoint may be taken, if an earlier start of the job has left word of that too."""
+        try:
+            after = int(json.loads((self._rank.folder / "control" / DISTRUSTED).read_text())["after"])
+        except (OSError, ValueError, KeyError):
+            return at_most
+        return after if at_most is None else min(after, at_most)
 
     def _exact_only(self) -> bool:
         if self._config.reproducible:  # a rounded state leads to other bits

@@ -1,4 +1,4 @@
-"""Where the processes of a job on one host meet: sockets and shared pages."""
+"""Where the processes of a job on one host meet: sockets and shared pages; and a file that outlives them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import hashlib
 import os
 import re
 from pathlib import Path
+
+DISTRUSTED = "distrusted.json"
+"""In the folder `control` of a job: `after`, the step behind which checkpoints are wrong. Gone once those are put aside."""
 
 _NAME_CHARACTERS = 24
 _ROOM_FOR_NAME = 28

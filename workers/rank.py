@@ -220,22 +220,20 @@ class Rank:
         return directives
 
     def _hand_over(self, heirs: list[str], authority: StateId) -> None:
-        """What this rank owes by error feedback goes to one that stays (CC-12), if it went with them as far as they came.
-        Where that fails it is lost, which the agent tells when this process has ended."""
-        owed = self.engine.compression.memory.state_dict() if self.engine is not None and heirs else {}
-        if not owed or not self.machine.healed or self.machine.state != authority:
+        """What this rank owes by error feedback goes to one that stays (CC-12), if it went with them as far as they came;
+        otherwise it is lost."""
+        if self.engine is None or not self.machine.healed or not (owed := self.engine.estate()):
             return
-        heir = heirs[max(self.number, 0) % len(heirs)]
-        try:
-            hand_over(heir, owed, HAND_OVER_SECONDS)
-        except TransferError as error:
-            logger.warning("residuals: %s", error)
-            return
-        norm = float(sum(float(tensor.norm()) ** 2 for tensor in owed.values()) ** 0.5)
-        fields = {"worker": self.worker, "heir": heir, "residual_norm": norm}
-        note = pb.Note(kind="residual_handed_over", json=json.dumps(fields))
-        self.link.send(pb.RankReport(worker=self.worker, note=note))
-        self.page.set_owed(0.0)
+        kind, fields = "residual_lost", {"worker": self.worker, "residual_lost_norm": self.engine.owed}
+        if heirs and self.machine.state == authority:
+            heir = heirs[max(self.number, 0) % len(heirs)]
+            try:
+                hand_over(heir, owed, HAND_OVER_SECONDS)
+                norm = float(sum(float(tensor.norm()) ** 2 for tensor in owed.values()) ** 0.5)
+                kind, fields = "residual_handed_over", {"worker": self.worker, "heir": heir, "residual_norm": norm}
+            except TransferError as error:
+                logger.warning("residuals: %s", error)
+        self.link.send(pb.RankReport(worker=self.worker, note=pb.Note(kind=kind, json=json.dumps(fields))))
 
     def leave(self, reason: str) -> None:
         """Flush and go: never through the interpreter's exit, where an abandoned operation could hang (EP-7)."""

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from workers import plain
+from workers.compression.finite import is_finite
 from workers.identity import Generation, StateId
 from workers.readable import wait_readable
 from workers.state import Captured, tensor_bytes
@@ -119,6 +120,8 @@ class StateServer:
                 if not count:
                     raise TransferError("closed")
                 view = view[count:]
+        if not all(map(is_finite, owed.values())):
+            raise TransferError("what is owed is not finite")
         self._heir.inherit(owed)
         peer.sendall(b"\x01")
 

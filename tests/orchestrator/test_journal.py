@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.journal import Journal
+from workers.paths import DISTRUSTED
 
 
 def test_cc9_groups_outlive_the_coordinator_but_not_the_start_of_the_job(tmp_path: Path) -> None:
@@ -42,3 +43,23 @@ def test_gm6_gm38_what_operators_have_done_outlives_the_coordinator_but_not_the_
     Journal(tmp_path, launch=2.0).begin()
     later = Journal(tmp_path, launch=2.0).remembered
     assert (later.drained, later.hosts_max, later.names) == (set(), 0, {})
+
+
+def test_gm17_a_coordinator_that_dies_while_the_job_goes_back_is_followed_by_one_that_knows(tmp_path: Path) -> None:
+    first = Journal(tmp_path, launch=1.0)
+    first.begin()
+    first.write({"entry": "sound", "step": 50})
+    first.write({"entry": "rolls_back", "at_most": 50, "reason": "digests differ"})
+    first.distrust(50)
+    second = Journal(tmp_path, launch=1.0)
+    assert (second.remembered.sound, second.remembered.rolling_back) == (50, 50)
+    second.write({"entry": "rolled_back", "generation": [2, 1]})
+    assert Journal(tmp_path, launch=1.0).remembered.rolling_back is None
+    later = Journal(tmp_path, launch=2.0)
+    later.begin()
+    remembered = Journal(tmp_path, launch=2.0).remembered
+    assert (remembered.sound, remembered.rolling_back) == (0, None)
+    assert (tmp_path / "control" / DISTRUSTED).exists()  # what is wrong stays wrong, until it is put aside
+    later.trust()
+    later.trust()
+    assert not (tmp_path / "control" / DISTRUSTED).exists()

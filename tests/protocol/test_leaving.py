@@ -47,8 +47,8 @@ def test_cc12_who_leaves_is_told_who_stays_and_from_which_state(world: Simulatio
     told: list[ms.SendExit] = []
     farewell = machine._farewell
 
-    def noted(worker: str, reason: str) -> ms.SendExit:
-        told.append(farewell(worker, reason))
+    def noted(worker: str, host: ms.HostView) -> ms.SendExit:
+        told.append(farewell(worker, host))
         return told[-1]
 
     monkeypatch.setattr(machine, "_farewell", noted)
@@ -60,6 +60,18 @@ def test_cc12_who_leaves_is_told_who_stays_and_from_which_state(world: Simulatio
     addresses = {member.peer_address for member in machine.plan.members}
     assert all(set(exit.heirs) == addresses and exit.authority == machine.plan.authority for exit in told)
     assert all(member.host == stays for member in machine.plan.members)
+
+
+def test_cc12_what_is_not_trusted_goes_to_nobody(world: Simulation) -> None:
+    machine, (_, leaves) = machine_of(world), world.hosts
+    world.do(machine.leave(leaves, "NONFINITE_HOST", world.now, bequeaths=False))
+    leavers = [worker.worker for worker in machine.workers.values() if worker.host == leaves]
+    exits = []
+    for _ in range(40):
+        world.now += 0.1
+        serve(world)
+        exits += [action for action in machine.tick(world.now) if isinstance(action, ms.SendExit)]
+    assert {exit.worker for exit in exits} <= set(leavers) and all(exit.heirs == () for exit in exits)
 
 
 def test_gm28_an_evicted_host_is_out_of_the_very_next_generation_and_nobody_waits_for_its_answer(world: Simulation) -> None:

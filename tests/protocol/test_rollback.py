@@ -105,3 +105,41 @@ def test_gm17_a_member_that_dies_meanwhile_does_not_bring_the_old_state_back(
     world.kill_worker(members[victim])
     settle(world)
     assert not line_of(world) & old
+
+
+def test_gm17_where_every_host_is_needed_the_next_process_takes_part_at_once(world: Simulation) -> None:
+    """There is no state that it could copy first."""
+    machine = machine_of(world)
+    machine.rules = machine.roster.rules = ms.Rules(3, 3, 1, 1, crash_limit=10**9)
+    old, victim = line_of(world), next(name for name, view in machine.workers.items() if view.role is ms.Role.MEMBER)
+    world.do(machine.roll_back(0, "digests differ", world.now))
+    world.kill_worker(victim)
+    settle(world)
+    assert len(hosts_of(world)) == 3 and machine.rolling_back is None
+    assert not line_of(world) & old
+
+
+def test_gm17_a_host_that_takes_the_place_of_a_deviant_takes_part_at_once(world: Simulation) -> None:
+    machine, deviant = machine_of(world), next(iter(world.hosts))
+    machine.rules = machine.roster.rules = ms.Rules(3, 3, 1, 1, crash_limit=10**9)
+    world.do(machine.leave(deviant, "SDC_DIGEST", world.now, at_once=True, bequeaths=False))
+    world.do(machine.roll_back(0, "SDC_DIGEST", world.now))
+    for _ in range(10):
+        world.now += 0.1
+        serve(world)
+    assert machine.phase is ms.JobPhase.FORMING  # two hosts are not enough
+    world.add_host()
+    settle(world)
+    assert len(hosts_of(world)) == 3 and deviant not in hosts_of(world)
+
+
+def test_gm17_members_of_a_generation_are_those_that_were_configured_whatever_they_do_now(world: Simulation) -> None:
+    machine = machine_of(world)
+    members = machine.configured
+    assert len(members) == 3 and set(members.values()) == hosts_of(world)
+    world.do(machine.stop("enough", world.now))
+    serve(world)
+    assert machine.configured == members
+    world.kill_coordinator()
+    world.start_coordinator()
+    assert machine_of(world).configured.keys() == members.keys()

@@ -49,8 +49,13 @@ def test_cc12_what_is_handed_over_arrives_bit_for_bit(estate: Estate) -> None:
 
 @pytest.mark.parametrize(
     "owed",
-    [{"gone": torch.zeros(3)}, {"fc.bias": torch.zeros(299)}, {"fc.weight": torch.zeros(200, 300)}],
-    ids=["another name", "another size", "another shape"],
+    [
+        {"gone": torch.zeros(3)},
+        {"fc.bias": torch.zeros(299)},
+        {"fc.weight": torch.zeros(200, 300)},
+        {"fc.bias": torch.full((300,), float("nan"))},
+    ],
+    ids=["another name", "another size", "another shape", "not finite"],
 )
 def test_cc12_what_fits_no_parameter_is_refused_and_nothing_is_taken(estate: Estate, owed: dict[str, Tensor]) -> None:
     with pytest.raises(TransferError):
@@ -107,3 +112,14 @@ def test_cc12_what_was_taken_over_is_owed_from_the_next_step_on() -> None:
     for ours, plain in zip(heir.model.parameters(), straight.model.parameters(), strict=True):
         torch.testing.assert_close(ours, plain - 0.25)
     assert not any(tensor.any() for tensor in heir.engine.compression.memory.state_dict().values())
+
+
+def test_cc12_an_estate_that_was_not_absorbed_yet_goes_on_to_the_next_heir() -> None:
+    rank = OneRank(model=plain_model, optimizer=sgd)
+    assert rank.engine.estate() == {}
+    debt = {name: torch.full(shape, 0.25) for name, shape in rank.engine.heir.shapes.items()}
+    rank.engine.heir.inherit(debt)
+    assert all(torch.equal(tensor, debt[name]) for name, tensor in rank.engine.estate().items())
+    rank.engine.heir.inherit(debt)
+    rank.engine.restore(rank.engine.capture())  # a whole state is taken over: nobody knows what is in it
+    assert rank.engine.estate() == {}

@@ -21,6 +21,7 @@ from workers.identity import GENESIS, Generation, StateId
 from workers.keeper import Keeper, _rounded, another_plan, plan_of
 from workers.outer.config import SyncConfig
 from workers.outer.sync import OuterSync
+from workers.paths import DISTRUSTED
 from workers.protocol import RankMachine, RankState
 from workers.rank import Rank
 
@@ -167,6 +168,22 @@ def test_cc24_what_is_attached_to_the_state_is_found_again(tmp_path: Path) -> No
     del job.engine.replica.attached["outer"]
     with pytest.raises(TaskError, match=r"the model has no tensor 'outer\.weight'"):
         job.keeper.found()
+
+
+def test_gm17_a_checkpoint_that_is_distrusted_is_put_aside_in_a_later_start_too(tmp_path: Path) -> None:
+    """A job that ended because its ranks differed has left word of it."""
+    job = Phases(tmp_path, every=1)
+    for step in (1, 2, 3):
+        job.take(step)
+    control = tmp_path / "control"
+    for at_most, expected in ((None, 2), (1, 1)):  # who asks may know more
+        (control / DISTRUSTED).write_text('{"after": 2}')
+        snapshot = job.keeper.found(at_most)
+        assert snapshot is not None and snapshot.state.step == expected
+    assert [entry.step for entry in list_checkpoints(tmp_path / "checkpoints")] == [1]
+    (control / DISTRUSTED).write_text("torn")
+    snapshot = job.keeper.found()
+    assert snapshot is not None and snapshot.state.step == 1
 
 
 def config(**values: Any) -> TrainingConfig:
