@@ -64,7 +64,7 @@ def test_cc24_hosts_that_train_alone(point: str, gang: StartGang) -> None:
 )
 def test_cc24_differences_that_go_out_while_the_round_goes_on(codec: str, point: str, gang: StartGang) -> None:
     sync = {"every": 4, "codec": codec, "staleness": 3, "fragments": 3, "outer_momentum": 0.5}
-    g = gang(faults=(KILLS[point],), epochs=EPOCHS, wide=True, sync=sync)
+    g = gang(faults=(KILLS[point],), epochs=EPOCHS // 2, wide=True, sync=sync)
     g.wait_for_faults()
     g.wait_until_whole()
     g.check()
