@@ -548,10 +548,11 @@ class Membership:
     def _farewell(self, worker: str, host: HostView) -> SendExit:
         """With heirs, if they go on without it."""
         reason = f"{host.host} leaves the job"
-        if self.plan is None or worker in self.configured or not host.bequeaths:
+        if self.plan is None:
             return SendExit(worker, reason)
-        staying = (w.peer_address for w in self.roster.members if not self.hosts[w.host].leaving)
-        return SendExit(worker, reason, tuple(staying), self.plan.authority)
+        staying = [w.peer_address for w in self.roster.members if not self.hosts[w.host].leaving]
+        heirs = tuple(staying) if host.bequeaths and worker not in self.configured else ()
+        return SendExit(worker, reason, heirs, self.plan.authority)
 
     def _reveal_lost_hosts(self, now: float) -> list[Action]:
         """An exchange error with a reset stream means the host is gone; with all streams up, go on without a verdict."""

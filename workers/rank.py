@@ -221,8 +221,8 @@ class Rank:
 
     def _hand_over(self, heirs: list[str], authority: StateId) -> None:
         """What this rank owes by error feedback goes to one that stays (CC-12), if it went with them as far as they came;
-        otherwise it is lost."""
-        if self.engine is None or not self.machine.healed or not (owed := self.engine.estate()):
+        otherwise it is lost. At the end of a job, without an authority, nobody needs it."""
+        if authority == NOWHERE or self.engine is None or not self.machine.healed or not (owed := self.engine.estate()):
             return
         kind, fields = "residual_lost", {"worker": self.worker, "residual_lost_norm": self.engine.owed}
         if heirs and self.machine.state == authority:
