@@ -116,9 +116,7 @@ class Coordinator:
         governor = Governor.open_or_anew(folder / "governor.jsonl", outset)
         self.governing = Governing(governor, self.event)
         self.observing = Observing()
-        self.digests, self.non_finite = Digests(), NonFinite()
-        self._sound = self.journal.remembered.sound
-        self._split_at: int | None = None
+        self.digests, self.non_finite = Digests(self.journal.remembered.sound), NonFinite()
         self._observed_at = self.now()
         self.hosts_max = self.journal.remembered.hosts_max or spec.hosts.max
         self._tested: dict[str, Tested] = {}
@@ -372,10 +370,10 @@ class Coordinator:
         if self.machine.rolling_back is not None:
             return
         if found.unanimous:
-            self._sound = step
-            self.journal.write({"entry": "sound", "step": step})
+            self._agreed(step)
             return
-        fields = {"step": step, "hosts": list(found.deviating), "split": found.split, "sound": self._sound}
+        sound = self.digests.sound
+        fields = {"step": step, "hosts": list(found.deviating), "split": found.split, "sound": sound}
         self.event("digests_differ", fields)
         for host in found.deviating:
             self.governing.convict(host, Code.SDC_DIGEST, self.now())
@@ -383,15 +381,18 @@ class Coordinator:
             return
         for removal in self.governing.removals(self.machine.hosts, self.ray_hosts.placed, self.now()):
             self._remove(removal)
-        self.journal.distrust(self._sound)
-        if found.split and self._split_at is not None and self._sound < self._split_at:
+        self.journal.distrust(sound)
+        if self.digests.leave(found):
             text = f"ranks hold other bytes after step {step}, and did so before: something changes them on each by itself"
             self.do(self.machine.give_up(ExitCode.BUG, f"{text} (DIGEST_SPLIT); see docs/governor.md"))
             return
-        self._split_at = step if found.split else None
-        self.digests.forget()
         code = "DIGEST_SPLIT" if found.split else "SDC_DIGEST"
-        self.do(self.machine.roll_back(self._sound, f"ranks hold other bytes after step {step} ({code})", self.now()))
+        self.do(self.machine.roll_back(sound, f"ranks hold other bytes after step {step} ({code})", self.now()))
+
+    def _agreed(self, step: int) -> None:
+        """What all hold after it is the same."""
+        self.digests.sound = step
+        self.journal.write({"entry": "sound", "step": step})
 
     def _remove(self, removal: Removal) -> None:
         """It may be gone or have been told to go already; who alone has the state is kept, whatever speaks against it."""
@@ -620,8 +621,7 @@ class Coordinator:
                 self.non_finite.finite(int(fields["step"]), now)
             elif note.kind == "resumed":
                 self.journal.trust()
-                self._sound = int(fields["step"])
-                self.journal.write({"entry": "sound", "step": self._sound})
+                self._agreed(int(fields["step"]))
             self.event(note.kind, fields)
 
     # ------------------------------------------------------------------ what operators ask

@@ -26,10 +26,16 @@ class Comparison:
 
 
 class Digests:
-    """What ranks have told."""
+    """What ranks have told.
 
-    def __init__(self) -> None:
+    Args:
+        sound: the last step after which all were seen to hold the same.
+    """
+
+    def __init__(self, sound: int = 0) -> None:
+        self.sound = sound
         self._told: OrderedDict[StateId, dict[str, bytes]] = OrderedDict()
+        self._split_at: int | None = None
 
     def tell(self, worker: str, state: StateId, digest: bytes, members: Mapping[str, str]) -> Comparison | None:
         """`worker` has this digest of `state`. The comparison, once all have told theirs.
@@ -48,9 +54,13 @@ class Digests:
         del self._told[state]
         return compare(state, {worker: told[worker] for worker in members}, members)
 
-    def forget(self) -> None:
-        """Those states are left."""
+    def leave(self, found: Comparison) -> bool:
+        """These states are left, as some differ. True where that is no accident: there was no majority before either, and
+        no agreement at that step or later since."""
+        again = found.split and self._split_at is not None and self.sound < self._split_at
+        self._split_at = found.state.step if found.split else None
         self._told.clear()
+        return again
 
 
 def compare(state: StateId, digests: Mapping[str, bytes], hosts: Mapping[str, str]) -> Comparison:

@@ -254,11 +254,12 @@ class Engine:
         if self._fragments is None or self._reducer is None or self.outer is None:
             return
         due, slots = self._fragments.due(inner_step, inner_steps), self.staging.plan.slots
-        mine = [index for index, slot in enumerate(slots) if len(self._pending) <= slot.bucket < due]
-        self.outer.send(weight, [self._parameters[index][0] for index in mine])
-        for index in mine:
-            self._fill(index)
-            self._parameters[index][1].grad = None
+        if due > len(self._pending):
+            mine = [index for index, slot in enumerate(slots) if len(self._pending) <= slot.bucket < due]
+            self.outer.send(weight, [self._parameters[index][0] for index in mine])
+            for index in mine:
+                self._fill(index)
+                self._parameters[index][1].grad = None
         while len(self._pending) < due:
             self._launch()
         self._reducer.progress()

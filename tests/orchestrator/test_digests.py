@@ -75,5 +75,16 @@ def test_gm17_only_the_last_states_are_remembered() -> None:
         digests.tell("a0", state(step), GOOD, of)
     assert digests.tell("b0", state(1), GOOD, of) == Comparison(state(1))
     assert digests.tell("b0", state(0), GOOD, of) is None  # the first one was forgotten
-    digests.forget()
+    digests.leave(Comparison(state(REMEMBERED), split=True))
     assert digests.tell("b0", state(REMEMBERED), GOOD, of) is None
+
+
+def test_gm17_a_second_split_is_no_accident_unless_all_agreed_at_that_step_since() -> None:
+    digests = Digests(50)
+    assert not digests.leave(Comparison(state(100), split=True))
+    digests.sound = 51  # the job went back, and is not as far yet
+    assert digests.leave(Comparison(state(100), split=True))
+    digests.sound = 100
+    assert not digests.leave(Comparison(state(200), split=True))
+    assert not digests.leave(Comparison(state(200), ("host-2",)))  # a majority
+    assert not digests.leave(Comparison(state(200), split=True))
