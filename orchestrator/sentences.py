@@ -14,6 +14,7 @@ CHANGE_REASONS = {
     "saves": "saves time",
     "no_gain": "no faster than none",
     "disappoints": "took no less than none had",
+    "compares": "to see what steps with none take",
     "collapse": "the link has collapsed",
     "budget": "error budget exceeded",
     "dense_start_over": "dense start over",

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from hashlib import blake2b
 from typing import Any, TypeVar
 
@@ -18,6 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from workers.buffers import BufferChanges
 from workers.coherence.agreement import Agreement
 from workers.collectives.buckets import BucketPlan, Staging, plan_buckets
 from workers.collectives.copies import Copies
@@ -31,16 +30,17 @@ from workers.compression.memory import lost_norm
 from workers.compression.setup import uncompressed
 from workers.errors import TaskError
 from workers.faults import Faults
-from workers.identity import NO_GENERATION, Generation, StateId, next_lineage
+from workers.identity import Generation, StateId, next_lineage
 from workers.observing import Observers
 from workers.outer.config import SyncConfig
 from workers.outer.fragments import Fragments
 from workers.outer.host import HostGradient
 from workers.outer.sync import OuterSync
 from workers.protocol import RankMachine
+from workers.recent import Recent
 from workers.rounds import from_rows
 from workers.state import Captured, ReplicatedState, tensor_bytes
-from workers.transfer import Commit, Heir, Offer, Snapshot, TransferError
+from workers.transfer import Commit, Heir, Snapshot, TransferError
 
 HASHED_ELEMENTS = 1024
 """Sampled from each bucket for the lineage: some 20 µs a bucket where its memory is cold (EP names)."""
@@ -50,9 +50,6 @@ HOST_SLOTS = 2
 
 OWED_EVERY = 10
 """Steps from one look at the norm of what is owed to the next."""
-
-RETAIN_SECONDS = 30.0
-RETAIN_BYTES = 512 << 20
 
 _SCALARS = ("loss", "samples", "refused", "alarmed")
 
@@ -90,8 +87,9 @@ class Engine:
         self._parameters = [(n, p) for n, p in self.replica.parameters.items() if p.requires_grad]
         self._observers = Observers(model)
         observed = set(self._observers.owned())
-        self._buffers = [buffer for buffer in self.replica.buffers.values() if id(buffer) not in observed]
-        tail = len(self._parameters) + sum(b.numel() for b in self._buffers) + len(_SCALARS)
+        buffers = self.replica.buffers.values()
+        self._buffers = BufferChanges([buffer for buffer in buffers if id(buffer) not in observed])
+        tail = len(self._parameters) + self._buffers.elements + len(_SCALARS)
         pinned = any(parameter.is_cuda for _, parameter in self._parameters)
         bucket_plan = plan_buckets([(n, p.shape) for n, p in self._parameters], tail)
         self.staging = Staging(bucket_plan, self._observers.width, pinned=pinned)
@@ -116,7 +114,6 @@ class Engine:
             for name, tensor in held.items()
             if tensor is not None
         ]
-        self._saved_buffers: list[torch.Tensor] = []
         self.agreement: Agreement | None = None
         if sketch_seed is not None and sync is None:
             self.agreement = Agreement(plan.gradient_sizes, sketch_seed)
@@ -142,11 +139,8 @@ class Engine:
         self._used: set[int] = set()
         self._copies_grads = clip_norm is not None or scaler is not None
         self.lock = threading.Lock()
-        self._commits: list[tuple[Commit, int | None]] = []  # with the staging set its tensors live in
-        self._snapshot: Snapshot | None = None
-        self._snapshot_wanted = threading.Event()
+        self.recent = Recent(machine, self.staging, self.lock)
         self._inherited: list[Mapping[str, torch.Tensor]] = []
-        self._retain_until = 0.0
         self.restores = 0
         self.in_step = False
         self.describe: Callable[[], dict[str, Any]] = dict  # what else a snapshot carries
@@ -205,10 +199,8 @@ class Engine:
             self._leaves.begin(order.mine)
         self._loss_sum, self._samples = 0.0, 0
         self._own = [0.0, 0]
-        with self.lock:
-            self.staging.flip()
-            self._commits = [(c, s) for c, s in self._commits if s != self.staging.current]
-        self._saved_buffers = [buffer.clone() for buffer in self._buffers]
+        self.recent.take_row()
+        self._buffers.save()
         if self.outer is not None:
             self.outer.begin()
         self._pending.clear()
@@ -270,7 +262,7 @@ class Engine:
         self._used = {index for index, view in enumerate(row.views) if self._copy_grad(index, view)}
         self._fill_tail(row.tail, batch)
         self._leaves.add(row)
-        self._put_back_buffers()
+        self._buffers.put_back()
         self._clear_grads()
         self._loss_sum, self._samples = 0.0, 0
 
@@ -304,7 +296,7 @@ class Engine:
         if not self.in_step:
             return
         self._clear_grads()
-        self._put_back_buffers()
+        self._buffers.put_back()
         if self.outer is not None:
             self.outer.put_back(moments=True)
         self._pending.clear()
@@ -344,7 +336,7 @@ class Engine:
         self._decide(after_step, meta)
         commit = Commit(before, after, meta, tensors)
         self.in_step = False
-        self._remember(commit, self.staging.current if unchanged else None, servable=unchanged)
+        self.recent.remember(commit, self.staging.current if unchanged else None, servable=unchanged)
         return commit
 
     def _decide(self, step: int, meta: dict[str, Any]) -> None:
@@ -360,14 +352,14 @@ class Engine:
 
         Returns its results and float64 [n], what the model's observers have seen meanwhile; empty without `observe`.
         """
-        self._saved_buffers = [buffer.clone() for buffer in self._buffers]
+        self._buffers.save()
         self._observers.forget()
         try:
             with torch.no_grad():
                 results = fn()
             return results, self._observers.seen().double() if observe else torch.empty(0).double()
         finally:
-            self._put_back_buffers()
+            self._buffers.put_back()
 
     def apply_round(self, meta: dict[str, Any], tensors: list[torch.Tensor], generation: Generation) -> Commit:
         """Commit a round: its results become part of the history, and what its observers have seen of the model.
@@ -393,7 +385,7 @@ class Engine:
             raise self._lost(error) from error
         with self.lock:
             self.replica.history.append((before.step, meta["name"], results))
-        self._remember(commit, None, servable=True)
+        self.recent.remember(commit, None, servable=True)
         return commit
 
     def _lost(self, error: Exception) -> ApplyError:
@@ -410,14 +402,12 @@ class Engine:
         if commit.meta["kind"] == "round":
             done = self.apply_round(commit.meta, commit.tensors, commit.after.generation)
         else:
-            with self.lock:
-                self.staging.flip()
-                self._commits = [(c, s) for c, s in self._commits if s != self.staging.current]
+            self.recent.take_row()
             *reduced, replicated, self._measured = commit.tensors
             for ours, received in zip(self.staging.tensors, reduced, strict=True):
                 ours.copy_(received)
             took_part = self.compression.replay(commit.before, commit.after.generation, replicated)
-            self._saved_buffers = [buffer.clone() for buffer in self._buffers]
+            self._buffers.save()
             if self.outer is not None:
                 self.outer.replay()
             done = self.apply_step(commit.meta, commit.after.generation, took_part=took_part)
@@ -432,8 +422,7 @@ class Engine:
         with self.lock:
             self.machine.lost_state()
             self.restores += 1
-            self._commits.clear()
-            self._snapshot = None
+            self.recent.forget()
             self._inherited.clear()
         self._clear_grads()
         self.in_step = False
@@ -457,9 +446,8 @@ class Engine:
         return self.replica.digest(self._captured() if self.in_step else None)
 
     def _captured(self) -> Captured:
-        saved = zip(self._buffers, self._saved_buffers, strict=True) if self.in_step else ()
         training = self.outer.start if self.outer is not None and self.in_step else None
-        return self.replica.capture({id(buffer): before for buffer, before in saved}, training)
+        return self.replica.capture(self._buffers.before if self.in_step else {}, training)
 
     # ------------------------------------------------------------------ what peers ask for
 
@@ -483,70 +471,6 @@ class Engine:
             inherited, self._inherited = self._inherited, []
         for owed in inherited:
             self.compression.absorb(owed)
-
-    def find_offer(self, have: StateId, generation: Generation = NO_GENERATION) -> Offer | None:
-        """A donor's answer; called by the state server's threads. None: ask again shortly.
-
-        A member that asks names its `generation`, and a donor that has not entered it yet has no answer: it may still
-        have to learn that it was left behind.
-        """
-        with self.lock:
-            if not self.machine.healed or self.machine.generation < generation:
-                return None
-            state = self.machine.state
-            if have == state:
-                self._retain()
-                return Offer([], None, lambda: True)
-            chain = self._chain(have)
-            if chain is not None:
-                self._retain()
-                return chain
-            snapshot = self._snapshot
-            if snapshot is not None and (snapshot.state == state or self._chain(snapshot.state) is not None):
-                self._retain()
-                return Offer([], snapshot, lambda: True)
-            self._snapshot_wanted.set()
-            return None
-
-    def serve_snapshot(self) -> None:
-        """Called by the rank's own thread at poll points: copy the state where a peer waits for it."""
-        if self._snapshot_wanted.is_set() and self.machine.healed:
-            snapshot = self.capture()
-            with self.lock:
-                self._snapshot = snapshot
-                self._retain()
-                self._snapshot_wanted.clear()
-
-    def _chain(self, have: StateId) -> Offer | None:
-        for index, (commit, _) in enumerate(self._commits):
-            if commit.before == have:
-                rest = self._commits[index:]
-                uses = {s: self.staging.uses[s] for _, s in rest if s is not None}
-                return Offer([c for c, _ in rest], None, partial(self._unused_since, uses))
-        return None
-
-    def _unused_since(self, uses: dict[int, int]) -> bool:
-        """True where no later step has begun to write into these staging sets."""
-        return all(self.staging.uses[s] == n for s, n in uses.items())
-
-    def _retain(self) -> None:
-        self._retain_until = time.monotonic() + RETAIN_SECONDS
-
-    def _remember(self, commit: Commit, staging_set: int | None, *, servable: bool) -> None:
-        with self.lock:
-            self.machine.committed(commit.after)
-            if not servable:
-                self._commits.clear()
-                return
-            if time.monotonic() > self._retain_until:
-                self._commits = [(commit, staging_set)]
-                self._snapshot = None
-                return
-            copies = [t.clone() for t in commit.tensors] if staging_set is not None else commit.tensors
-            self._commits.append((Commit(commit.before, commit.after, commit.meta, copies), None))
-            size = sum(t.nbytes for t in copies)
-            while len(self._commits) > 1 and len(self._commits) * size > RETAIN_BYTES:
-                self._commits.pop(0)
 
     # ------------------------------------------------------------------ gradients
 
@@ -665,20 +589,11 @@ class Engine:
             tail[:count] = 1.0
         else:
             tail[:count] = torch.tensor([1.0 if i in self._used else 0.0 for i in range(count)])
-        position = count
-        weight = self._samples / batch
-        for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
-            part = tail[position : position + buffer.numel()]
-            if self._samples:
-                changed = buffer != saved  # infinite ones that stayed as they were must not become NaN
-                delta = torch.where(changed, buffer.double() - saved.double(), 0.0)
-                part.copy_(delta.reshape(-1)).mul_(weight)
-            else:
-                part.zero_()
-            position += buffer.numel()
+        scalars = len(tail) - len(_SCALARS)
+        self._buffers.write(tail[count:scalars], self._samples / batch)
         controller = self.compression.controller
         refused, alarmed = self.own_refusal is not None, controller is not None and controller.alarm
-        tail[position:] = torch.tensor([self._loss_sum, float(self._samples), float(refused), float(alarmed)])
+        tail[scalars:] = torch.tensor([self._loss_sum, float(self._samples), float(refused), float(alarmed)])
 
     @torch.no_grad()
     def _apply(self, meta: dict[str, Any]) -> None:
@@ -704,7 +619,7 @@ class Engine:
         if refused:
             meta["skipped"] = True
             if scaler is None:
-                self._put_back_buffers()
+                self._buffers.put_back()
                 self._clear_grads()
                 return
             self._overflow()
@@ -713,7 +628,7 @@ class Engine:
             self.outer.merge(meta["inner_steps"])
         else:
             self._step_optimizer(meta)
-        self._apply_buffers(tail[count : len(tail) - len(_SCALARS)])
+        self._buffers.apply(tail[count : len(tail) - len(_SCALARS)])
         self._observers.take(self.staging.observed)
         self._clear_grads()
 
@@ -744,23 +659,6 @@ class Engine:
         """A rank's gradient was refused: the scaler is to see it, skip the step as well, and scale less."""
         grads = [parameter.grad for _, parameter in self._parameters if parameter.grad is not None]
         grads[0].fill_(torch.inf)
-
-    def _apply_buffers(self, deltas: torch.Tensor) -> None:
-        position = 0
-        for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
-            delta = deltas[position : position + buffer.numel()].view(buffer.shape).to(buffer.device)
-            position += buffer.numel()
-            if buffer.dtype.is_floating_point:
-                buffer.copy_(saved + delta.to(buffer.dtype))
-            elif buffer.dtype == torch.bool:
-                buffer.copy_((saved.float() + delta).round())
-            else:
-                buffer.copy_(saved + delta.round().to(buffer.dtype))
-
-    def _put_back_buffers(self) -> None:
-        with torch.no_grad():
-            for buffer, saved in zip(self._buffers, self._saved_buffers, strict=True):
-                buffer.copy_(saved)
 
     def _clear_grads(self) -> None:
         for _, parameter in self._parameters:

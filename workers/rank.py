@@ -145,7 +145,7 @@ class Rank:
     def _find_offer(self, have: StateId, generation: Generation) -> Offer | None:
         """For a peer that needs state; called by the state server's threads."""
         assert self.engine is not None
-        offer = self.engine.find_offer(have, generation)
+        offer = self.engine.recent.find_offer(have, generation)
         if offer is not None:
             self.faults.hit("in_serve", snapshot=int(offer.snapshot is not None))
         return offer
@@ -200,7 +200,7 @@ class Rank:
         if self.link.rung:
             self._poll_link()
         if self.engine is not None:
-            self.engine.serve_snapshot()
+            self.engine.recent.serve_snapshot(self.engine.capture)
 
     def _poll_link(self) -> list[pb.Directive]:
         directives = list(self.link.poll())

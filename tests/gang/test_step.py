@@ -322,7 +322,7 @@ def test_ep11_an_exception_inside_apply_makes_the_rank_unhealed(
         rank.engine.apply_step(dict(META), FIRST)
     assert not rank.machine.healed
     assert rank.machine.state == NOWHERE
-    assert rank.engine.find_offer(GENESIS) is None  # nobody is healed from it
+    assert rank.engine.recent.find_offer(GENESIS) is None  # nobody is healed from it
 
 
 # ---------------------------------------------------------------------- state from a peer
@@ -356,14 +356,14 @@ def asker(tmp_path: Path) -> Iterator[Rank]:
 def test_ep9_whoever_is_healed_ends_where_the_donor_stands(asker: Rank, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     """A donor may offer a copy that it made for somebody else some commits ago: the commits since then are fetched too."""
     donor = OneRank()
-    donor.engine.find_offer(NOWHERE)
-    donor.engine.serve_snapshot()
+    donor.engine.recent.find_offer(NOWHERE)
+    donor.engine.recent.serve_snapshot(donor.engine.capture)
     for _ in range(3):
         donor.compute(*batch)
         donor.engine.apply_step(dict(META), FIRST)
-    stale = donor.engine.find_offer(NOWHERE)
+    stale = donor.engine.recent.find_offer(NOWHERE)
     assert stale is not None and stale.snapshot is not None and stale.snapshot.state == GENESIS
-    server = StateServer("127.0.0.1", donor.engine.find_offer)
+    server = StateServer("127.0.0.1", donor.engine.recent.find_offer)
     asker._get_state([server.address], donor.machine.state)
     server.close()
     assert asker.machine.state == donor.machine.state
@@ -375,7 +375,7 @@ def test_ep9_a_donor_that_stands_elsewhere_heals_nobody(asker: Rank) -> None:
     donor = OneRank()
     thread = Thread(target=serve_snapshot_when_asked, args=(donor,), daemon=True)
     thread.start()
-    server = StateServer("127.0.0.1", donor.engine.find_offer)
+    server = StateServer("127.0.0.1", donor.engine.recent.find_offer)
     with pytest.raises(TransferError, match="the donor stands at"):
         asker._get_state([server.address], StateId(7, 0, FIRST, 7))
     server.close()
@@ -384,15 +384,15 @@ def test_ep9_a_donor_that_stands_elsewhere_heals_nobody(asker: Rank) -> None:
 def test_ep11_a_donor_answers_a_member_only_once_it_has_entered_the_same_generation() -> None:
     """Before that it may hold a line that was left, and not know it."""
     donor = OneRank()
-    assert donor.engine.find_offer(GENESIS, Generation(1, 2)) is None
+    assert donor.engine.recent.find_offer(GENESIS, Generation(1, 2)) is None
     donor.machine.generation = Generation(1, 2)
-    assert donor.engine.find_offer(GENESIS, Generation(1, 2)) is not None
+    assert donor.engine.recent.find_offer(GENESIS, Generation(1, 2)) is not None
 
 
 def serve_snapshot_when_asked(donor: OneRank) -> None:
     """What a rank does at its poll points."""
-    donor.engine._snapshot_wanted.wait()
-    donor.engine.serve_snapshot()
+    donor.engine.recent.wanted.wait()
+    donor.engine.recent.serve_snapshot(donor.engine.capture)
 
 
 class Widest(StepObserver):

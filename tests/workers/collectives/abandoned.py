@@ -177,9 +177,9 @@ class Ranks:
 
     def _catch_up(self, member: Member, donor: Member) -> None:
         while member.machine.state != donor.machine.state:
-            offer = donor.engine.find_offer(member.machine.state, self.generation)
+            offer = donor.engine.recent.find_offer(member.machine.state, self.generation)
             if offer is None:
-                donor.engine.serve_snapshot()
+                donor.engine.recent.serve_snapshot(donor.engine.capture)
                 continue
             if offer.snapshot is not None:
                 member.engine.restore(offer.snapshot)

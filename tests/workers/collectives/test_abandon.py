@@ -328,7 +328,7 @@ def test_ep11_a_rank_that_was_away_pays_what_it_owes_when_it_is_back(gang: Calla
     before = away.owed()
     assert bool(before.any())
     ranks.enter(others)
-    others[0].engine.find_offer(others[0].machine.state)  # somebody copies from it: it keeps its commits
+    others[0].engine.recent.find_offer(others[0].machine.state)  # somebody copies from it: it keeps its commits
     account.run(3)
     assert not bool(ranks.owed().any())
     away.machine.healed = False
@@ -372,7 +372,7 @@ def test_ep6_what_was_pending_when_a_rank_went_away_is_forgotten(
     outcome = account.step({member.number: cut for member in ranks.members})
     assert not outcome.commits
     ranks.enter(others)
-    others[0].engine.find_offer(others[0].machine.state)  # somebody copies from it: it keeps its commits
+    others[0].engine.recent.find_offer(others[0].machine.state)  # somebody copies from it: it keeps its commits
     account.run(2)
     away.machine.healed = False
     ranks.enter([away, *others], donor=others[0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from workers.compression.choice import NONE
-from workers.compression.controller import records
+from workers.compression.controller import lessons, records
 from workers.compression.controller.candidates import CANDIDATES, is_late
 from workers.compression.controller.config import ControllerConfig
 from workers.compression.controller.forecast import Option, ends, exposed, known_option, own_exposed, seconds
@@ -53,13 +53,6 @@ BAR_STEPS = 500
 """For how long a choice that has broken the budget is out; and for how long nothing that sends more is in, after a link has
 collapsed twice, as one does that had only seemed fast. Twice as long each time that happens again."""
 
-LEAST_LESSON, MOST_LESSON = 1.25, 4.0
-"""Each time they turn out to be, encoding and decoding count as so many times dearer, at least and at most: a window in
-which something else was in the way teaches too much."""
-
-FORGET_STEPS = 1000
-"""After which half of the first lesson is forgotten; twice as many after each further one."""
-
 
 def adaptive(
     state: ControllerState, measured: Measured, step: int, buckets: Sequence[BucketFacts], config: ControllerConfig
@@ -75,46 +68,20 @@ def adaptive(
       window, after an alarm, for this reason only;
     - at once where the plan in force is not within the error budget, to one that loses less; where that is so only while
       gradients change fast, it may go back as soon as they do not;
-    - all of them at once to `none` where steps have turned out no faster than with `none` over such a link. What was
-      missing of the promise is put down to encoding and decoding, which counts as so much dearer from then on. With that
-      there is a first decision again after a window of `none`;
+    - all of them at once to `none` where steps have turned out no faster than with `none` over such a link, or where it is
+      time to see whether they are (`lessons`); then there is a first decision again after a window of `none`;
     - all of them once more after the window in which a link has collapsed, when it is better known.
     """
     line = measured.lines.get(buckets[0].level)
     if line is None or buckets[0].hosts < 2:
         return replace(state, step=step), []
     if step % config.every == 0:
-        state = _second_thought(state, measured.step_seconds, step, config)
+        state = lessons.second_thought(state, measured.step_seconds, step, config)
     believed, unclear = _believed(line, state, buckets, measured.step_seconds, config)
     state, believed = _probed(state, measured, believed, unclear=unclear)
     state = _next_probe(state, measured.step_seconds, step, unclear=unclear)
     window = _Window(state, measured, step, buckets, config, believed)
     return window.outcome() if window.is_whole or window.collapsed else (state, [])
-
-
-def _second_thought(state: ControllerState, none: Value, step: int, config: ControllerConfig) -> ControllerState:
-    """After a window of `none` that follows a plan which was no faster: where its steps are longer than those of the plan,
-    all has become slower, and the plan was not to blame."""
-    if any(choice != NONE for choice in state.plan):
-        return replace(state, disappointing=None)
-    if state.disappointing is None or none is None:
-        return state
-    if state.disappointing >= (1 - config.worth) * none:
-        state = replace(state, dearer=state.dearer_then, dearer_since=step, lessons=state.lessons + 1)
-    return replace(state, disappointing=None)
-
-
-def _dearer(state: ControllerState, step: int) -> float:
-    """Forgotten by and by: other work may have ended, and what was no gain may become one."""
-    half = FORGET_STEPS * 2.0 ** max(0, state.lessons - 1)
-    return 1 + (state.dearer - 1) * 0.5 ** ((step - state.dearer_since) / half)
-
-
-def _as_dear(measured: Measured, factor: float) -> Measured:
-    encode, decode = (
-        tuple(None if rate is None else factor * rate for rate in rates) for rates in (measured.encode, measured.decode)
-    )
-    return replace(measured, encode=encode, decode=decode)
 
 
 def _believed(
@@ -186,8 +153,8 @@ class _Window:
         config: ControllerConfig,
         line: Line,
     ) -> None:
-        self.dearer = _dearer(state, step)
-        self.state, self.measured = state, _as_dear(measured, self.dearer)
+        self.dearer = lessons.dearer(state, step)
+        self.state, self.measured = state, lessons.as_dear(measured, self.dearer)
         self.step, self.config, self.line = step, config, line
         self.facts = facts
         self.is_whole = step % config.every == 0
@@ -329,6 +296,16 @@ class _Window:
     # ------------------------------------------------------------------ the outcome
 
     @property
+    def _doubt(self) -> str | None:
+        """Why the next window goes with `none`, if it does."""
+        if self.disappoints:
+            return "disappoints"
+        if not self.is_whole or self.collapsed or self._sends_all:
+            return None
+        due = lessons.is_due(self.state, self.step, self.measured.step_seconds, self._promised(self.present))
+        return "compares" if due else None
+
+    @property
     def disappoints(self) -> bool:
         """Steps with what is encoded take no less time than they took when nothing was, over such a link; or over one that
         seems slower, where little is promised even so: small transfers tell less of a link, and a window of `none` more."""
@@ -347,14 +324,14 @@ class _Window:
         return all(option.choice == NONE for option in self.present)
 
     def outcome(self) -> tuple[ControllerState, list[Record]]:
-        disappoints = self.disappoints
-        chosen = self.none if disappoints else self.choose()
+        doubt = self._doubt
+        chosen = self.choose() if doubt is None else self.none
         after, decisions = [], []
         for i, (old, new) in enumerate(zip(self.present, chosen, strict=True)):
             if new.choice == old.choice:
                 after.append(replace(self.state.buckets[i], streaks=self.streaks[i]))
                 continue
-            reason = "disappoints" if disappoints else self._reason(old, new)
+            reason = doubt or self._reason(old, new)
             decisions.append(self._change(i, old, new, reason))
             after.append(self._changed(i, new, reason))
         state = replace(
@@ -366,8 +343,11 @@ class _Window:
             gradient_norm=_or(self.measured.gradient_norm, self.state.gradient_norm),
             coherence=_or(self.measured.coherence, self.state.coherence),
         )
-        if disappoints:
-            state = self._disappointed(state)
+        if doubt is not None:
+            coding = sum(option.coding for option in self.present) / self.dearer
+            state = lessons.compared(state, self.measured.step_seconds or 0.0, self._promised(self.present), coding)
+        elif (self._sends_all or not self.state.chosen) and any(option.choice != NONE for option in chosen):
+            state = lessons.chosen(state, self.step)
         if self.collapsed:
             state = self._collapsed(state)
         if self.measured.step_seconds is not None and self._sends_all and self._is_no_slower(self.state.seconds_per_byte):
@@ -377,26 +357,19 @@ class _Window:
 
     def _collapsed(self, state: ControllerState) -> ControllerState:
         """What is encoded now may seem to cross a fast link, and is not to be compared with steps of before."""
-        soon = self.step < max(state.small_until, state.probe_after) + FORGET_STEPS  # after it could be tried again
+        soon = self.step < max(state.small_until, state.probe_after) + lessons.FORGET_STEPS  # after it could be tried again
         collapses = state.collapses + 1 if soon and state.collapses else 1
         waits = BAR_STEPS * 2 ** (collapses - 2) if collapses > 1 else 0
         return replace(
             state,
             none_step_seconds=None,
+            compare_after=0,
+            comparisons=0,
             collapses=collapses,
             small_until=self.step + waits,
             probes=0,
             probe_after=self.step + 2 * waits,  # where a probe has said that it is fast, and it was not
         )
-
-    def _disappointed(self, state: ControllerState) -> ControllerState:
-        """To encode and decode has taken longer than by itself: cores are shared with backward."""
-        took, none = self.measured.step_seconds or 0.0, state.none_step_seconds or 0.0
-        missing = self._promised(self.present) - (none - took)
-        alone = sum(option.coding for option in self.present) / self.dearer
-        least, most = LEAST_LESSON * self.dearer, MOST_LESSON * self.dearer
-        then = min(max(least, self.dearer + missing / alone), most) if alone > 0 else least
-        return replace(state, chosen=False, disappointing=took, dearer_then=then)
 
     def _has_decided(self, chosen: list[Option]) -> bool:
         """Whether changes are held back from here on: there was something to choose from, in a window whose steps tell how

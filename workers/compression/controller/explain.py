@@ -12,6 +12,7 @@ REASONS = {
     "saves": "predicted to save time",
     "no_gain": "no longer beats none",
     "disappoints": "took no less than none had",
+    "compares": "to see what steps with none take",
     "collapse": "the link has collapsed",
     "budget": "the error budget was exceeded",
     "dense_start_over": "the dense start is over",

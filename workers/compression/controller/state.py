@@ -10,7 +10,7 @@ from typing import Any, Self
 from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.controller.config import ControllerConfig
 
-VERSION = 6
+VERSION = 7
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,11 @@ class ControllerState:
         dearer: how many times longer than by themselves encoding and decoding take in a step, as plans have shown that
             saved less than they promised, `lessons` of them; since step `dearer_since`, from which on it is forgotten by
             and by.
-        disappointing: seconds of a step of a plan that was no faster than `none`, until they are compared with those of the
-            window after it; then `dearer` is `dearer_then`, or the plan was not to blame.
+        disappointing: seconds of a step of a plan that may be no faster than `none`, until they are compared with those of
+            the window after it; it had `promised` to save so many, `coding` of which go into encoding and decoding by
+            themselves.
+        compare_after: the step after which a plan that promises little is compared with `none`; 0 where none was chosen.
+        comparisons: made one after the other that spoke for the plan.
         collapses: of the link that followed each other soon, and `small_until`: the step until which therefore no more is
             sent than now for the sake of time.
         probing: bytes that each rank sends over the link beside the next measures, to see what it carries; 0 for none.
@@ -72,7 +75,10 @@ class ControllerState:
     dearer_since: int = 0
     lessons: int = 0
     disappointing: float | None = None
-    dearer_then: float = 1.0
+    promised: float = 0.0
+    coding: float = 0.0
+    compare_after: int = 0
+    comparisons: int = 0
     collapses: int = 0
     small_until: int = 0
     probing: int = 0
@@ -101,7 +107,10 @@ class ControllerState:
             "dearer_since": self.dearer_since,
             "lessons": self.lessons,
             "disappointing": self.disappointing,
-            "dearer_then": self.dearer_then,
+            "promised": self.promised,
+            "coding": self.coding,
+            "compare_after": self.compare_after,
+            "comparisons": self.comparisons,
             "collapses": self.collapses,
             "small_until": self.small_until,
             "probing": self.probing,
