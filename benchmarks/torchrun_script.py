@@ -48,8 +48,8 @@ def parallel(method: str) -> nn.parallel.DistributedDataParallel:
         )
         model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     elif method == "ours":
-        state = workers.comm.CommState()
-        model.register_comm_hook(state, workers.comm.hook)
+        ours = workers.comm.CommState()
+        model.register_comm_hook(ours, workers.comm.hook)
     return model
 
 
