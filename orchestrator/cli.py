@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import explain_command, governor_commands, qins_commands
+from orchestrator import certs_commands, explain_command, governor_commands, qins_commands
 from orchestrator.errors import DEFAULT_STORAGE, UserError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.add_typer(qins_commands.app)
 app.add_typer(explain_command.app)
 app.add_typer(governor_commands.app)
+app.add_typer(certs_commands.app)
 
 Storage = Annotated[Path, typer.Option(help="Folder that holds a folder per job.")]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.")]

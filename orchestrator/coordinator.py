@@ -28,7 +28,8 @@ from orchestrator import placement
 from orchestrator.commands import Commands
 from orchestrator.digests import Comparison, Digests
 from orchestrator.directives import directive
-from orchestrator.errors import ExitCode
+from orchestrator.entrance import Entrance
+from orchestrator.errors import ExitCode, UserError
 from orchestrator.governing import Governing, Removal, Way
 from orchestrator.governor.codes import Code
 from orchestrator.governor.config import Mode
@@ -90,8 +91,8 @@ class Coordinator:
 
     def __init__(self, spec: JobSpec, folder: Path, hosts: RayHosts, store_address: str, address: str) -> None:
         self.spec, self.folder, self.ray_hosts, self.store_address = spec, folder, hosts, store_address
-        self._address = address
         self._epoch = time.time() - time.monotonic()
+        self.entrance = Entrance(spec, folder, address, self.event, lambda: self.ray_hosts.placed)
         self.journal = Journal(folder, json.loads((folder / "job.json").read_text())["started"])
         self.machine = ms.Membership(_rules(spec), self.journal.incarnation)
         self.streams: dict[str, HostStream] = {}
@@ -132,18 +133,25 @@ class Coordinator:
     async def run(self) -> None:
         """Serve until the job has ended and nobody needs the answer any more."""
         server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
-        rpc.add_ControlServicer_to_server(ControlService(self), server)
-        operators = OperatorService(Commands(self), self.folder / "events.jsonl", self.done)
+        admission = self.entrance.admission
+        rpc.add_ControlServicer_to_server(ControlService(self, admission), server)
+        operators = OperatorService(Commands(self), self.folder / "events.jsonl", self.done, admission)
         rpc.add_OperatorServicer_to_server(operators, server)
-        port = server.add_insecure_port(f"{self._address}:0")
         remembered = self.journal.remembered
         took_over = self.journal.begin()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._ray, self.ray_hosts.adopt, remembered.hosts, remembered.names)
         if took_over:
             self._recover()
+        try:
+            await self.entrance.open(server)
+        except (UserError, OSError) as error:
+            if took_over:
+                raise  # Ray starts another, which tries again
+            self._cannot_begin(f"nobody can be let in to the coordinator: {error}")
+            return
         await server.start()
-        self.journal.announce(f"{self._address}:{port}", time.time())
+        self.journal.announce(self.entrance.address, time.time(), self.entrance.server_name)
         self.event("coordinator_started", {"incarnation": self.journal.incarnation, "recovered": took_over})
         looking = asyncio.create_task(self._look_for_hosts())
         ticking = asyncio.create_task(self._tick())
@@ -152,6 +160,12 @@ class Coordinator:
         await self._wind_down()
         ticking.cancel()
         await server.stop(1.0)
+        await self.entrance.close()
+
+    def _cannot_begin(self, message: str) -> None:
+        """On record for the driver, who cannot ask."""
+        self.event("failed", {"step": 0, "message": message, "exit_code": int(ExitCode.STORAGE)})
+        self.journal.write({"entry": "ended", "exit_code": int(ExitCode.STORAGE)})
 
     def _recover(self) -> None:
         """Go on with the hosts of the coordinator before this one."""
@@ -210,6 +224,7 @@ class Coordinator:
         if not self.machine.formed and len(offers) + len(self.ray_hosts.placed) < self.spec.hosts.min:
             return  # a gang is held whole or not at all (EP-13)
         for slot in offers[:room]:
+            self.entrance.issue(self.ray_hosts.name(slot))
             placed = self.ray_hosts.start(slot)
             if placed is not None:
                 group = told_group(slot, self.spec.topology) or self.journal.remembered.probed.get(slot.address, "")

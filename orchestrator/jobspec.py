@@ -13,6 +13,7 @@ from orchestrator.errors import UserError
 from orchestrator.governor.config import GovernorConfig
 from orchestrator.refusals import refusal
 from orchestrator.schema import fields
+from orchestrator.security import SecurityConfig
 from orchestrator.topology import TopologyConfig
 from workers.config import TrainingConfig
 from workers.settings import Config, Count, unit
@@ -83,6 +84,9 @@ class JobSpec(TrainingConfig):
         description="Which hosts have fast links between them, the groups of hosts. A host's group is that of `groups`, "
         "else that of a label, else what the probe has found; hosts without one are a group together. The ring of ranks "
         "goes through the hosts of a group one after the other, and through the groups in the order of their names.",
+    )
+    security: SecurityConfig = Field(
+        default_factory=SecurityConfig, description="Who may talk to the coordinator (docs/security.md)."
     )
 
     @model_validator(mode="after")

@@ -102,10 +102,10 @@ class Journal:
         with contextlib.suppress(OSError):
             (self.folder / DISTRUSTED).unlink(missing_ok=True)
 
-    def announce(self, address: str, started: float) -> None:
-        """Tell agents and commands where this incarnation listens."""
+    def announce(self, address: str, started: float, server_name: str = "") -> None:
+        """Tell agents and commands where this incarnation listens, and for which name its certificate is, if it has one."""
         content = {"incarnation": self.incarnation, "address": address, "pid": os.getpid(), "started": started}
-        replace_json(self._job_folder / "coordinator.json", content)
+        replace_json(self._job_folder / "coordinator.json", {**content, **({"tls": server_name} if server_name else {})})
 
 
 def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:

@@ -36,7 +36,9 @@ def ask(job: str, storage: Path, what: Callable[[rpc.OperatorStub], pb.OperatorR
             reply = what(rpc.OperatorStub(link))
     except (grpc.RpcError, ValueError):
         raise UserError(
-            f"{job} is not running: no coordinator answers; see {command('status', job, storage=storage)}", ExitCode.RAY
+            status.trouble(coordinator)
+            or f"{job} is not running: no coordinator answers; see {command('status', job, storage=storage)}",
+            ExitCode.RAY,
         ) from None
     if not reply.accepted:
         raise UserError(f"{job} refuses ({reply.guard}): {reply.message}")
@@ -100,7 +102,8 @@ def events(job: str, storage: Path, follow: bool, as_json: bool) -> int:
         return ExitCode.STOPPED
     except (grpc.RpcError, ValueError):
         raise UserError(
-            f"{job} is not running: no coordinator answers; {command('events', job, storage=storage)} shows what was",
+            status.trouble(coordinator)
+            or f"{job} is not running: no coordinator answers; {command('events', job, storage=storage)} shows what was",
             ExitCode.RAY,
         ) from None
     return ExitCode.DONE

@@ -65,6 +65,12 @@ def event_sentence(event: Record) -> str | None:
             return probe_sentence(event)
         case {"kind": "topology_warning", "message": message}:
             return str(message)
+        case {"kind": "peer_refused", "check": check, "address": address, "message": message, "times": times}:
+            return f"refused {address}{f' and others, {times} times' if times > 1 else ''} ({check}): {message}"
+        case {"kind": "certificate_expires", "message": message}:
+            return str(message)
+        case {"kind": "plaintext", "address": address}:
+            return f"agents and operators talk to the coordinator at {address} in plaintext (security.plaintext: anywhere)"
         case {"kind": "rank_back", "rank": int(rank), "seconds": seconds}:
             return f"rank {rank} is back after {seconds:.1f} s"
         case {"kind": "rank_back", "host": host, "seconds": seconds}:

@@ -7,14 +7,16 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 from quantarion.v1 import control_pb2 as pb
 from quantarion.v1 import operator_pb2 as op
 from quantarion.v1 import operator_pb2_grpc as rpc
 
+from orchestrator.admission import Admission, Context
 from orchestrator.commands import Commands
+from orchestrator.peers import Role
 
 if TYPE_CHECKING:
     from orchestrator.coordinator import Coordinator, HostStream
@@ -24,23 +26,23 @@ logger = logging.getLogger("quantarion.coordinator")
 WATCH_SECONDS = 0.1
 """Between two looks at events.jsonl."""
 
-Context = grpc.aio.ServicerContext[Any, Any]
-
 
 class ControlService(rpc.ControlServicer):
     """Streams of agents."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
+    def __init__(self, coordinator: Coordinator, admission: Admission) -> None:
+        self._coordinator, self._admission = coordinator, admission
 
     async def Attach(
         self, request_iterator: AsyncIterator[pb.AgentMessage], context: Context
     ) -> AsyncIterator[pb.CoordinatorMessage]:
+        await self._admission.admit(context, Role.AGENT)
         first = await anext(request_iterator, None)
         if first is None or not first.HasField("hello"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "an agent speaks HostHello first")
             return
         host = first.hello.host
+        await self._admission.admit(context, Role.AGENT, host)
         stream = self._coordinator.attach(first.hello)
         if stream is None:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{host} is not a host of this job")
@@ -66,35 +68,35 @@ class ControlService(rpc.ControlServicer):
 class OperatorService(rpc.OperatorServicer):
     """Questions and commands of people."""
 
-    def __init__(self, commands: Commands, events: Path, ended: asyncio.Event) -> None:
-        self._commands, self._events, self._ended = commands, events, ended
+    def __init__(self, commands: Commands, events: Path, ended: asyncio.Event, admission: Admission) -> None:
+        self._commands, self._events, self._ended, self._admission = commands, events, ended, admission
 
     async def Status(self, request: op.StatusRequest, context: Context) -> op.StatusReply:
-        del context
+        await self._admission.admit(context, Role.OPERATOR)
         return self._commands.status(request.driver)
 
     async def Stop(self, request: op.StopRequest, context: Context) -> op.StopReply:
-        del context
+        await self._admission.admit(context, Role.OPERATOR)
         return self._commands.stop(request)
 
     async def Drain(self, request: op.HostRequest, context: Context) -> op.OperatorReply:
-        del context
+        await self._admission.admit(context, Role.OPERATOR)
         return self._commands.change("drain", request)
 
     async def Evict(self, request: op.HostRequest, context: Context) -> op.OperatorReply:
-        del context
+        await self._admission.admit(context, Role.OPERATOR)
         return self._commands.change("evict", request)
 
     async def Readmit(self, request: op.HostRequest, context: Context) -> op.OperatorReply:
-        del context
+        await self._admission.admit(context, Role.OPERATOR)
         return self._commands.change("readmit", request)
 
     async def Scale(self, request: op.ScaleRequest, context: Context) -> op.OperatorReply:
-        del context
+        await self._admission.admit(context, Role.OPERATOR)
         return self._commands.change("scale", request)
 
     async def Watch(self, request: op.WatchRequest, context: Context) -> AsyncIterator[op.Event]:
-        del context
+        await self._admission.admit(context, Role.OPERATOR)
         with self._events.open("rb") as events:
             if request.from_now:
                 events.seek(0, os.SEEK_END)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from quantarion.v1 import operator_pb2_grpc as rpc
 
 from orchestrator.errors import ExitCode, UserError
 from orchestrator.records import EVENT_KEYS, EVENTS, STEP_KEYS, STEPS, Record, generation_of, parse_line, read_object
+from workers import tls
 
 ASK_SECONDS = 0.5
 
@@ -34,6 +36,10 @@ _PHASES = {  # kind of an event -> phase
 }
 
 
+class NoCredentials(ValueError):
+    """The coordinator wants to see a certificate, and the operator's cannot be read here."""
+
+
 @dataclass(frozen=True)
 class Coordinator:
     """What `coordinator.json` says."""
@@ -41,6 +47,8 @@ class Coordinator:
     address: str  # host:port of its gRPC server
     pid: int
     incarnation: int
+    folder: Path  # of its job
+    server_name: str = ""  # that its certificate is for; empty: it speaks without TLS
 
 
 def show(job: str | None, storage: Path, as_json: bool) -> int:
@@ -147,14 +155,35 @@ def read_coordinator(folder: Path) -> Coordinator | None:
     """Where the coordinator of the job in `folder` is or was; None where none has started."""
     content = read_object(folder / "coordinator.json")
     try:
-        return Coordinator(str(content["address"]), int(content["pid"]), int(content["incarnation"]))
+        pid, incarnation = int(content["pid"]), int(content["incarnation"])
+        return Coordinator(str(content["address"]), pid, incarnation, folder, str(content.get("tls", "")))
     except (KeyError, TypeError, ValueError):
         return None
 
 
 def channel(coordinator: Coordinator) -> grpc.Channel:
-    """An unconnected channel to a coordinator; a proxy of the environment is not for it."""
-    return grpc.insecure_channel(coordinator.address, options=[("grpc.enable_http_proxy", 0)])
+    """An unconnected channel to a coordinator; a proxy of the environment is not for it.
+
+    Raises:
+        NoCredentials: it wants to see a certificate.
+    """
+    options: list[tuple[str, int | str]] = [("grpc.enable_http_proxy", 0)]
+    if not coordinator.server_name:
+        return grpc.insecure_channel(coordinator.address, options=options)
+    try:
+        credentials = tls.channel_credentials(tls.tls_folder(coordinator.folder), tls.OPERATOR)
+    except (OSError, tls.Damaged) as error:
+        raise NoCredentials(str(error)) from None
+    return grpc.secure_channel(coordinator.address, credentials, [*options, *tls.server_is(coordinator.server_name)])
+
+
+def trouble(coordinator: Coordinator | None) -> str | None:
+    """Why a coordinator that is silent may not have been asked at all, in one sentence: the operator's certificate."""
+    if coordinator is None or not coordinator.server_name:
+        return None
+    from orchestrator.certificates import operators_trouble
+
+    return operators_trouble(coordinator.folder, _name(coordinator.folder), time.time())
 
 
 def tail(path: Path, required: frozenset[str]) -> list[Record]:
@@ -238,7 +267,7 @@ def _silence(folder: Path) -> str:
     if coordinator is None:
         return "No coordinator has started yet."
     where = f"{coordinator.address} (pid {coordinator.pid})"
-    return f"The coordinator at {where} does not answer; this is what was last written."
+    return trouble(coordinator) or f"The coordinator at {where} does not answer; this is what was last written."
 
 
 def _details(state: Record) -> Iterator[str]:

@@ -64,7 +64,8 @@ def ask(folder: Path, now: bool, reason: str) -> None:
             reply = rpc.OperatorStub(link).Stop(pb.StopRequest(reason=reason, now=now), timeout=ASK_SECONDS)
     except (grpc.RpcError, ValueError):
         raise UserError(
-            f"The coordinator of {folder.name} at {coordinator.address} does not answer; if the job is dead, sweep what "
+            status.trouble(coordinator)
+            or f"The coordinator of {folder.name} at {coordinator.address} does not answer; if the job is dead, sweep what "
             f"it left with: {command('doctor', storage=folder.parent)}",
             ExitCode.RAY,
         ) from None

@@ -64,6 +64,9 @@ TOLD = (
     "shared_memory",
     "non_finite",
     "rolls_back",
+    "peer_refused",
+    "certificate_expires",
+    "plaintext",
 )
 """Kinds of events that are said above a live panel too."""
 SPARK = "▁▂▃▄▅▆▇█"

@@ -24,7 +24,8 @@ import grpc
 from quantarion.v1 import control_pb2 as pb
 from quantarion.v1 import operator_pb2_grpc as rpc
 
-from workers import wire
+from workers import tls, wire
+from workers.announced import Announced, announced
 from workers.exits import exit_status
 from workers.identity import Generation
 from workers.link import PACKET_BYTES, page_path, socket_path
@@ -268,18 +269,18 @@ class HostAgent:
 
     async def _stay_attached(self) -> None:
         while not self._stopped.is_set():
-            address = coordinator_address(self.job_folder)
-            if address is not None:
+            coordinator = announced(self.job_folder)
+            if coordinator is not None:
                 try:
-                    await self._attached(address)
-                except (grpc.aio.AioRpcError, asyncio.CancelledError, OSError) as error:
-                    logger.info("coordinator at %s went away: %s", address, error)
+                    await self._attached(coordinator)
+                except (grpc.aio.AioRpcError, asyncio.CancelledError, OSError, tls.Damaged) as error:
+                    logger.info("coordinator at %s went away: %s", coordinator.address, error)
             self._outbox = None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), RECONNECT_SECONDS)
 
-    async def _attached(self, address: str) -> None:
-        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+    async def _attached(self, coordinator: Announced) -> None:
+        async with self._channel(coordinator) as channel:
             self._outbox = asyncio.Queue()
             self._outbox.put_nowait(self._hello())
             self.exits.clear()
@@ -294,6 +295,13 @@ class HostAgent:
                 self._probing.close()
                 beats.cancel()
                 stopping.cancel()
+
+    def _channel(self, coordinator: Announced) -> grpc.aio.Channel:
+        if not coordinator.server_name:
+            return grpc.aio.insecure_channel(coordinator.address, options=CHANNEL_OPTIONS)
+        credentials = tls.channel_credentials(tls.tls_folder(self.job_folder), tls.agent_file(self.host))
+        options = [*CHANNEL_OPTIONS, *tls.server_is(coordinator.server_name)]
+        return grpc.aio.secure_channel(coordinator.address, credentials, options=options)
 
     def _obey(self, message: pb.CoordinatorMessage) -> None:
         match message.WhichOneof("body"):
@@ -394,14 +402,6 @@ CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
 ]
 """A silent host loss shows within 3 s, without waiting for TCP."""
-
-
-def coordinator_address(job_folder: Path) -> str | None:
-    """Where the coordinator of the job in this folder listens, or None while it has not said."""
-    try:
-        return str(json.loads((job_folder / "coordinator.json").read_text())["address"])
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _runs(worker: str, pid: int) -> bool:

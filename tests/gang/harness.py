@@ -82,6 +82,7 @@ class Gang:
     sync: dict[str, Any] = field(default_factory=dict)
     topology: dict[str, Any] = field(default_factory=dict)
     governor: dict[str, Any] = field(default_factory=dict)
+    security: dict[str, Any] = field(default_factory=dict)
     lame: tuple[str, ...] = ()  # hosts that take LAME_SECONDS longer for a micro-batch
     epochs: int = EPOCHS
     wide: bool = False  # a model for which links matter
@@ -125,6 +126,7 @@ class Gang:
                 "sync": self.sync,
                 "topology": self.topology,
                 "governor": self.governor,
+                "security": self.security,
                 "ranks_per_host": self.ranks_per_host,
                 "spares_per_host": self.spares,
                 "hosts": {"min": self.hosts_min, "max": self.hosts},
