@@ -68,7 +68,7 @@ class Authority:
         name = x509.Name(
             [
                 x509.NameAttribute(NameOID.ORGANIZATION_NAME, job),
-                x509.NameAttribute(NameOID.COMMON_NAME, f"quantarion authority {serial:x}"[:64]),
+                x509.NameAttribute(NameOID.COMMON_NAME, f"quantarion authority {serial:x}"),
             ]
         )
         certificate = (

@@ -1,4 +1,7 @@
-"""GM-36, GM-38 and the operator's commands: hosts that are drained, evicted, readmitted and scaled while a job trains."""
+"""GM-36, GM-38 and the operator's commands: hosts that are drained, evicted, readmitted and scaled while a job trains.
+
+Its coordinator asks agents and operators for certificates.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,13 @@ from tests.e2e.gang import Gang
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 SMALL = ("--set", "hosts.max=2", "--set", "ranks_per_host=1", "--set", "spares_per_host=0")
+GUARDED = ("--set", "security.plaintext=never")
 
 
 @pytest.fixture(scope="module")
 def gang(start: Callable[..., Gang], paced_job: Path) -> Gang:
     """Two hosts of one rank that train."""
-    gang = start(paced_job, *SMALL, name="operated")
+    gang = start(paced_job, *SMALL, *GUARDED, name="operated")
     gang.until_full(2, 0)
     return gang
 
@@ -99,6 +103,21 @@ def test_what_a_guard_refuses_is_on_record_and_changes_nothing(gang: Gang, words
     last = gang.events("operator")[-1]
     assert (last["command"], last["accepted"]) == (command, False) and f"({last['guard']})" in answer
     assert gang.members() == before
+
+
+def test_certificates_are_shown_and_replaced_while_it_trains(gang: Gang) -> None:
+    before = json.loads(told(gang, "certs", "show", gang.name, "--json"))
+    assert {each["of"] for each in before["certificates"]} == {
+        *("authority", "coordinator", "operator", "agent of host-1", "agent of host-2")
+    }
+    assert before["refused"] == {}
+    members = gang.members()
+    assert "replaced the certificates of coordinator, operator, agent of host-1" in told(gang, "certs", "rotate", gang.name)
+    after = json.loads(told(gang, "certs", "show", gang.name, "--json"))
+    prints = [{each["SHA-256"] for each in shown["certificates"] if each["of"] != "authority"} for shown in (before, after)]
+    assert prints[0].isdisjoint(prints[1])
+    gang.until_more(5)
+    assert gang.members() == members and gang.events("agent_lost") == []
 
 
 def test_gm33_the_last_host_cannot_be_sent_away(gang: Gang) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.lab import Lab, can_run
+from orchestrator import status
 from orchestrator.records import read_steps
 from tests.codecs import CODECS
 from tests.gang.harness import IMPATIENT, STEPS_PER_EPOCH
@@ -65,6 +66,8 @@ def test_cc4_two_hosts_with_cables(codec: str, lab_gang: StartGang) -> None:
     g = lab_gang(codec=codec, spares=0, epochs=5)
     g.hurry()
     g.check()
+    coordinator = status.read_coordinator(g.folder)
+    assert coordinator is not None and coordinator.server_name == "coordinator.gang"  # it is not on loopback
 
 
 @pytest.mark.long

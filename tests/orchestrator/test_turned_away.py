@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.sentences import event_sentence
 from orchestrator.turned_away import TELL_SECONDS, Check, Tally, TurnedAway
 
 Fields = dict[str, object]
@@ -53,3 +54,16 @@ def test_the_lines_add_up_to_the_counts_and_are_few(calls: list[tuple[Check, flo
     assert sums == counted.counts and sum(sums.values()) == len(calls)
     most = 2 + clock[0] / TELL_SECONDS
     assert all(sum(line["check"] == check for line in told) <= most for check in Check)
+
+
+def test_it_is_told_in_a_sentence() -> None:
+    counted, told = tally([0.0])
+    counted.add(TurnedAway(Check.EXPIRY, "10.0.0.1", "its certificate is not accepted: certificate has expired"))
+    counted.add(TurnedAway(Check.EXPIRY, "10.0.0.2", "its certificate is not accepted: certificate has expired"))
+    counted.add(TurnedAway(Check.EXPIRY, "10.0.0.3", "its certificate is not accepted: certificate has expired"))
+    counted.catch_up(all_of_them=True)
+    why = "(expiry): its certificate is not accepted: certificate has expired"
+    assert [event_sentence({"kind": "peer_refused", **line}) for line in told] == [
+        f"refused 10.0.0.1 {why}",
+        f"refused 10.0.0.3 and others, 2 times {why}",
+    ]
