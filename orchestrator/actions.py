@@ -77,6 +77,14 @@ class KillWorker:
 
 
 @dataclass(frozen=True)
+class AskStacks:
+    """Nothing gets on: ask the agent of `host` where these processes stand. Nothing waits for the answer for long."""
+
+    host: str
+    workers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class SpawnWorker:
     host: str
     delay: float = 0.0
@@ -111,5 +119,15 @@ class EndJob:
 
 
 Action = (
-    SendPrepare | SendConfigure | SendJoin | SendExit | KillWorker | SpawnWorker | DropHost | MeasureLinks | Record | EndJob
+    SendPrepare
+    | SendConfigure
+    | SendJoin
+    | SendExit
+    | KillWorker
+    | AskStacks
+    | SpawnWorker
+    | DropHost
+    | MeasureLinks
+    | Record
+    | EndJob
 )

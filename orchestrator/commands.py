@@ -189,13 +189,15 @@ def _phase(machine: ms.Membership) -> str:
             return "starting" if machine.hosts else "waiting"
         case ms.JobPhase.TRAINING:
             return "training"
-        case ms.JobPhase.FORMING if machine.below_min_since is not None:
+        case ms.JobPhase.FORMING if machine.below_min_since is not None or machine.quorum.lost_at is not None:
             return "waiting"
         case _:
             return "starting" if not machine.pace.step else "training"
 
 
 def _held(machine: ms.Membership, spec: JobSpec) -> str:
+    if machine.quorum.lost_at is not None:
+        return f"members stay as they are: too many hosts cannot be reached ({', '.join(sorted(machine.out_of_reach))})"
     if machine.below_min_since is None:
         return ""
     return f"training is held: fewer than hosts.min={spec.hosts.min} hosts are ready"

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -184,7 +184,9 @@ class Coordinator:
             {host: str(entry["group"]) for host, entry in known.items()},
             {host: str(entry.get("leaving", "")) for host, entry in known.items()},
             remembered.rolling_back,
+            remembered.voters,
         )
+        self.machine.hangs.remember(remembered.hung)
 
     async def _tick(self) -> None:
         for tick in itertools.count():
@@ -210,10 +212,18 @@ class Coordinator:
             try:
                 if len(self.ray_hosts.placed) < self.hosts_max and not self.machine.stopping:
                     await loop.run_in_executor(self._ray, self._place)
+                if missing := self.machine.out_of_reach:
+                    self._died(await loop.run_in_executor(self._ray, self.ray_hosts.dead, missing))
                 self._say_what_is_missing()
             except Exception:
                 logger.exception("looking for hosts failed; trying again")
             await asyncio.sleep(LOOK_FOR_HOSTS_SECONDS)
+
+    def _died(self, hosts: Iterable[str]) -> None:
+        """As Ray knows of their nodes."""
+        for host in hosts:
+            if host in self.machine.out_of_reach and not self.done.is_set():
+                self.do(self.machine.node_died(host, self.now()))
 
     def _place(self) -> None:
         """In the Ray thread."""
@@ -298,6 +308,8 @@ class Coordinator:
                     self._post(action.worker, pb.CoordinatorMessage(directive=message))
                 case ms.KillWorker(worker, reason):
                     self._post(worker, pb.CoordinatorMessage(kill=pb.Kill(worker=worker, reason=reason)))
+                case ms.AskStacks(host, workers):
+                    self._post_to_host(host, pb.CoordinatorMessage(ask_stacks=pb.AskStacks(workers=workers)))
                 case ms.SpawnWorker(host, delay):
                     self._loop.call_later(delay, self._spawn, host)
                 case ms.DropHost(host):
@@ -331,10 +343,12 @@ class Coordinator:
             self.journal.write({"entry": "generation", **fields})
             self.journal.fence(self.machine.generation)
             self.message = ""
-        elif kind in ("stopping", "host_leaves", "rolls_back", "rolled_back"):
+        elif kind in ("stopping", "host_leaves", "rolls_back", "rolled_back", "host_lost"):
             self.journal.write({"entry": kind, **fields})
             if kind == "rolled_back":
                 self.journal.trust()
+        elif kind == "hang":
+            self.journal.write({"entry": kind, "t": self.now(), "culprits": fields["culprits"]})
         elif kind == "agent_lost":
             self._agents_lost[str(fields["host"])] = self.now()
         self.event(kind, fields)
@@ -415,7 +429,7 @@ class Coordinator:
         if view is None or view.leaving or not self.machine.can_spare(removal.host):
             return
         if removal.way is Way.LOST:
-            self.do(self.machine.host_lost(removal.host, removal.reason, self.now()))
+            self.do(self.machine.host_lost(removal.host, removal.reason, self.now(), certain=removal.is_dead))
         else:
             at_once = removal.way is Way.AT_ONCE
             heirs = removal.is_trusted
@@ -559,6 +573,9 @@ class Coordinator:
                 self.do(self.machine.worker_exit(left.worker, _status(left), self.now()))
             case "report":
                 self._report(message.report)
+            case "stacks":
+                for stack in message.stacks.stacks:
+                    self.machine.hangs.shown(stack.worker, stack.frames)
             case "host_tested":
                 self._host_tested(host, message.host_tested)
             case "probe_port" if self._probe is not None:
@@ -575,6 +592,8 @@ class Coordinator:
                 self.machine.activity(progress.worker, now)
             seen.step, seen.state, seen.moved = progress.step, progress.state, moved
             self.machine.busy(progress.worker, progress.busy)
+            generation = wire.generation_from_wire(progress.generation)
+            self.machine.heard(progress.worker, generation, progress.collectives, progress.polls, now)
             view = self.machine.workers.get(progress.worker)
             if view is not None and view.running:  # else it may say where it was before the job went back
                 self.machine.progress(progress.step, progress.step_seconds, now)

@@ -51,6 +51,8 @@ class Removal:
     reason: str
     is_trusted: bool = False
     """What it has computed is right, as far as anybody knows."""
+    is_dead: bool = False
+    """For certain; one that is only silent may live."""
 
 
 class Governing:
@@ -216,4 +218,5 @@ def _removal(record: HostRecord) -> Removal:
         way = Way.LOST
     else:
         way = Way.AT_ONCE if code.needs_rollback or code is Code.HANG_CULPRIT else Way.AFTER_THE_STEP
-    return Removal(record.host, way, f"{record.host} is evicted: {code.value}", code in NOISY)
+    reason, is_dead = f"{record.host} is evicted: {code.value}", code is Code.PROC_EXIT
+    return Removal(record.host, way, reason, is_trusted=code in NOISY, is_dead=is_dead)

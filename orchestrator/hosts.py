@@ -9,7 +9,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,11 @@ class RayHosts:
     def offers(self) -> list[placement.HostSlot]:
         """Nodes of the cluster that could become hosts of this job."""
         return placement.free_hosts(self._ranks, {placed.node_id for placed in self.placed.values()})
+
+    def dead(self, hosts: Collection[str]) -> list[str]:
+        """Those of `hosts` whose nodes are dead, given up already or not."""
+        dead = placement.dead_nodes()
+        return [host for node, host in self._names.known.items() if node in dead and host in hosts]
 
     def name(self, slot: placement.HostSlot) -> str:
         """Of the host that a node is or would be."""
@@ -154,6 +159,11 @@ class NodeNames:
         self._hosts = dict(known or {})
         numbers = (int(host.rpartition("-")[2]) for host in self._hosts.values())
         self._last = max(numbers, default=0)
+
+    @property
+    def known(self) -> Mapping[str, str]:
+        """Node id to host."""
+        return self._hosts
 
     def of(self, node_id: str) -> str:
         if node_id not in self._hosts:

@@ -27,6 +27,10 @@ class Remembered:
     stopping: bool = False  # somebody asked for the end
     hosts: dict[str, dict[str, Any]] = field(default_factory=dict)  # host -> address, node_id, group, leaving
     members: dict[str, int] = field(default_factory=dict)  # of the last generation: worker -> rank
+    voters: dict[str, str] = field(
+        default_factory=dict
+    )  # of those members whose host is not dead for certain: worker -> host
+    hung: list[tuple[float, str]] = field(default_factory=list)  # when a host was the culprit of a hang
     names: dict[str, str] = field(default_factory=dict)  # of all nodes that were ever taken: node_id -> host
     drained: set[str] = field(default_factory=set)  # hosts that are not to be taken again
     hosts_max: int = 0  # as an operator has scaled the job; 0: nobody has
@@ -115,6 +119,8 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
                 remembered.launch = float(entry["launch"])
                 remembered.hosts.clear()
                 remembered.members.clear()
+                remembered.voters.clear()
+                remembered.hung.clear()
                 remembered.probed.clear()
                 remembered.names.clear()
                 remembered.drained.clear()
@@ -126,7 +132,13 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
         case "generation":
             remembered.generation = Generation(*entry["generation"])
             remembered.members = {str(m["worker"]): int(m["rank"]) for m in entry["members"]}
+            remembered.voters = {str(m["worker"]): str(m["host"]) for m in entry["members"]}
             remembered.formed = True
+        case "host_lost" if entry["certain"]:
+            remembered.voters = {w: host for w, host in remembered.voters.items() if host != entry["host"]}
+        case "hang":
+            hosts = dict.fromkeys(str(culprit["host"]) for culprit in entry["culprits"])
+            remembered.hung += [(float(entry["t"]), host) for host in hosts]
         case "stopping":
             remembered.stopping = True
         case "host":

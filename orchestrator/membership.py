@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from orchestrator.actions import (
     Action,
+    AskStacks,
     DropHost,
     EndJob,
     KillWorker,
@@ -24,8 +25,10 @@ from orchestrator.actions import (
     SendPrepare,
     SpawnWorker,
 )
+from orchestrator.hangs import ANSWER_SECONDS, SHOW_SECONDS, Hangs
 from orchestrator.incidents import Incidents
 from orchestrator.pace import Pace
+from orchestrator.quorum import Quorum, Votes
 from orchestrator.roster import HostView, Incident, JobPhase, Role, Roster, Rules, WorkerView
 from orchestrator.staffing import Staffing
 from workers.identity import NO_GENERATION, NOWHERE, Generation, StateId
@@ -33,6 +36,7 @@ from workers.protocol import Answer, RankState
 
 __all__ = [
     "Action",
+    "AskStacks",
     "DropHost",
     "EndJob",
     "HostView",
@@ -62,7 +66,7 @@ class Membership:
         self.rules = rules
         self.roster = Roster(rules)
         self.hosts, self.workers = self.roster.hosts, self.roster.workers
-        self.pace = Pace()
+        self.pace, self.hangs, self.quorum = Pace(), Hangs(self.roster), Quorum(self.roster)
         self.incarnation = incarnation
         self.counter = 0
         self.phase = JobPhase.WAITING
@@ -87,6 +91,7 @@ class Membership:
         self.apply_failures: deque[float] = deque()  # when
         self.recovered_members: dict[str, int] = {}
         self.failed_steps: set[int] = set()  # after which the task has raised on a member
+        self._hung: set[str] = set()  # workers that hold the others up, until the next generation
         self.rolling_back: int | None = None  # to a checkpoint of this step or before: no member's state counts
 
     # ------------------------------------------------------------------ events: hosts
@@ -109,13 +114,16 @@ class Membership:
         groups: Mapping[str, str] | None = None,
         leaving: Mapping[str, str] | None = None,
         rolling_back: int | None = None,
+        voters: Mapping[str, str] | None = None,
     ) -> None:
         """A restarted coordinator: hosts known from the journal have `settle` seconds to attach before it decides.
 
         `hosts` are their addresses, `groups` the groups of those that have one, `leaving` why some were told to go;
         `members` are the ranks of the last generation's workers: some may not have received its CONFIGURE yet;
-        `rolling_back` is of a `roll_back` that has not come to its end.
+        `rolling_back` is of a `roll_back` that has not come to its end; `voters` are those members, with their hosts, whose
+        end is not certain.
         """
+        self.quorum.begin(voters or {}, groups or {})
         self.recovered_members, self.rolling_back = members, rolling_back
         for host, address in hosts.items():
             view = self.hosts[host] = HostView(host, address, (groups or {}).get(host, ""), attached=False, detached_at=now)
@@ -136,6 +144,7 @@ class Membership:
         view.address = address
         view.attached = view.met = True
         alive = {worker.worker for worker, _, _ in workers}
+        self.quorum.found(host, alive)
         for known in [w for w in self.roster.on(host) if w.worker not in alive]:
             actions += self.worker_exit(known.worker, -9, now)
         for worker, state, answer in workers:
@@ -153,19 +162,37 @@ class Membership:
         actions: list[Action] = [Record("agent_lost", {"host": host})]
         return actions + self._decide(now)
 
-    def host_lost(self, host: str, reason: str, now: float) -> list[Action]:
-        """The host is gone for good: its members leave, its placement is released."""
+    def host_lost(self, host: str, reason: str, now: float, *, certain: bool = True) -> list[Action]:
+        """The host is gone for good: its members leave, its placement is released. Where that is not `certain`, only if the
+        others are enough without it (GM-30)."""
         view = self.hosts.get(host)
         if view is None:
             return []
+        if certain:
+            self.quorum.found(host, ())
+        elif not self._can_do_without(host):
+            return self.quorum.wait(self._votes(), now)
         gone = self.roster.on(host)
-        actions: list[Action] = [Record("host_lost", {"host": host, "reason": reason}), *self._remove(host)]
+        fields: dict[str, object] = {"host": host, "reason": reason, "certain": certain}
+        actions: list[Action] = [Record("host_lost", fields), *self._remove(host)]
         for worker in gone:
             if worker.role is Role.MEMBER and not view.leaving:
                 self.incidents.add(Incident(now, "host_lost", host, worker.rank, self._planned()))
         if any(worker.role is Role.MEMBER for worker in gone):
             actions += self._member_left(f"host {host} lost", now)
         return actions + self._decide(now)
+
+    def node_died(self, host: str, now: float) -> list[Action]:
+        """Ray says that the host's machine is dead; it may have been given up already."""
+        if host in self.hosts:
+            return self.host_lost(host, "its node is dead", now)
+        self.quorum.found(host, ())
+        return self._decide(now)
+
+    @property
+    def out_of_reach(self) -> set[str]:
+        """Hosts of which it is not known whether they live."""
+        return {view.host for view in self.roster.away} | (self.quorum.hosts - self.hosts.keys())
 
     def can_spare(self, host: str) -> bool:
         """A member elsewhere, which stays, has the state (GM-35)."""
@@ -224,6 +251,7 @@ class Membership:
 
     def worker_exit(self, worker: str, status: int, now: float) -> list[Action]:
         """Its agent saw the process exit (pidfd)."""
+        self.quorum.ended(worker)
         view = self.workers.pop(worker, None)
         if view is None:
             return []
@@ -270,6 +298,7 @@ class Membership:
         view.answer = answer
         view.state = answer.state
         view.running = False
+        self._hung.discard(worker)
         if answer.generation == self.round_generation:
             self.waiting.discard(worker)
             if self.phase is JobPhase.FORMING and view.role is Role.MEMBER and answer.state.step < self.at_step:
@@ -301,6 +330,7 @@ class Membership:
         if view is None or generation != self.generation or self.phase is not JobPhase.SYNCING:
             return []
         view.running = view.useful = True
+        self.quorum.healed(worker, view.host, self.roster.group(view.host))
         self.pace.progress_at = now
         actions: list[Action] = [
             Record("running", {"generation": list(generation), "rank": view.rank, "how": how, "seconds": seconds})
@@ -378,6 +408,12 @@ class Membership:
         if view is not None:
             view.busy = busy
 
+    def heard(self, worker: str, generation: Generation, collectives: int, polls: int, now: float) -> None:
+        """From the beats: how many collectives of `generation` the worker has finished, how often it has looked for
+        directives (GM-19)."""
+        if generation == self.generation:
+            self.hangs.heard(worker, collectives, polls, now)
+
     def stop(self, reason: str, now: float) -> list[Action]:
         """Finish the step, checkpoint, end."""
         if self.stopping or self.phase is JobPhase.ENDED:
@@ -405,11 +441,14 @@ class Membership:
         if self.phase is JobPhase.ENDED:
             return []
         actions: list[Action] = []
+        if self.hangs.stood_still(now):
+            self.pace.progress_at = now
         for host in self.roster.away:
             grace = self.rules.agent_grace if host.met else self.rules.spawn_timeout
             if now - host.detached_at > grace:
-                actions += self.host_lost(host.host, f"no agent for {grace:g} s", now)
-        if self.phase is JobPhase.FORMING and self.at_step and now - self.round_started > self._patience:
+                actions += self.host_lost(host.host, f"no agent for {grace:g} s", now, certain=False)
+        allowed = self._patience + 2 * SHOW_SECONDS  # if they hang, that is found first
+        if self.phase is JobPhase.FORMING and self.at_step and now - self.round_started > allowed:
             actions += self._begin(f"{self.reason}: the ranks did not reach step {self.at_step}", now)
         forming_for = now - self.round_started
         if self.phase is JobPhase.FORMING and self._due() and forming_for > self.pace.answer_limit + 5.0:
@@ -418,17 +457,18 @@ class Membership:
                 if (
                     view is not None
                     and self.hosts[view.host].attached
-                    and (not view.busy or forming_for > self.rules.busy + 5.0)
+                    and (not view.busy or worker in self._hung or forming_for > self.rules.busy + 5.0)
                 ):
-                    actions += self.host_lost(view.host, f"rank {view.rank} neither answers nor can be killed", now)
+                    reason = f"rank {view.rank} neither answers nor can be killed"
+                    actions += self.host_lost(view.host, reason, now, certain=False)
         for view in self.workers.values():
             if view.role is Role.JOINING and self.hosts[view.host].attached and now - view.moved_at > self._patience:
                 actions.append(KillWorker(view.worker, "it stands still while it should copy the state"))
                 view.moved_at = now
-        if self.phase is JobPhase.TRAINING and now - self.pace.progress_at > self._patience:
-            actions += self._begin("no progress", now)
+        actions += self._look_for_hang(now)
         if self.phase is JobPhase.SYNCING and now - self.pace.progress_at > max(30.0, self._patience):
             actions += self._begin("a member did not get running", now)
+        actions += self._watch_quorum(now)
         return actions + self._decide(now)
 
     # ------------------------------------------------------------------ inside
@@ -562,16 +602,17 @@ class Membership:
         away = [h for h in self.roster.away if h.host in member_hosts]
         if now - self.exchange_error_at < self.rules.error_settle:
             return []  # news of an exit on a host that is there would explain it
-        if away:
-            actions: list[Action] = []
-            for host in away:
-                actions += self.host_lost(host.host, "its agent's stream was reset and a peer saw its sockets close", now)
-            return actions
-        return self._begin("an exchange failed", now)
+        actions: list[Action] = []
+        for host in away:  # of several, the error tells of one alone
+            reason = "its agent's stream was reset and a peer saw its sockets close"
+            actions += self.host_lost(host.host, reason, now, certain=len(away) == 1)
+        if self.exchange_error_at is not None:
+            actions += self._begin("an exchange failed", now)
+        return actions
 
     def _recovery_complete(self, now: float) -> bool:
         assert self.recovering_until is not None
-        return now >= self.recovering_until or all(h.attached for h in self.hosts.values())
+        return all(h.attached for h in self.hosts.values()) or (now >= self.recovering_until and self._has_quorum())
 
     def _adopt(self, now: float) -> list[Action]:
         """Every known host has attached (or had its time): go on with the generation that trains, or form a new one."""
@@ -580,6 +621,7 @@ class Membership:
             self.formed = False
             return []
         self.pace.progress_at = now
+        self.hangs.begin(now)
         if all(w.running for w in members) and not self.roster.short and self.rolling_back is None:
             self.phase = JobPhase.TRAINING
             return []
@@ -632,6 +674,8 @@ class Membership:
         return actions
 
     def _prepare(self, worker: str) -> SendPrepare:
+        if worker in self._hung and not self.at_step:
+            return SendPrepare(worker, self.round_generation, self.at_step, ANSWER_SECONDS)
         timeout = self.pace.answer_limit
         if self.at_step:
             timeout += self._patience  # after which `tick` asks again, for an answer at once
@@ -642,6 +686,8 @@ class Membership:
         promised = [
             w for w in self.roster.candidates if w.answer is not None and w.answer.generation == self.round_generation
         ]
+        if promised and not self._has_quorum():
+            return self.quorum.wait(self._votes(), now)
         staying = [w for w in promised if not self.hosts[w.host].leaving]
         if self._suffice(staying):
             promised = staying
@@ -664,6 +710,47 @@ class Membership:
         if now - self.below_min_since > self.rules.replace_wait:
             return self._end(9, f"fewer than hosts.min={self.rules.hosts_min} hosts for {self.rules.replace_wait:g} s")
         return []
+
+    # ------------------------------------------------------------------ quorum
+
+    def _votes(self) -> Votes:
+        return self.quorum.votes(self.round_generation if self.phase is JobPhase.FORMING else None, self.waiting)
+
+    def _has_quorum(self) -> bool:
+        """Who only saves what there is and ends needs none."""
+        return self.stopping or self.quorum.allows(self._votes())
+
+    def _can_do_without(self, host: str) -> bool:
+        """Nobody is certain that it is gone."""
+        self.quorum.doubt(host)
+        return host not in self.quorum.hosts or self._has_quorum()
+
+    def _watch_quorum(self, now: float) -> list[Action]:
+        if self.quorum.lost_at is None:
+            return []
+        if self._has_quorum():
+            return self.quorum.is_back(now)
+        hopeless = self.quorum.given_up(self._votes(), self.pace.progress_at, now)
+        return self._end(9, hopeless) if hopeless else []
+
+    # ------------------------------------------------------------------ hangs
+
+    def _look_for_hang(self, now: float) -> list[Action]:
+        """Nothing gets on for too long: ask where ranks stand, then judge, and go on in a new generation (GM-19)."""
+        trains = self.phase is JobPhase.TRAINING or (self.phase is JobPhase.FORMING and not self._due())
+        if not trains or now - self.pace.progress_at <= self._patience:
+            self.hangs.forget()
+            return []
+        if not self.hangs.is_known(now):
+            return [*self.hangs.ask(now)]
+        limit, hang = self._patience, self.hangs.judge(now)
+        actions = hang.records(self.generation, self.pace.step, limit)
+        if hopeless := hang.hopeless(self.pace.step):
+            return actions + self._end(9, hopeless)
+        self._hung = {each.worker for each in hang.culprits}
+        return actions + self._begin(hang.reason, now)
+
+    # ------------------------------------------------------------------ a new generation
 
     def _issue(self, promised: list[WorkerView], now: float) -> list[Action]:
         self.below_min_since = None
@@ -701,6 +788,9 @@ class Membership:
                 other.off_line_since = generation
         self.plan = Plan(generation, tuple(members), authority, self.attempt, first, self.stopping, self.rolling_back)
         self.generation = generation
+        self.quorum.begin({m.worker: m.host for m in members if m.on_line}, {m.host: m.group for m in members})
+        self.hangs.begin(now)
+        self._hung.clear()
         if first:
             self.pace.begins_anew()
         self.phase = JobPhase.SYNCING
@@ -765,7 +855,9 @@ class Membership:
     @property
     def _patience(self) -> float:
         """Seconds in which nothing at all may happen; longer while a member is in the task's own code."""
-        return self.rules.busy if any(w.busy for w in self.roster.members) else self.pace.patience
+        if any(w.busy for w in self.roster.members):
+            return self.rules.busy
+        return self.hangs.patience(self.pace.patience)
 
     def _end(self, exit_code: int, message: str) -> list[Action]:
         self.phase = JobPhase.ENDED

@@ -54,6 +54,13 @@ def free_hosts(cpus: int, used: Collection[str] = ()) -> list[HostSlot]:
     )
 
 
+def dead_nodes() -> set[str]:
+    """Ids of the nodes that Ray has found dead. One that it cannot reach for the moment is none of them."""
+    import ray
+
+    return {str(node["NodeID"]) for node in ray.nodes() if not node["Alive"]}
+
+
 def reserve(slot: HostSlot, bundles: int, name: str) -> PlacementGroup:
     """Ask for a host: a detached STRICT_PACK group of `bundles` of one CPU on exactly that node. Does not wait.
 

@@ -61,6 +61,12 @@ def event_sentence(event: Record) -> str | None:
             return f"up to {hosts} host{'' if hosts == 1 else 's'} from now on"
         case {"kind": "verdict", "target": target, "act": act, "reasons": reasons, "mode": "enforce", "guard": ""}:
             return _verdict(target, act, reasons)
+        case {"kind": "hang", "seconds": seconds}:
+            return f"nothing has been finished for {seconds:.1f} s: {_hang(event)}"
+        case {"kind": "quorum_lost", "unreachable": hosts}:
+            return f"members stay as they are, too many hosts cannot be reached: {', '.join(hosts)}"
+        case {"kind": "quorum_back", "seconds": seconds}:
+            return f"enough hosts agree again, after {seconds:.1f} s"
         case {"kind": "topology"}:
             return probe_sentence(event)
         case {"kind": "topology_warning", "message": message}:
@@ -115,6 +121,18 @@ def event_sentence(event: Record) -> str | None:
         case {"kind": "failed"}:
             return f"failed: {event.get('error') or event.get('message') or 'no reason was given'}"
     return None
+
+
+def _hang(event: Record) -> str:
+    """Who hangs, and where."""
+    if not event["culprits"]:
+        unheard = ", ".join(event["unheard"])
+        return f"nothing is heard of {unheard}" if unheard else "nobody stands apart from the others, so all begin again"
+    hung = []
+    for culprit in event["culprits"]:
+        frames = event["stacks"].get(str(culprit["rank"]))
+        hung.append(f"rank {culprit['rank']} on {culprit['host']} hangs{f' in {frames[0]}' if frames else ''}")
+    return ", ".join(hung)
 
 
 VERDICTS = {

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import grpc
 from quantarion.v1 import control_pb2 as pb
 from quantarion.v1 import operator_pb2_grpc as rpc
 
-from workers import tls, wire
+from workers import stacks, tls, wire
 from workers.announced import Announced, announced
 from workers.exits import exit_status
 from workers.identity import Generation
@@ -70,6 +70,7 @@ class HostAgent:
         self._stopped = asyncio.Event()
         self._probing = Probing(address, self._tell)
         self._testing: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._thermometer = Thermometer()
 
     async def run(self) -> None:
@@ -163,8 +164,8 @@ class HostAgent:
             self._tell(pb.AgentMessage(report=report))
         self._tell(pb.AgentMessage(worker_exit=message))
         local.page.close()
-        with contextlib.suppress(FileNotFoundError):
-            local.page.path.unlink()
+        for path in (local.page.path, stacks.stack_path(self.runtime, worker)):
+            path.unlink(missing_ok=True)
         self._remove_memory(worker)
 
     def _remove_memory(self, worker: str) -> None:
@@ -317,6 +318,8 @@ class HostAgent:
                 self._probing.close()
             case "host_test":
                 self._testing = asyncio.get_running_loop().create_task(self._test_host())
+            case "ask_stacks":
+                self._looking = asyncio.get_running_loop().create_task(self._show_stacks(message.ask_stacks.workers))
 
     async def _test_host(self) -> None:
         """In a process of its own, which may crash or hang. What keeps it from ending tells nothing of the host."""
@@ -336,6 +339,17 @@ class HostAgent:
             result.error = f"the host test could not be done: {error}"
         result.seconds = time.monotonic() - begun
         self._tell(pb.AgentMessage(host_tested=result))
+
+    async def _show_stacks(self, workers: Iterable[str]) -> None:
+        """Where these ranks stand (GM-19)."""
+        known = {worker: local for worker in workers if (local := self.workers.get(worker)) is not None}
+        asked = {
+            worker: stacks.Asked(local.up.pid, local.page.thread, stacks.stack_path(self.runtime, worker))
+            for worker, local in known.items()
+        }
+        found = await stacks.look(asked)
+        shown = [pb.Stack(worker=worker, frames=frames) for worker, frames in found.items()]
+        self._tell(pb.AgentMessage(stacks=pb.Stacks(stacks=shown)))
 
     def _hello(self) -> pb.AgentMessage:
         hello = pb.HostHello(
@@ -383,6 +397,8 @@ class HostAgent:
                 state=progress.state.value,
                 step_seconds=progress.longest_step,
                 busy=local.page.busy,
+                polls=progress.polls,
+                collectives=progress.collectives,
                 **signals._asdict(),
             )
         return beat

@@ -439,6 +439,7 @@ class Job:
         self._busy.arrive(turn.samples)
         self._engine.finish_exchange(turn.batch)
         self._rank.page.count_exchange()
+        self._rank.page.count_collective()
         self._rank.faults.hit("before_apply")
         generation = self._machine.generation
         if self._rank.must_stop() or not self._machine.may_apply(generation):
@@ -607,6 +608,7 @@ class Job:
                 self._refuse_round(name)
             for tensor, largest in zip(tensors, (False, True), strict=False):
                 self._rank.exchange_in_use.all_reduce(tensor, largest=largest).wait(self._rank.must_stop)
+            self._rank.page.count_collective()
             generation = self._machine.generation
             if self._rank.must_stop() or not self._machine.may_apply(generation):
                 return

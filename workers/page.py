@@ -18,8 +18,9 @@ from workers.identity import Generation
 from workers.protocol import RankState
 
 _STATES = list(RankState)
-_WORDS = 16
-_BELL, _STEP, _INCARNATION, _COUNTER, _MICRO, _EXCHANGES, _STATE, _LONGEST, _BUSY, _OWED, _SIGNALS = range(11)
+_WORDS = 32
+_BELL, _STEP, _INCARNATION, _COUNTER, _MICRO, _EXCHANGES, _STATE, _LONGEST, _BUSY, _OWED = range(10)
+_POLLS, _COLLECTIVES, _THREAD, _SIGNALS = range(10, 14)
 _WORD = struct.Struct("Q")
 _DOUBLE = struct.Struct("d")
 
@@ -44,7 +45,11 @@ class Signals(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """What a rank has reached; `longest_step` in seconds."""
+    """What a rank has reached; `longest_step` in seconds.
+
+    `collectives` are those of its generation that it has finished: of two members with the same number the last one was the
+    same. `polls` counts how often it has looked for directives: who waits for others does so all the time (GM-19).
+    """
 
     step: int
     generation: Generation
@@ -52,10 +57,12 @@ class Progress:
     exchanges: int
     state: RankState
     longest_step: float
+    polls: int
+    collectives: int
 
 
 class Page:
-    """16 aligned 64-bit words in a mapped file. Each has one writer; a word is read and written whole."""
+    """32 aligned 64-bit words in a mapped file. Each has one writer; a word is read and written whole."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self.path = path
@@ -82,7 +89,13 @@ class Page:
         longest = self._double(_LONGEST)
         generation = Generation(words[_INCARNATION], words[_COUNTER])
         state = _STATES[words[_STATE] % len(_STATES)]
-        return Progress(words[_STEP], generation, words[_MICRO], words[_EXCHANGES], state, longest)
+        counts = words[_POLLS], words[_COLLECTIVES]
+        return Progress(words[_STEP], generation, words[_MICRO], words[_EXCHANGES], state, longest, *counts)
+
+    @property
+    def thread(self) -> int:
+        """Native id of the rank's own thread; 0 where it does not show its stack."""
+        return self.words[_THREAD]
 
     @property
     def busy(self) -> bool:
@@ -107,6 +120,9 @@ class Page:
         for place, value in enumerate(signals):
             self._put(_SIGNALS + place, value)
 
+    def set_thread(self, thread: int) -> None:
+        self.words[_THREAD] = thread
+
     def set_busy(self, busy: bool) -> None:
         self.words[_BUSY] = int(busy)
 
@@ -127,6 +143,16 @@ class Page:
 
     def count_exchange(self) -> None:
         self.words[_EXCHANGES] += 1
+
+    def count_poll(self) -> None:
+        self.words[_POLLS] += 1
+
+    def count_collective(self) -> None:
+        self.words[_COLLECTIVES] += 1
+
+    def forget_collectives(self) -> None:
+        """A generation begins."""
+        self.words[_COLLECTIVES] = 0
 
     def _put(self, place: int, value: float) -> None:
         self.words[place] = _WORD.unpack(_DOUBLE.pack(value))[0]

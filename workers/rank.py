@@ -195,6 +195,7 @@ class Rank:
 
     def poll(self) -> None:
         """Hear the agent, serve a waiting peer. Cheap when there is nothing."""
+        self.page.count_poll()
         while self._posted:
             self.link.send(self._posted.popleft())
         if self.link.rung:
@@ -329,6 +330,7 @@ class Rank:
         self.topology = Topology(places, index)
         self.number = mine.rank
         self.attempt = configure.attempt
+        self.page.forget_collectives()
         self._note_state()
 
     def _train(self, generation: Generation, configure: pb.Configure, sync: Sync, seconds: float) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from quantarion.v1 import control_pb2 as pb
 
+from workers import stacks
 from workers.config import TrainingConfig
 from workers.errors import DataError, TaskError
 from workers.paths import runtime_dir
@@ -47,6 +48,7 @@ def run(*, job_folder: Path, host: str, address: str) -> None:
         faults=list(config.faults),
         shares_memory=values["ranks_per_host"] > 1 and not config.reproducible,
     )
+    stacks.show_on_request(runtime, rank.worker, rank.page)
     elastic.bind(elastic.Binding(rank, config))
     _keep_output(job_folder / "logs" / f"{rank.worker}.out")
     try:

@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -47,6 +48,12 @@ class ZygoteHosts:
         for host, entry in hosts.items():
             self.placed[host] = PlacedHost(host, str(entry["node_id"]), str(entry["address"]))
         self.names = NodeNames(names)
+
+    def dead(self, hosts: Collection[str]) -> list[str]:
+        """Machines that are there no more; one whose cable is cut may live."""
+        settings = read_settings(self.folder)
+        living = {f"node-{address}" for address in (*settings["nodes"], *settings["out_of_reach"])}
+        return [host for node, host in self.names.known.items() if node not in living and host in hosts]
 
     def name(self, slot: HostSlot) -> str:
         return self.names.of(slot.node_id)

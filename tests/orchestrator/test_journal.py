@@ -63,3 +63,23 @@ def test_gm17_a_coordinator_that_dies_while_the_job_goes_back_is_followed_by_one
     later.trust()
     later.trust()
     assert not (tmp_path / "control" / DISTRUSTED).exists()
+
+
+def test_gm19_gm30_who_has_a_vote_and_who_hung_outlive_the_coordinator_but_not_the_start_of_the_job(tmp_path: Path) -> None:
+    first = Journal(tmp_path, launch=1.0)
+    first.begin()
+    members = [{"rank": rank, "host": f"host-{rank // 2}", "pid": 1, "worker": f"w{rank}"} for rank in range(6)]
+    first.write({"entry": "generation", "generation": [1, 1], "members": members[:1]})
+    first.write({"entry": "generation", "generation": [1, 2], "members": members})
+    first.write({"entry": "host_lost", "host": "host-1", "reason": "its node is dead", "certain": True})
+    first.write({"entry": "host_lost", "host": "host-2", "reason": "no agent for 20 s", "certain": False})
+    for time, ranks in ((5.0, (0, 1)), (9.0, (0, 5)), (11.0, ())):
+        culprits = [{"host": f"host-{rank // 2}", "rank": rank} for rank in ranks]
+        first.write({"entry": "hang", "t": time, "culprits": culprits})
+    found = Journal(tmp_path, launch=1.0).remembered
+    assert found.voters == {"w0": "host-0", "w1": "host-0", "w4": "host-2", "w5": "host-2"}
+    assert found.members.keys() == {f"w{rank}" for rank in range(6)}
+    assert found.hung == [(5.0, "host-0"), (9.0, "host-0"), (9.0, "host-2")]
+    Journal(tmp_path, launch=2.0).begin()
+    later = Journal(tmp_path, launch=2.0).remembered
+    assert (later.voters, later.hung) == ({}, [])

@@ -601,6 +601,29 @@ def test_incidents_are_sentences(incident: Incident, sentence: str) -> None:
             {"kind": "task_error", "host": "host-1", "rank": 2, "step": 5, "error": "MemoryError: none left"},
             "rank 2 on host-1 failed: MemoryError: none left",
         ),
+        (
+            {
+                "kind": "hang",
+                "seconds": 10.24,
+                "culprits": [{"host": "host-1", "rank": 2}, {"host": "host-2", "rank": 5}],
+                "stacks": {"2": ["task.py:12 load", "task.py:90 main"], "5": []},
+                "unheard": [],
+            },
+            "nothing has been finished for 10.2 s: rank 2 on host-1 hangs in task.py:12 load, rank 5 on host-2 hangs",
+        ),
+        (
+            {"kind": "hang", "seconds": 20.0, "culprits": [], "stacks": {}, "unheard": []},
+            "nothing has been finished for 20.0 s: nobody stands apart from the others, so all begin again",
+        ),
+        (
+            {"kind": "hang", "seconds": 20.0, "culprits": [], "stacks": {}, "unheard": ["host-3"]},
+            "nothing has been finished for 20.0 s: nothing is heard of host-3",
+        ),
+        (
+            {"kind": "quorum_lost", "code": "QUORUM_LOST", "agreeing": ["host-1"], "unreachable": ["host-2", "host-3"]},
+            "members stay as they are, too many hosts cannot be reached: host-2, host-3",
+        ),
+        ({"kind": "quorum_back", "seconds": 31.04}, "enough hosts agree again, after 31.0 s"),
         ({"kind": "prepare", "generation": [1, 2]}, None),
         ({"kind": "phase", "phase": "observer_freeze", "step": 9}, "phase observer freeze"),
         ({"kind": "phase", "phase": "a_later_one", "step": 9}, "phase a_later_one"),

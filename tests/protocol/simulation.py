@@ -16,6 +16,9 @@ from orchestrator import membership as ms
 from workers.identity import GENESIS, NO_GENERATION, NOWHERE, Generation, StateId, next_lineage
 from workers.protocol import Answer, PrepareOrder, RankMachine, RankState, Sync
 
+NODE_DEATH_SECONDS = 15.0
+"""From the end of a host until Ray says that its node is dead, or its node is taken again and nothing of it is there."""
+
 
 class Violation(AssertionError):
     """An invariant does not hold."""
@@ -73,6 +76,9 @@ class Simulation:
         self.groups: dict[str, str] = {}
         self.leaving: dict[str, str] = {}
         self.rolling_back: int | None = None
+        self.voters: dict[str, str] = {}
+        self.told_to_run: set[tuple[Generation, str]] = set()
+        self.dead: dict[str, float] = {}  # hosts of which nothing runs any more, and since when
         self.machine: ms.Membership | None = None
         self.best_line = 0
         self.restarts = 0
@@ -89,7 +95,7 @@ class Simulation:
         if hosts:
             plan = self.plans.get(generation)
             members = {m.worker: m.rank for m in plan.members} if plan else {}
-            told = (self.groups, self.leaving, self.rolling_back)
+            told = (self.groups, self.leaving, self.rolling_back, self.voters)
             self.machine.recover(hosts, generation, formed, members, self.now, 6.0, *told)
 
     def kill_coordinator(self) -> None:
@@ -122,9 +128,27 @@ class Simulation:
     def kill_host(self, name: str) -> None:
         for worker in [w for w in self.workers.values() if w.host == name]:
             del self.workers[worker.name]
+        self.dead[name] = self.now
         host = self.hosts.pop(name)
         if host.attached and self.machine is not None:
             self.do(self.machine.detach(name, self.now))
+
+    def partition(self, name: str) -> None:
+        """Nobody who decides or removes anything reaches the host; it does not know, and its peers hear it."""
+        self.hosts[name].partitioned = True
+        self.cut_stream(name)
+
+    def mend(self, name: str) -> None:
+        """Whoever is no part of the job any more is ended by its own Ray."""
+        self.hosts[name].partitioned = False
+        if self.machine is not None and name not in self.machine.hosts:
+            self._end_host(name)
+
+    def tell_of_dead_nodes(self) -> None:
+        """What is certain, after a while."""
+        for name in sorted(self.machine.out_of_reach & self.dead.keys() if self.machine is not None else ()):
+            if self.machine is not None and self.now - self.dead[name] >= NODE_DEATH_SECONDS:
+                self.do(self.machine.node_died(name, self.now))
 
     def send_away(self, name: str, *, at_once: bool) -> None:
         """It is drained, or evicted."""
@@ -174,12 +198,14 @@ class Simulation:
                     generation, formed, hosts = self.journal
                     self.journal = (generation, formed, {h: a for h, a in hosts.items() if h != host_name})
                     if host_name in self.hosts and not self.hosts[host_name].partitioned:
-                        for worker in [w for w in self.workers.values() if w.host == host_name]:
-                            del self.workers[worker.name]
-                        del self.hosts[host_name]
+                        self._end_host(host_name)
                 case ms.Record("generation", _):
                     assert self.machine is not None
                     self.journal = (self.machine.generation, True, self.journal[2])
+                    members = self.machine.plan.members if self.machine.plan is not None else ()
+                    self.voters = {m.worker: m.host for m in members}
+                case ms.Record("host_lost", fields) if fields["certain"]:
+                    self.voters = {w: host for w, host in self.voters.items() if host != fields["host"]}
                 case ms.Record("host_leaves", fields):
                     self.leaving[str(fields["host"])] = str(fields["reason"])
                 case ms.Record("rolls_back", fields):
@@ -189,8 +215,29 @@ class Simulation:
                 case ms.EndJob(code, message):
                     raise Violation(f"the job ended with {code}: {message}")
 
+    def _end_host(self, name: str) -> None:
+        for worker in [w for w in self.workers.values() if w.host == name]:
+            del self.workers[worker.name]
+        del self.hosts[name]
+        self.dead[name] = self.now
+
+    def _check_quorum(self, plan: ms.Plan) -> None:
+        """GM-30: of the hosts that live and have run in the generation before, half have promised."""
+        before = max((g for g in self.plans if g < plan.generation), default=None)
+        if before is None or plan.stop:
+            return
+        ran = [m for m in self.plans[before].members if m.on_line or (before, m.worker) in self.told_to_run]
+        alive = [m for m in ran if m.worker in self.workers and self.workers[m.worker].machine.healed]
+        hosts = {m.host for m in alive} - self.leaving.keys()
+        agreed = {m.host for m in alive if self.workers[m.worker].machine.promised >= plan.generation} & hosts
+        if 2 * len(agreed) < len(hosts):
+            raise Violation(f"{plan.generation} has the agreement of {agreed} only, of {hosts}")
+
     def _check_plan(self, plan: ms.Plan) -> None:
-        """No unhealed authority; nothing that a surviving healed member holds is given up; one plan per generation."""
+        """No unhealed authority; nothing that a surviving healed member holds is given up; one plan per generation, and
+        with a quorum."""
+        if plan.generation not in self.plans:
+            self._check_quorum(plan)
         known = self.plans.setdefault(plan.generation, plan)
         if known != plan:
             raise Violation(f"two plans for {plan.generation}")
@@ -213,7 +260,7 @@ class Simulation:
 
     def attach(self, name: str) -> None:
         host = self.hosts[name]
-        if self.machine is None or name not in self.machine.hosts:
+        if self.machine is None or name not in self.machine.hosts or host.partitioned:
             return
         host.attached = True
         for left in host.exits:
@@ -240,6 +287,7 @@ class Simulation:
         elif kind == "prepared":
             self.do(machine.prepared(who, rest[0], self.now))  # type: ignore[arg-type]
         elif kind == "running":
+            self.told_to_run.add((rest[0], who))  # type: ignore[arg-type]
             self.do(machine.running(who, rest[0], str(rest[1]), 0.0, self.now))  # type: ignore[arg-type]
         elif kind == "ready":
             self.do(machine.ready(who, rest[0], self.now))  # type: ignore[arg-type]

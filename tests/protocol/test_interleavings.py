@@ -55,6 +55,7 @@ def tick(world: Simulation, seconds: float) -> None:
         if worker.machine.phase is RankState.TRAINING:
             world.machine.progress(worker.machine.state.step, 0.1, world.now)
     world.do(world.machine.tick(world.now))
+    world.tell_of_dead_nodes()
     if not world.hosts:
         world.add_host()
 

@@ -21,10 +21,17 @@ def test_the_agent_reads_what_the_rank_has_written(tmp_path: Path) -> None:
         rank.set_signals(Signals(work=0.5, loss=-2.0, norm=1e300))
         rank.count_micro_batch()
         rank.count_exchange()
+        for _ in range(3):
+            rank.count_poll()
+        rank.count_collective()
+        rank.set_thread(4711)
         progress = agent.progress()
         assert (progress.step, progress.longest_step) == (7, 0.25)
         assert (progress.generation, progress.state) == (Generation(2, 5), RankState.TRAINING)
         assert (progress.micro_batch, progress.exchanges) == (1, 1)
+        assert (progress.polls, progress.collectives, agent.thread) == (3, 1, 4711)
+        rank.forget_collectives()
+        assert agent.progress().collectives == 0
         assert (agent.owed, agent.busy) == (0.125, True)
         found = agent.signals
         assert (found.work, found.loss, found.norm) == (0.5, -2.0, 1e300) and math.isnan(found.cosine)

@@ -191,6 +191,24 @@ def test_gm28_corruption_does_not_wait_for_the_end_of_the_step(job: Job) -> None
     assert [each.way for each in job.removals(1.0)] == [Way.AT_ONCE]
 
 
+def test_gm30_a_host_that_is_silent_is_not_dead_for_certain(job: Job) -> None:
+    job.governing.convict("host-3", Code.HEARTBEAT_DEAD, 1.0)
+    job.governing.convict("host-4", Code.PROC_EXIT, 1.0)
+    assert [(each.host, each.way, each.is_dead) for each in job.removals(1.0)] == [
+        ("host-3", Way.LOST, False),
+        ("host-4", Way.LOST, True),
+    ]
+
+
+def test_gm19_a_host_that_hangs_is_out_at_once_and_has_its_cooldown(job: Job) -> None:
+    job.governing.convict("host-4", Code.HANG_CULPRIT, 1.0)
+    assert [(each.host, each.way, each.is_trusted) for each in job.removals(1.0)] == [("host-4", Way.AT_ONCE, False)]
+    job.removals(5.0, set(HOSTS) - {"host-4"})
+    assert not job.governing.may_come("host-4")
+    returns_at = job.governing.records["host-4"].returns_at
+    assert returns_at is not None and 60.0 <= returns_at - 1.0 <= 120.0
+
+
 def test_gm38_a_planned_leave_costs_nothing(job: Job) -> None:
     job.governing.left("host-2", 3.0)
     assert "host-2" not in job.governing.records and job.governing.may_come("host-2")

@@ -27,7 +27,7 @@ class StateId(_message.Message):
     def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., lineage: _Optional[int] = ...) -> None: ...
 
 class AgentMessage(_message.Message):
-    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report", "probe_port", "measured_link", "host_tested")
+    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report", "probe_port", "measured_link", "host_tested", "stacks")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     WORKER_UP_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class AgentMessage(_message.Message):
     PROBE_PORT_FIELD_NUMBER: _ClassVar[int]
     MEASURED_LINK_FIELD_NUMBER: _ClassVar[int]
     HOST_TESTED_FIELD_NUMBER: _ClassVar[int]
+    STACKS_FIELD_NUMBER: _ClassVar[int]
     hello: HostHello
     beat: Beat
     worker_up: WorkerUp
@@ -44,7 +45,8 @@ class AgentMessage(_message.Message):
     probe_port: ProbePort
     measured_link: MeasuredLink
     host_tested: HostTested
-    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ..., probe_port: _Optional[_Union[ProbePort, _Mapping]] = ..., measured_link: _Optional[_Union[MeasuredLink, _Mapping]] = ..., host_tested: _Optional[_Union[HostTested, _Mapping]] = ...) -> None: ...
+    stacks: Stacks
+    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ..., probe_port: _Optional[_Union[ProbePort, _Mapping]] = ..., measured_link: _Optional[_Union[MeasuredLink, _Mapping]] = ..., host_tested: _Optional[_Union[HostTested, _Mapping]] = ..., stacks: _Optional[_Union[Stacks, _Mapping]] = ...) -> None: ...
 
 class HostHello(_message.Message):
     __slots__ = ("host", "node_id", "address", "agent_pid", "workers", "exits")
@@ -73,7 +75,7 @@ class Beat(_message.Message):
     def __init__(self, time: _Optional[float] = ..., progress: _Optional[_Iterable[_Union[Progress, _Mapping]]] = ..., temperature: _Optional[float] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("worker", "step", "generation", "micro_batch", "exchanges", "state", "step_seconds", "busy", "work", "loss", "cosine", "norm", "compared")
+    __slots__ = ("worker", "step", "generation", "micro_batch", "exchanges", "state", "step_seconds", "busy", "work", "loss", "cosine", "norm", "compared", "polls", "collectives")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +89,8 @@ class Progress(_message.Message):
     COSINE_FIELD_NUMBER: _ClassVar[int]
     NORM_FIELD_NUMBER: _ClassVar[int]
     COMPARED_FIELD_NUMBER: _ClassVar[int]
+    POLLS_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIVES_FIELD_NUMBER: _ClassVar[int]
     worker: str
     step: int
     generation: Generation
@@ -100,7 +104,9 @@ class Progress(_message.Message):
     cosine: float
     norm: float
     compared: float
-    def __init__(self, worker: _Optional[str] = ..., step: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., micro_batch: _Optional[int] = ..., exchanges: _Optional[int] = ..., state: _Optional[str] = ..., step_seconds: _Optional[float] = ..., busy: _Optional[bool] = ..., work: _Optional[float] = ..., loss: _Optional[float] = ..., cosine: _Optional[float] = ..., norm: _Optional[float] = ..., compared: _Optional[float] = ...) -> None: ...
+    polls: int
+    collectives: int
+    def __init__(self, worker: _Optional[str] = ..., step: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., micro_batch: _Optional[int] = ..., exchanges: _Optional[int] = ..., state: _Optional[str] = ..., step_seconds: _Optional[float] = ..., busy: _Optional[bool] = ..., work: _Optional[float] = ..., loss: _Optional[float] = ..., cosine: _Optional[float] = ..., norm: _Optional[float] = ..., compared: _Optional[float] = ..., polls: _Optional[int] = ..., collectives: _Optional[int] = ...) -> None: ...
 
 class WorkerUp(_message.Message):
     __slots__ = ("worker", "pid", "peer_address", "state", "previous", "generation", "promised", "healed", "phase", "rank", "shared_memory")
@@ -290,8 +296,22 @@ class HostTested(_message.Message):
     error: str
     def __init__(self, failures: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
 
+class Stacks(_message.Message):
+    __slots__ = ("stacks",)
+    STACKS_FIELD_NUMBER: _ClassVar[int]
+    stacks: _containers.RepeatedCompositeFieldContainer[Stack]
+    def __init__(self, stacks: _Optional[_Iterable[_Union[Stack, _Mapping]]] = ...) -> None: ...
+
+class Stack(_message.Message):
+    __slots__ = ("worker", "frames")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    frames: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, worker: _Optional[str] = ..., frames: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("welcome", "directive", "kill", "probe_open", "probe_link", "probe_close", "host_test")
+    __slots__ = ("welcome", "directive", "kill", "probe_open", "probe_link", "probe_close", "host_test", "ask_stacks")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     DIRECTIVE_FIELD_NUMBER: _ClassVar[int]
     KILL_FIELD_NUMBER: _ClassVar[int]
@@ -299,6 +319,7 @@ class CoordinatorMessage(_message.Message):
     PROBE_LINK_FIELD_NUMBER: _ClassVar[int]
     PROBE_CLOSE_FIELD_NUMBER: _ClassVar[int]
     HOST_TEST_FIELD_NUMBER: _ClassVar[int]
+    ASK_STACKS_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     directive: Directive
     kill: Kill
@@ -306,7 +327,8 @@ class CoordinatorMessage(_message.Message):
     probe_link: ProbeLink
     probe_close: ProbeClose
     host_test: HostTest
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., probe_open: _Optional[_Union[ProbeOpen, _Mapping]] = ..., probe_link: _Optional[_Union[ProbeLink, _Mapping]] = ..., probe_close: _Optional[_Union[ProbeClose, _Mapping]] = ..., host_test: _Optional[_Union[HostTest, _Mapping]] = ...) -> None: ...
+    ask_stacks: AskStacks
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., probe_open: _Optional[_Union[ProbeOpen, _Mapping]] = ..., probe_link: _Optional[_Union[ProbeLink, _Mapping]] = ..., probe_close: _Optional[_Union[ProbeClose, _Mapping]] = ..., host_test: _Optional[_Union[HostTest, _Mapping]] = ..., ask_stacks: _Optional[_Union[AskStacks, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("incarnation",)
@@ -429,6 +451,12 @@ class ProbeLink(_message.Message):
 class ProbeClose(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class AskStacks(_message.Message):
+    __slots__ = ("workers",)
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    workers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, workers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class HostTest(_message.Message):
     __slots__ = ()
