@@ -27,7 +27,7 @@ class ExitCode(IntEnum):
     RAY = 6  # missing, or the address does not answer
     HOSTS = 7  # fewer than `hosts.min` within `hosts.wait`
     RUNNING = 8  # a job of that name is running
-    FAILED = 9  # too few hosts for too long, ranks that die before they train, Ray or the coordinator lost
+    FAILED = 9  # too few hosts for too long, ranks that die before they train or hang on, Ray or the coordinator lost
     GATE = 10  # a gate of the recipe has failed
     STOPPED = 130  # by Ctrl-C or `quantarion stop`, after a checkpoint
 

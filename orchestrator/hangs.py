@@ -20,10 +20,10 @@ from workers.identity import Generation
 SHOW_SECONDS = 0.8
 """That agents have to say where their ranks stand. A hang is on record at most that long after its limit."""
 
-FRESH_SECONDS = 2.0
-"""Four beats. What was said before is no news of a rank; one that has looked for directives since then does so still."""
+FRESH_SECONDS = 3.0
+"""Six beats. What was said before is no news of a rank; one that has looked for directives since then does so still."""
 
-STALLED_SECONDS = 1.0
+STALLED_SECONDS = 3.0
 """Between two looks, after which whoever looks has stood still itself, and heard nothing meanwhile."""
 
 MOST_IN_A_ROW = 3

@@ -298,6 +298,7 @@ class Rank:
         if sync is None:
             return
         self._join = []
+        self.page.forget_collectives()
         self._seat(configure, mine)
         self.faults.hit("in_configure")
         try:
@@ -330,7 +331,6 @@ class Rank:
         self.topology = Topology(places, index)
         self.number = mine.rank
         self.attempt = configure.attempt
-        self.page.forget_collectives()
         self._note_state()
 
     def _train(self, generation: Generation, configure: pb.Configure, sync: Sync, seconds: float) -> None:

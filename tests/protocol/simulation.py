@@ -222,16 +222,18 @@ class Simulation:
         self.dead[name] = self.now
 
     def _check_quorum(self, plan: ms.Plan) -> None:
-        """GM-30: of the hosts that live and have run in the generation before, half have promised."""
+        """GM-30: the hosts that have promised are no fewer than the others that live and hold the state, as the coordinator
+        knows. Who was told to go need not promise."""
         before = max((g for g in self.plans if g < plan.generation), default=None)
         if before is None or plan.stop:
             return
-        ran = [m for m in self.plans[before].members if m.on_line or (before, m.worker) in self.told_to_run]
-        alive = [m for m in ran if m.worker in self.workers and self.workers[m.worker].machine.healed]
-        hosts = {m.host for m in alive} - self.leaving.keys()
-        agreed = {m.host for m in alive if self.workers[m.worker].machine.promised >= plan.generation} & hosts
-        if 2 * len(agreed) < len(hosts):
-            raise Violation(f"{plan.generation} has the agreement of {agreed} only, of {hosts}")
+        members = self.plans[before].members
+        alive = [m for m in members if m.worker in self.workers and self.workers[m.worker].machine.healed]
+        agreed = {m.host for m in alive if self.workers[m.worker].machine.promised >= plan.generation}
+        known = {m.host for m in alive if m.on_line or (before, m.worker) in self.told_to_run}
+        missing = known - agreed - self.leaving.keys()
+        if len(agreed) < len(missing):
+            raise Violation(f"{plan.generation} has the agreement of {sorted(agreed)}, but not of {sorted(missing)}")
 
     def _check_plan(self, plan: ms.Plan) -> None:
         """No unhealed authority; nothing that a surviving healed member holds is given up; one plan per generation, and
