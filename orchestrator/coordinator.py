@@ -539,7 +539,8 @@ class Coordinator:
             self.ray_hosts.met(hello.host, up.pid)
         for left in hello.exits:
             self.do(self.machine.worker_exit(left.worker, _status(left), self.now()))
-        self.do(self.machine.attach(hello.host, hello.address, described, self.now()))
+        if hello.host in self.machine.hosts:  # and has not left with the last of its ranks
+            self.do(self.machine.attach(hello.host, hello.address, described, self.now()))
         return stream
 
     def _open_stream(self, hello: pb.HostHello) -> HostStream:

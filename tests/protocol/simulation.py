@@ -268,6 +268,8 @@ class Simulation:
         for left in host.exits:
             self.do(self.machine.worker_exit(left, -9, self.now))
         host.exits.clear()
+        if name not in self.machine.hosts:  # it has left with the last of its ranks
+            return
         described = [self._describe(w) for w in self.workers.values() if w.host == name]
         self.do(self.machine.attach(name, name, described, self.now))
 

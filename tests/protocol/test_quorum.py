@@ -9,7 +9,7 @@ import pytest
 from orchestrator import membership as ms
 from orchestrator.quorum import Quorum
 from tests.protocol.simulation import NODE_DEATH_SECONDS, Simulation, Violation
-from tests.protocol.test_interleavings import serve, settle, tick
+from tests.protocol.test_interleavings import advance, break_something, serve, settle, tick
 from tests.protocol.test_leaving import hosts_of, records
 from tests.protocol.test_membership import ends, machine_of, members
 
@@ -209,3 +209,42 @@ def test_gm30_the_simulation_sees_a_generation_without_a_quorum(monkeypatch: pyt
         world.partition(host)
     with pytest.raises(Violation, match="but not of"):
         world.pass_time(machine.rules.agent_grace + 5.0)
+
+
+def interleaving(seed: int, events: int = 150) -> int:
+    """A random history with faults, in which hosts are cut off and found again. Returns how many were cut off."""
+    world = Simulation(seed, hosts=1 + seed % 5, ranks=1 + (seed // 5) % 2)
+    chance, cut = world.random, 0
+    for _ in range(events):
+        choice = chance.random()
+        if choice < 0.05:
+            break_something(world)
+        elif choice < 0.1 and world.hosts:
+            host = world.hosts[chance.choice(list(world.hosts))]
+            if host.partitioned:
+                world.mend(host.name)
+            else:
+                world.partition(host.name)
+                cut += 1
+        else:
+            advance(world)
+        if world.machine is not None and chance.random() < 0.2:
+            world.check_line()
+    if world.machine is None:
+        world.start_coordinator()
+    for name in list(world.hosts):
+        world.mend(name)
+    settle(world)
+    world.check_line()
+    return cut
+
+
+def test_gm30_random_interleavings_in_which_hosts_are_out_of_reach() -> None:
+    """No generation without a quorum (the simulation checks it), and progress once all are reached again."""
+    cuts = 0
+    for seed in range(800):
+        try:
+            cuts += interleaving(seed)
+        except Exception as error:
+            raise AssertionError(f"interleaving {seed}: {type(error).__name__}: {str(error)[:300]}") from error
+    assert cuts > 800
