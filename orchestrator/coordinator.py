@@ -13,9 +13,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from orchestrator import membership as ms
 from orchestrator import placement
 from orchestrator.commands import Commands
 from orchestrator.digests import Comparison, Digests
-from orchestrator.directives import directive
+from orchestrator.directives import Directives, Sending, runs
 from orchestrator.entrance import Entrance
 from orchestrator.errors import ExitCode, UserError
 from orchestrator.governing import Governing, Removal, Way
@@ -41,7 +41,8 @@ from orchestrator.journal import Journal
 from orchestrator.non_finite import NonFinite
 from orchestrator.observing import Observing
 from orchestrator.probe import BUDGET_SECONDS, Findings, LinkProbe
-from orchestrator.services import ControlService, OperatorService
+from orchestrator.services import SERVER_OPTIONS, ControlService, OperatorService
+from orchestrator.streams import HostStream, Streams
 from orchestrator.topology import complaints, told_group
 from workers import wire
 from workers.protocol import Answer, RankState
@@ -70,14 +71,6 @@ class Seen:
 
 
 @dataclass
-class HostStream:
-    """An attached agent: what is to be sent to it."""
-
-    outbox: asyncio.Queue[pb.CoordinatorMessage | None] = field(default_factory=asyncio.Queue)
-    agent_pid: int = 0
-
-
-@dataclass
 class Tested:
     """A host that is placed for the host test which it has to pass to come back."""
 
@@ -90,12 +83,13 @@ class Coordinator:
     """One incarnation, on one event loop."""
 
     def __init__(self, spec: JobSpec, folder: Path, hosts: RayHosts, store_address: str, address: str) -> None:
-        self.spec, self.folder, self.ray_hosts, self.store_address = spec, folder, hosts, store_address
+        self.spec, self.folder, self.ray_hosts = spec, folder, hosts
+        self._directives = Directives(store_address)
         self._epoch = time.time() - time.monotonic()
         self.entrance = Entrance(spec, folder, address, self.event, lambda: self.ray_hosts.placed)
         self.journal = Journal(folder, json.loads((folder / "job.json").read_text())["started"])
         self.machine = ms.Membership(_rules(spec), self.journal.incarnation)
-        self.streams: dict[str, HostStream] = {}
+        self.streams = Streams()
         self.seen: dict[str, Seen] = {}
         self.total_steps = 0
         self.phase = "waiting"
@@ -132,7 +126,7 @@ class Coordinator:
 
     async def run(self) -> None:
         """Serve until the job has ended and nobody needs the answer any more."""
-        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 64 << 20)])
+        server = grpc.aio.server(options=SERVER_OPTIONS)
         admission = self.entrance.admission
         rpc.add_ControlServicer_to_server(ControlService(self, admission), server)
         operators = OperatorService(Commands(self), self.folder / "events.jsonl", self.done, admission)
@@ -301,11 +295,11 @@ class Coordinator:
 
     def do(self, actions: list[ms.Action]) -> None:
         """Carry out what the machine decided, in order; what must be on record first comes first."""
-        for action in actions:
+        for run in runs(actions):
+            action = run[0]
             match action:
                 case ms.SendPrepare() | ms.SendConfigure() | ms.SendJoin() | ms.SendExit():
-                    message = directive(action, self.store_address)
-                    self._post(action.worker, pb.CoordinatorMessage(directive=message))
+                    self._direct(action, run)
                 case ms.KillWorker(worker, reason):
                     self._post(worker, pb.CoordinatorMessage(kill=pb.Kill(worker=worker, reason=reason)))
                 case ms.AskStacks(host, workers):
@@ -325,15 +319,15 @@ class Coordinator:
         if not self.done.is_set():
             self._spawner.submit(_logged, self.ray_hosts.spawn_worker, host)
 
+    def _direct(self, action: Sending, run: list[ms.Action]) -> None:
+        views = [self.machine.workers.get(each.worker) for each in run if isinstance(each, Sending)]
+        workers = [(view.host, view.worker) for view in views if view is not None]
+        self.streams.direct(self._directives.make(action), workers)
+
     def _post(self, worker: str, message: pb.CoordinatorMessage) -> None:
         view = self.machine.workers.get(worker)
         if view is not None:
-            self._post_to_host(view.host, message)
-
-    def _post_to_host(self, host: str, message: pb.CoordinatorMessage) -> None:
-        stream = self.streams.get(host)
-        if stream is not None:
-            stream.outbox.put_nowait(message)  # an agent that is away is told again when it attaches
+            self.streams.post(view.host, message)
 
     def _record(self, kind: str, fields: dict[str, object]) -> None:
         self._tell_governor(kind, fields)
@@ -379,7 +373,9 @@ class Coordinator:
         busy = {worker.host for worker in members if worker.busy}
         attached = {worker.host: machine.hosts[worker.host].attached for worker in members}
         self.governing.watch(attached, busy, machine.pace.step_at, now)
-        if now - self._observed_at >= self.spec.governor.evaluation:
+        if not members:
+            self._observed_at = now
+        elif now - self._observed_at >= self.spec.governor.evaluation:
             self._observed_at = now
             observations = self.observing.window(sorted(attached))
             self.governing.tell(Observed(now, observations, machine.pace.step))
@@ -437,17 +433,11 @@ class Coordinator:
 
     # ------------------------------------------------------------------ host tests
 
-    def _begin_test(self, hello: pb.HostHello) -> HostStream:
-        """The agent of a host that wants to come back is there."""
-        stream = self._open_stream(hello)
-        stream.outbox.put_nowait(pb.CoordinatorMessage(host_test=pb.HostTest()))
-        return stream
-
     def _test_the_quarantined(self) -> None:
         """On the stream of their agents."""
         to_test = {host for host in self.governing.to_test(self.machine.hosts) if not self._has_to_wait(host)}
         for host in sorted(to_test - self._in_test):
-            self._post_to_host(host, pb.CoordinatorMessage(host_test=pb.HostTest()))
+            self.streams.post(host, pb.CoordinatorMessage(host_test=pb.HostTest()))
         self._in_test = to_test
 
     def _host_tested(self, host: str, result: pb.HostTested) -> None:
@@ -477,7 +467,7 @@ class Coordinator:
     def _drop(self, host: str) -> None:
         """Take its agent and its placement away."""
         self.journal.write({"entry": "host_dropped", "host": host})
-        self.streams.pop(host, None)
+        self.streams.detach(host)
         self._spawner.submit(_logged, self.ray_hosts.drop, host)
 
     async def _measure_links(self, addresses: dict[str, str]) -> None:
@@ -485,7 +475,7 @@ class Coordinator:
         findings, found = Findings(addresses), dict[str, str]()
         told = {host.host: host.group for host in self.machine.hosts.values() if host.group}
         try:
-            self._probe = LinkProbe(addresses, self._post_to_host)
+            self._probe = LinkProbe(addresses, self.streams.post)
             findings = self._probe.findings
             await asyncio.wait_for(self._probe.run(), BUDGET_SECONDS + 1.0)
             found = findings.groups(told)
@@ -524,13 +514,26 @@ class Coordinator:
 
     # ------------------------------------------------------------------ what agents say
 
-    def attach(self, hello: pb.HostHello) -> HostStream | None:
-        """An agent's first message; None where its host is not part of the job."""
-        if hello.host in self._tested:
-            return self._begin_test(hello)
-        if hello.host not in self.machine.hosts:
-            return None
-        stream = self._open_stream(hello)
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What comes within follows from one message: what is to be done about it is decided on once."""
+        self.machine.is_held = True
+        try:
+            yield
+        finally:
+            self.do(self.machine.go_on(self.now()))
+
+    def attach(self, hello: pb.HostHello, stream: HostStream) -> bool:
+        """An agent's first message, on a stream of its own or its leader's; False where its host is not part of the job."""
+        is_tested = hello.host in self._tested
+        if not is_tested and hello.host not in self.machine.hosts:
+            return False
+        self.streams.attach(hello.host, stream, hello.agent_pid)
+        welcome = pb.Welcome(incarnation=self.journal.incarnation)
+        self.streams.post(hello.host, pb.CoordinatorMessage(welcome=welcome))
+        if is_tested:  # it wants to come back
+            self.streams.post(hello.host, pb.CoordinatorMessage(host_test=pb.HostTest()))
+            return True
         lost_at = self._agents_lost.pop(hello.host, None)
         if lost_at is not None:
             self.event("agent_back", {"host": hello.host, "seconds": self.now() - lost_at})
@@ -541,17 +544,12 @@ class Coordinator:
             self.do(self.machine.worker_exit(left.worker, _status(left), self.now()))
         if hello.host in self.machine.hosts:  # and has not left with the last of its ranks
             self.do(self.machine.attach(hello.host, hello.address, described, self.now()))
-        return stream
-
-    def _open_stream(self, hello: pb.HostHello) -> HostStream:
-        stream = self.streams[hello.host] = HostStream(agent_pid=hello.agent_pid)
-        stream.outbox.put_nowait(pb.CoordinatorMessage(welcome=pb.Welcome(incarnation=self.journal.incarnation)))
-        return stream
+        return True
 
     def detach(self, host: str, stream: HostStream) -> None:
-        """The stream broke."""
-        if self.streams.get(host) is stream:
-            del self.streams[host]
+        """The stream broke, or the leader whose it is has lost the host."""
+        if self.streams.carries(stream, host):
+            self.streams.detach(host)
             if self._probe is not None:
                 self._probe.lost(host)
             if host in self._tested:
@@ -673,8 +671,7 @@ class Coordinator:
 
     def agent_pid(self, host: str) -> int:
         """0 while it has no stream."""
-        stream = self.streams.get(host)
-        return stream.agent_pid if stream is not None else 0
+        return self.streams.agent_pid(host)
 
     def stop(self, reason: str, now: bool) -> None:
         """Checkpoint and end, or end at once."""

@@ -1,34 +1,66 @@
-"""The machine's actions as directives on the wire."""
+"""The machine's actions as directives on the wire; what is the same for many workers is made once."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 from quantarion.v1 import control_pb2 as pb
 
 from orchestrator import membership as ms
 from workers import wire
 
+Sending = ms.SendPrepare | ms.SendConfigure | ms.SendJoin | ms.SendExit
 
-def directive(action: ms.SendPrepare | ms.SendConfigure | ms.SendJoin | ms.SendExit, store_address: str) -> pb.Directive:
-    """What the agent of the action's worker hands to it."""
-    message = pb.Directive(worker=action.worker)
-    match action:
-        case ms.SendPrepare():
-            message.prepare.CopyFrom(
-                pb.Prepare(
-                    generation=wire.generation_to_wire(action.generation),
-                    at_step=action.at_step,
-                    timeout=action.timeout,
-                    busy_timeout=action.busy_timeout,
+
+def runs(actions: Iterable[ms.Action]) -> Iterator[list[ms.Action]]:
+    """The actions in order: those that follow one another and say the same to workers together, any other by itself."""
+    for _, run in groupby(actions, key=_said):
+        yield list(run)
+
+
+def _said(action: ms.Action) -> object:
+    """To whichever worker."""
+    if not isinstance(action, Sending):
+        return object()  # like no other
+    return type(action), *(value for name, value in vars(action).items() if name != "worker")
+
+
+class Directives:
+    """Of one coordinator, whose store for the rendezvous of ranks has this address."""
+
+    def __init__(self, store_address: str) -> None:
+        self._store_address = store_address
+        self._plan: ms.Plan | None = None
+        self._configure = b""  # what CONFIGURE says of that plan
+
+    def make(self, action: Sending) -> pb.Directive:
+        """What agents hand to its worker, and to any other that is told the same; for nobody yet."""
+        message = pb.Directive()
+        match action:
+            case ms.SendPrepare():
+                message.prepare.CopyFrom(
+                    pb.Prepare(
+                        generation=wire.generation_to_wire(action.generation),
+                        at_step=action.at_step,
+                        timeout=action.timeout,
+                        busy_timeout=action.busy_timeout,
+                    )
                 )
-            )
-        case ms.SendConfigure():
-            message.configure.CopyFrom(_configure(action.plan, store_address))
-        case ms.SendJoin():
-            message.join.CopyFrom(pb.Join(donors=[_member(donor) for donor in action.donors]))
-        case ms.SendExit():
-            authority = wire.state_to_wire(action.authority)
-            message.exit.CopyFrom(pb.Exit(reason=action.reason, heirs=action.heirs, authority=authority))
-    return message
+            case ms.SendConfigure():
+                message.configure = self._configured(action.plan)
+            case ms.SendJoin():
+                message.join.CopyFrom(pb.Join(donors=[_member(donor) for donor in action.donors]))
+            case ms.SendExit():
+                authority = wire.state_to_wire(action.authority)
+                message.exit.CopyFrom(pb.Exit(reason=action.reason, heirs=action.heirs, authority=authority))
+        return message
+
+    def _configured(self, plan: ms.Plan) -> bytes:
+        """Of thousands of members it takes longer to make than to send."""
+        if plan is not self._plan:
+            self._plan, self._configure = plan, _configure(plan, self._store_address).SerializeToString()
+        return self._configure
 
 
 def _configure(plan: ms.Plan, store_address: str) -> pb.Configure:

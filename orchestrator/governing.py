@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from orchestrator.governor.codes import NOISY, Code
 from orchestrator.governor.events import Beat, Event, Evidence, Fenced, Joined, Late, Left, Scaled, Tick
-from orchestrator.governor.hosts import HostRecord, HostState
+from orchestrator.governor.hosts import HostRecord, Hosts, HostState
 from orchestrator.governor.log import Governor
 from orchestrator.governor.signals import FIRST_TRUST
 
@@ -71,8 +71,13 @@ class Governing:
         self._watched_at = self._ticked_at = 0.0
 
     @property
-    def records(self) -> Mapping[str, HostRecord]:
+    def records(self) -> Hosts:
         return self._governor.state.hosts
+
+    @property
+    def _out(self) -> list[HostRecord]:
+        """Of the hosts that are not live."""
+        return [self.records[host] for host in self.records if host in self.records.out]
 
     def tell(self, event: Event) -> None:
         """A policy that fails is a bug, and no reason for a job to end: it goes on as if nothing had been told (GM-11)."""
@@ -145,11 +150,12 @@ class Governing:
         if now - self._watched_at > STALLED_SECONDS:  # it was we who heard nothing
             self._beats = dict.fromkeys(self._beats, now)
         self._watched_at = now
-        in_time = sum(now - self._beats.get(host, 0.0) < LATE_SECONDS for host in members)
+        silent = [host for host in members if now - self._beats.get(host, 0.0) >= LATE_SECONDS]
+        in_time = len(members) - len(silent)
         if not in_time or 2 * in_time < len(members):
             return
-        for host, is_attached in members.items():
-            if not is_attached or host not in self._beats or (record := self.records.get(host)) is None:
+        for host in silent:
+            if not members[host] or host not in self._beats or (record := self.records.get(host)) is None:
                 continue
             age = now - max(self._beats[host], stepped_at)
             if age >= self.dead_limit and not set(busy) - {host} and record.state.is_live:
@@ -166,11 +172,11 @@ class Governing:
 
         A host that is not present and not `placed` any more is fenced.
         """
-        if now - self._ticked_at >= TICK_SECONDS and any(_waits(record, now) for record in self.records.values()):
+        if now - self._ticked_at >= TICK_SECONDS and any(_waits(record, now) for record in self._out):
             self._ticked_at = now
             self.tell(Tick(now))
         found = []
-        for record in list(self.records.values()):
+        for record in self._out:
             if record.state is not HostState.EVICTED:
                 continue
             if record.host in present:
@@ -191,8 +197,8 @@ class Governing:
 
     def to_test(self, present: Collection[str]) -> list[str]:
         """Hosts of those `present` whose removal a guard refuses: a test is to tell whether they stay."""
-        records = (self.records.get(host) for host in present)
-        return [each.host for each in records if each and each.state is HostState.QUARANTINED and each.is_tested]
+        held = (each for each in self._out if each.state is HostState.QUARANTINED and each.is_tested)
+        return [each.host for each in held if each.host in present]
 
     def trust(self, host: str) -> float:
         record = self.records.get(host)

@@ -58,6 +58,9 @@ __all__ = [
     "WorkerView",
 ]
 
+MOST_DONORS = 64
+"""That a joiner is told of, which asks one after the other."""
+
 
 class Membership:
     """The machine. `generation` is the last one that was configured, `round_generation` the one being formed."""
@@ -72,7 +75,11 @@ class Membership:
         self.phase = JobPhase.WAITING
         self.generation = NO_GENERATION
         self.round_generation = NO_GENERATION
-        self.waiting: set[str] = set()
+        self.waiting: set[str] = set()  # in FORMING: who has not promised
+        self.syncing: set[str] = set()  # in SYNCING: who has not said that it runs
+        self.is_held = False  # events of one message come together: `go_on` decides what follows
+        self._is_due = False
+        self._awaited = ""  # a host that the first generation waits for
         self.plan: Plan | None = None
         self.reason = ""
         self.at_step = 0
@@ -89,6 +96,7 @@ class Membership:
         self.probe_until: float | None = None  # a first generation waits for the probe; None: none has begun
         self.recovering_until: float | None = None  # a restarted coordinator waits for its hosts
         self.apply_failures: deque[float] = deque()  # when
+        self._configured: dict[str, str] = {}
         self.recovered_members: dict[str, int] = {}
         self.failed_steps: set[int] = set()  # after which the task has raised on a member
         self._hung: set[str] = set()  # workers that hold the others up, until the next generation
@@ -165,9 +173,12 @@ class Membership:
     def host_lost(self, host: str, reason: str, now: float, *, certain: bool = True) -> list[Action]:
         """The host is gone for good: its members leave, its placement is released. Where that is not `certain`, only if the
         others are enough without it (GM-30)."""
-        view = self.hosts.get(host)
-        if view is None:
+        if host not in self.hosts:
             return []
+        return self._lose(host, reason, now, certain=certain) + self._decide(now)
+
+    def _lose(self, host: str, reason: str, now: float, *, certain: bool) -> list[Action]:
+        view = self.hosts[host]
         if certain:
             self.quorum.found(host, ())
         elif not self._can_do_without(host):
@@ -180,7 +191,7 @@ class Membership:
                 self.incidents.add(Incident(now, "host_lost", host, worker.rank, self._planned()))
         if any(worker.role is Role.MEMBER for worker in gone):
             actions += self._member_left(f"host {host} lost", now)
-        return actions + self._decide(now)
+        return actions
 
     def node_died(self, host: str, now: float) -> list[Action]:
         """Ray says that the host's machine is dead; it may have been given up already."""
@@ -204,7 +215,7 @@ class Membership:
         del self.hosts[host]
         self.expected_hosts.discard(host)
         for worker in self.roster.on(host):
-            del self.workers[worker.worker]
+            self.roster.remove(worker.worker)
             self.waiting.discard(worker.worker)
         return [DropHost(host)]
 
@@ -213,7 +224,7 @@ class Membership:
         """The hosts of the members of the generation that was configured last, by worker; of those that are known, where
         another coordinator has configured it."""
         if self.plan is not None:
-            return {member.worker: member.host for member in self.plan.members}
+            return self._configured
         return {w: self.workers[w].host if w in self.workers else "" for w in self.recovered_members}
 
     def leave(self, host: str, reason: str, now: float, *, at_once: bool = False, bequeaths: bool = True) -> list[Action]:
@@ -252,7 +263,7 @@ class Membership:
     def worker_exit(self, worker: str, status: int, now: float) -> list[Action]:
         """Its agent saw the process exit (pidfd)."""
         self.quorum.ended(worker)
-        view = self.workers.pop(worker, None)
+        view = self.roster.remove(worker)
         if view is None:
             return []
         self.waiting.discard(worker)
@@ -306,6 +317,8 @@ class Membership:
                 return self._begin(self.reason, now)
         if self.phase is JobPhase.TRAINING and view.role is Role.MEMBER and answer.generation > self.generation:
             return self._begin("a rank closed for an earlier coordinator", now)
+        if self.phase is JobPhase.FORMING and self.waiting:
+            return []  # nothing follows from it before all have answered
         return self._decide(now)
 
     def ready(self, worker: str, state: StateId, now: float) -> list[Action]:
@@ -331,11 +344,12 @@ class Membership:
             return []
         view.running = view.useful = True
         self.quorum.healed(worker, view.host, self.roster.group(view.host))
+        self.syncing.discard(worker)
         self.pace.progress_at = now
         actions: list[Action] = [
             Record("running", {"generation": list(generation), "rank": view.rank, "how": how, "seconds": seconds})
         ]
-        return actions + self._decide(now)
+        return actions if self.syncing else actions + self._decide(now)
 
     def exchange_failed(self, worker: str, generation: Generation, error: str, now: float) -> list[Action]:
         """A neighbour's socket error. Usually the news of the death is on its way already."""
@@ -344,13 +358,13 @@ class Membership:
         if self.phase is JobPhase.FORMING:
             # The step that the others are to close at will not be committed.
             return self._begin(self.reason, now) if self.at_step else []
+        if self.exchange_error_at is not None:
+            return []  # it is no news
         view = self.workers.get(worker)
         rank = view.rank if view else None
-        actions: list[Action] = []
-        if self.exchange_error_at is None:
-            self.exchange_error_at = now
-            actions.append(Record("exchange_failed", {"rank": rank, "generation": list(generation), "error": error}))
-        return actions + self._decide(now)
+        self.exchange_error_at = now
+        fields: dict[str, object] = {"rank": rank, "generation": list(generation), "error": error}
+        return [Record("exchange_failed", fields), *self._decide(now)]
 
     def apply_failed(self, worker: str, error: str, now: float) -> list[Action]:
         """An exception inside apply: that rank is unhealed and is healed by the next generation (EP-11)."""
@@ -369,6 +383,8 @@ class Membership:
         if view is None:
             return []
         view.finished = True
+        if any(w.role is Role.MEMBER and not w.finished for w in self.workers.values()):
+            return []
         return self._decide(now)
 
     def failed(self, worker: str, exit_code: int, message: str, step: int, now: float) -> list[Action]:
@@ -389,6 +405,12 @@ class Membership:
         return [Record("task_error", fields), SendExit(worker, message), *self._decide(now)]
 
     # ------------------------------------------------------------------ events: job
+
+    def go_on(self, now: float) -> list[Action]:
+        """What follows from the events since the machine was held."""
+        is_due = self._is_due
+        self.is_held = self._is_due = False
+        return self._decide(now) if is_due else []
 
     def progress(self, step: int, longest_step: float, now: float) -> None:
         """From the beats: the highest step that any rank has seen."""
@@ -446,7 +468,7 @@ class Membership:
         for host in self.roster.away:
             grace = self.rules.agent_grace if host.met else self.rules.spawn_timeout
             if now - host.detached_at > grace:
-                actions += self.host_lost(host.host, f"no agent for {grace:g} s", now, certain=False)
+                actions += self._lose(host.host, f"no agent for {grace:g} s", now, certain=False)
         allowed = self._patience + 2 * SHOW_SECONDS  # if they hang, that is found first
         if self.phase is JobPhase.FORMING and self.at_step and now - self.round_started > allowed:
             actions += self._begin(f"{self.reason}: the ranks did not reach step {self.at_step}", now)
@@ -460,7 +482,7 @@ class Membership:
                     and (not view.busy or worker in self._hung or forming_for > self.rules.busy + 5.0)
                 ):
                     reason = f"rank {view.rank} neither answers nor can be killed"
-                    actions += self.host_lost(view.host, reason, now, certain=False)
+                    actions += self._lose(view.host, reason, now, certain=False)
         for view in self.workers.values():
             if view.role is Role.JOINING and self.hosts[view.host].attached and now - view.moved_at > self._patience:
                 actions.append(KillWorker(view.worker, "it stands still while it should copy the state"))
@@ -477,7 +499,8 @@ class Membership:
         """Learn of a process, or learn again after a reconnection; repeat what it may have missed."""
         known = self.workers.get(worker.worker)
         if known is None:
-            known = self.workers[worker.worker] = worker
+            known = worker
+            self.roster.add(worker)
             known.up_at = known.moved_at = now
             if self.hosts[worker.host].spawning:
                 self.hosts[worker.host].spawning.popleft()
@@ -503,6 +526,8 @@ class Membership:
         known.state = answer.state
         known.finished = state is RankState.FINISHED
         known.running = state in (RankState.TRAINING, RankState.FINISHED) and answer.configured == self.generation
+        if known.running:
+            self.syncing.discard(worker.worker)
         return actions + self._repeat(known)
 
     def _repeat(self, view: WorkerView) -> list[Action]:
@@ -524,6 +549,9 @@ class Membership:
     def _decide(self, now: float) -> list[Action]:
         """Whatever can go on, goes on."""
         if self.phase is JobPhase.ENDED:
+            return []
+        if self.is_held:
+            self._is_due = True
             return []
         actions: list[Action] = []
         if self.recovering_until is not None:
@@ -629,6 +657,8 @@ class Membership:
 
     def _try_first(self, now: float) -> list[Action]:
         """The gang is held until hosts.min are ready, and those that are being started with them (EP-13)."""
+        if not self.formed and self._awaits_a_host():
+            return []
         ready_hosts = [h for h in self.hosts if self.roster.complete(h)]
         if len(ready_hosts) < self.rules.hosts_min:
             return self._hold(now) if self.formed else []  # the first time hosts.wait is the limit
@@ -644,6 +674,13 @@ class Membership:
             for worker in mine[: self.rules.ranks_per_host]:
                 worker.role = Role.READY
         return self._begin("first generation", now)
+
+    def _awaits_a_host(self) -> bool:
+        """One that is being started lacks workers. The one that did when last looked at is looked at first: many hosts
+        come, each with news."""
+        if self._awaited not in self.expected_hosts or self.roster.complete(self._awaited):
+            self._awaited = next((host for host in self.expected_hosts if not self.roster.complete(host)), "")
+        return self._awaited != ""
 
     def _member_left(self, reason: str, now: float) -> list[Action]:
         if self.phase in (JobPhase.TRAINING, JobPhase.SYNCING):
@@ -755,6 +792,7 @@ class Membership:
     def _issue(self, promised: list[WorkerView], now: float) -> list[Action]:
         self.below_min_since = None
         eligible = [w for w in promised if self._eligible(w)]
+        on_lines = {w.worker for w in eligible}
         first = not eligible
         promised = self.roster.seat(promised)
         authority = NOWHERE if first else max((w.state for w in eligible), key=lambda s: s.position)
@@ -766,7 +804,7 @@ class Membership:
         generation = self.round_generation
         members = []
         for worker in promised:
-            on_line = worker in eligible
+            on_line = worker.worker in on_lines
             donor = worker is promised[0] if first else on_line and worker.state == authority
             members.append(
                 MemberPlan(
@@ -787,6 +825,8 @@ class Membership:
             if other.role is not Role.MEMBER:
                 other.off_line_since = generation
         self.plan = Plan(generation, tuple(members), authority, self.attempt, first, self.stopping, self.rolling_back)
+        self._configured = {member.worker: member.host for member in members}
+        self.syncing = set(self._configured)
         self.generation = generation
         self.quorum.begin({m.worker: m.host for m in members if m.on_line}, {m.host: m.group for m in members})
         self.hangs.begin(now)
@@ -846,7 +886,8 @@ class Membership:
         members = self.roster.in_ring(w for w in self.roster.members if w.running or self._eligible(w))[::-1]
         group = self.roster.group(host)
         members.sort(key=lambda w: (bool(self.hosts[w.host].leaving), self.roster.group(w.host) != group))
-        return tuple(MemberPlan(w.worker, w.rank or 0, w.host, w.peer_address, w.state, True, True) for w in members)
+        told = members[:MOST_DONORS]
+        return tuple(MemberPlan(w.worker, w.rank or 0, w.host, w.peer_address, w.state, True, True) for w in told)
 
     def _due(self) -> bool:
         """Have the ranks to answer by now? While the step they are to close at is not committed, they have not."""

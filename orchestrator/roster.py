@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -106,6 +106,22 @@ class Roster:
         self.rules = rules
         self.hosts: dict[str, HostView] = {}
         self.workers: dict[str, WorkerView] = {}
+        self._on: dict[str, dict[str, WorkerView]] = {}  # the same, by host
+
+    def add(self, worker: WorkerView) -> None:
+        """One that nobody knew."""
+        self.workers[worker.worker] = worker
+        self._on.setdefault(worker.host, {})[worker.worker] = worker
+
+    def remove(self, worker: str) -> WorkerView | None:
+        """The one that is gone; None where nobody knew it."""
+        view = self.workers.pop(worker, None)
+        if view is not None:
+            mine = self._on[view.host]
+            del mine[worker]
+            if not mine:
+                del self._on[view.host]
+        return view
 
     def in_role(self, *roles: Role) -> list[WorkerView]:
         return [w for w in self.workers.values() if w.role in roles]
@@ -120,7 +136,7 @@ class Roster:
         return self.in_role(Role.MEMBER, Role.READY)
 
     def on(self, host: str) -> list[WorkerView]:
-        return [w for w in self.workers.values() if w.host == host]
+        return list(self._on.get(host, {}).values())
 
     @property
     def away(self) -> list[HostView]:
@@ -151,19 +167,24 @@ class Roster:
                 for worker in idle[: max(0, self.rules.ranks_per_host - (len(mine) - len(idle)))]:
                     worker.role = Role.READY
 
-    def free_rank(self) -> int:
+    def free_ranks(self) -> Iterator[int]:
+        """That no worker has now, the lowest first, without end."""
         taken = {w.rank for w in self.workers.values() if w.rank is not None}
-        return next(r for r in range(len(taken) + 1) if r not in taken)
+        rank = 0
+        while True:
+            if rank not in taken:
+                yield rank
+            rank += 1
 
     def seat(self, workers: Iterable[WorkerView]) -> list[WorkerView]:
-        """Give a rank to each that has none; in the order of the ring.
+        """Give the lowest free rank to each that has none (GM-5); in the order of the ring.
 
         A rank is a name, which its worker keeps; the place in the ring follows from the topology alone.
         """
-        seated = self.in_ring(workers)
+        seated, free = self.in_ring(workers), self.free_ranks()
         for worker in seated:
             if worker.rank is None:
-                worker.rank = self.free_rank()
+                worker.rank = next(free)
             worker.role = Role.MEMBER
         return self.in_ring(seated)
 

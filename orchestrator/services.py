@@ -17,14 +17,19 @@ from quantarion.v1 import operator_pb2_grpc as rpc
 from orchestrator.admission import Admission, Context
 from orchestrator.commands import Commands
 from orchestrator.peers import Role
+from orchestrator.streams import HostStream
 
 if TYPE_CHECKING:
-    from orchestrator.coordinator import Coordinator, HostStream
+    from orchestrator.coordinator import Coordinator
 
 logger = logging.getLogger("quantarion.coordinator")
 
 WATCH_SECONDS = 0.1
 """Between two looks at events.jsonl."""
+
+SERVER_OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.http2.max_ping_strikes", 0)]
+"""Agents ask every second whether the coordinator is there (`workers.agent.CHANNEL_OPTIONS`), also when it has read nothing
+for a while; by default gRPC would end all their streams then."""
 
 
 class ControlService(rpc.ControlServicer):
@@ -41,28 +46,52 @@ class ControlService(rpc.ControlServicer):
         if first is None or not first.HasField("hello"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "an agent speaks HostHello first")
             return
-        host = first.hello.host
-        await self._admission.admit(context, Role.AGENT, host)
-        stream = self._coordinator.attach(first.hello)
-        if stream is None:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{host} is not a host of this job")
+        stream = HostStream(first.hello.host)
+        await self._admission.admit(context, Role.AGENT, stream.host)
+        if not self._coordinator.attach(first.hello, stream):
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, _refusal(stream.host))
             return
-        reader = asyncio.create_task(self._read(host, stream, request_iterator))
+        reader = asyncio.create_task(self._read(stream, request_iterator))
         try:
             while (message := await stream.outbox.get()) is not None:
                 yield message
         finally:
             reader.cancel()
-            self._coordinator.detach(host, stream)
+            with self._coordinator.together():
+                for host in self._coordinator.streams.hosts(stream):
+                    self._coordinator.detach(host, stream)
 
-    async def _read(self, host: str, stream: HostStream, messages: AsyncIterator[pb.AgentMessage]) -> None:
+    async def _read(self, stream: HostStream, messages: AsyncIterator[pb.AgentMessage]) -> None:
         try:
             async for message in messages:
-                self._coordinator.hear(host, message)
+                if message.HasField("gathered"):
+                    self._hear_group(stream, message.gathered)
+                else:
+                    self._coordinator.hear(stream.host, message)
         except Exception:
-            logger.exception("the stream of %s broke", host)
+            logger.exception("the stream of %s broke", stream.host)
         finally:
             stream.outbox.put_nowait(None)
+
+    def _hear_group(self, stream: HostStream, gathered: pb.Gathered) -> None:
+        """The agent of this stream leads a group. What comes for a host that hangs on another stream by now is stale."""
+        coordinator = self._coordinator
+        with coordinator.together():
+            for message in gathered.messages:
+                if message.HasField("hello"):
+                    host = message.hello.host
+                    if not coordinator.attach(message.hello, stream):
+                        stream.send(host, pb.CoordinatorMessage(refused=pb.Refused(reason=_refusal(host))))
+                elif not coordinator.streams.carries(stream, message.host):
+                    continue
+                elif message.HasField("host_away"):
+                    coordinator.detach(message.host, stream)
+                else:
+                    coordinator.hear(message.host, message)
+
+
+def _refusal(host: str) -> str:
+    return f"{host} is not a host of this job"
 
 
 class OperatorService(rpc.OperatorServicer):

@@ -39,16 +39,20 @@ class Staffing:
             donors: for a joiner on a host.
         """
         actions: list[Action] = []
+        wanted = self._rules.ranks_per_host + self._rules.spares_per_host
         for host in self._roster.hosts.values():
             if host.attached and not host.leaving:
-                if promotes:
-                    actions += self._promote(host, donors, now)
-                actions += self._replace(host, formed=formed, training=training, now=now)
+                mine = self._roster.on(host.host)
+                if promotes and any(worker.role is Role.IDLE for worker in mine):
+                    actions += self._promote(host, mine, donors, now)
+                if host.spawning or len(mine) < wanted:
+                    actions += self._replace(host, wanted, mine, formed=formed, training=training, now=now)
         return actions
 
-    def _promote(self, host: HostView, donors: Callable[[str], Sequence[MemberPlan]], now: float) -> list[Action]:
+    def _promote(
+        self, host: HostView, mine: list[WorkerView], donors: Callable[[str], Sequence[MemberPlan]], now: float
+    ) -> list[Action]:
         actions: list[Action] = []
-        mine = self._roster.on(host.host)
         idle = [worker for worker in mine if worker.role is Role.IDLE]
         for joiner in idle[: max(0, self._rules.ranks_per_host - (len(mine) - len(idle)))]:
             found = tuple(donors(host.host))
@@ -59,15 +63,18 @@ class Staffing:
             actions.append(SendJoin(joiner.worker, found))
         return actions
 
-    def _replace(self, host: HostView, *, formed: bool, training: bool, now: float) -> list[Action]:
+    def _replace(
+        self, host: HostView, wanted: int, mine: list[WorkerView], *, formed: bool, training: bool, now: float
+    ) -> list[Action]:
         while host.spawning and host.spawning[0] <= now:
             host.spawning.popleft()
-        mine = self._roster.on(host.host)
-        lacks = self._rules.ranks_per_host + self._rules.spares_per_host - len(mine) - len(host.spawning)
+        lacks = wanted - len(mine) - len(host.spawning)
+        if lacks <= 0:
+            return []
         unsettled = not training or bool(self._roster.in_role(Role.JOINING))
         # A replacement can wait until the joiners that it would compete with for the processor are in.
         waits = formed and unsettled and any(worker.role in (Role.IDLE, Role.JOINING) for worker in mine)
-        return self._spawn(host, lacks, now) if lacks > 0 and not waits else []
+        return [] if waits else self._spawn(host, lacks, now)
 
     def _spawn(self, host: HostView, count: int, now: float) -> list[Action]:
         delay = 0.0 if host.crashes == 0 else min(30.0, 2.0 ** (host.crashes - 1))

@@ -199,20 +199,23 @@ class HostAgent:
             local.up.state.CopyFrom(report.ready.state)
 
     def _direct(self, directive: pb.Directive) -> None:
-        local = self.workers.get(directive.worker)
-        if local is None:
-            return
-        with contextlib.suppress(OSError):  # its exit is on the way
-            local.link.send(directive.SerializeToString())
-            local.page.ring()
-        if directive.HasField("prepare"):
-            generation = wire.generation_from_wire(directive.prepare.generation)
-            if generation > local.promised and generation not in local.killers and directive.prepare.timeout > 0:
-                loop = asyncio.get_running_loop()
-                busy_until = loop.time() + directive.prepare.busy_timeout
-                local.killers[generation] = loop.call_later(
-                    directive.prepare.timeout, self._run_out, directive.worker, generation, busy_until
-                )
+        packet = directive.SerializeToString()
+        for local in [self.workers[worker] for worker in directive.workers if worker in self.workers]:
+            with contextlib.suppress(OSError):  # its exit is on the way
+                local.link.send(packet)
+                local.page.ring()
+            if directive.HasField("prepare"):
+                self._expect_answer(local, directive.prepare)
+
+    def _expect_answer(self, local: LocalWorker, prepare: pb.Prepare) -> None:
+        """In time, or the rank is killed."""
+        generation = wire.generation_from_wire(prepare.generation)
+        if generation > local.promised and generation not in local.killers and prepare.timeout > 0:
+            loop = asyncio.get_running_loop()
+            busy_until = loop.time() + prepare.busy_timeout
+            local.killers[generation] = loop.call_later(
+                prepare.timeout, self._run_out, local.up.worker, generation, busy_until
+            )
 
     def _run_out(self, worker: str, generation: Generation, busy_until: float) -> None:
         """The time for a PREPARE is over: kill, or look again where the rank is in code of the task."""

@@ -210,7 +210,7 @@ class Rank:
                 generation = wire.generation_from_wire(directive.prepare.generation)
                 self.machine.on_prepare(PrepareOrder(generation, directive.prepare.at_step))
             elif directive.HasField("configure"):
-                self._configure = directive.configure
+                self._configure = pb.Configure.FromString(directive.configure)
             elif directive.HasField("join"):
                 self._join = [donor.peer_address for donor in directive.join.donors]
             elif directive.HasField("exit"):

@@ -18,11 +18,11 @@ REST_SECONDS = 60.0
 TRUSTED = 0.90
 
 
-def sizes(hosts: int) -> tuple[int, ...]:
-    """Of the groups of so many hosts, the larger ones first; none for no hosts."""
+def sizes(hosts: int, most: int = MOST_HOSTS) -> tuple[int, ...]:
+    """Of the groups of so many hosts, of at most `most` each, the larger ones first; none for no hosts."""
     if hosts < 1:
         return ()
-    groups = math.ceil(hosts / MOST_HOSTS)
+    groups = math.ceil(hosts / most)
     each, rest = divmod(hosts, groups)
     return (each + 1,) * rest + (each,) * (groups - rest)
 

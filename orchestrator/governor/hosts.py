@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -66,3 +67,27 @@ class HostRecord:
     returns_at: float | None = None
     is_tested: bool = False
     excluded: bool = False
+
+
+class Hosts(dict[str, HostRecord]):
+    """Records by the name of the host. Of thousands few are not live, and what is asked for at each event are those.
+
+    Attributes:
+        out: the names of hosts that are not live.
+    """
+
+    def __init__(self, records: Mapping[str, HostRecord] | None = None) -> None:
+        super().__init__(records or {})
+        self.out = records.out.copy() if isinstance(records, Hosts) else {h for h, r in self.items() if not r.state.is_live}
+
+    def __setitem__(self, host: str, record: HostRecord) -> None:
+        super().__setitem__(host, record)
+        (self.out.discard if record.state.is_live else self.out.add)(host)
+
+    def __delitem__(self, host: str) -> None:
+        super().__delitem__(host)
+        self.out.discard(host)
+
+    @property
+    def num_live(self) -> int:
+        return len(self) - len(self.out)

@@ -29,7 +29,7 @@ from orchestrator.governor.events import (
     Wish,
 )
 from orchestrator.governor.groups import TRUSTED
-from orchestrator.governor.hosts import Alert, HostRecord, HostState
+from orchestrator.governor.hosts import Alert, HostRecord, Hosts, HostState
 from orchestrator.governor.peers import Pool
 from orchestrator.governor.readings import Observation
 from orchestrator.governor.returning import Eviction, may_return
@@ -85,7 +85,7 @@ class _Turn:
     def __init__(self, state: GovernorState, time: float, config: GovernorConfig) -> None:
         self.state, self.config = state, config
         self.now = max(time, state.time)
-        self.hosts, self.steps, self.target = dict(state.hosts), state.steps, state.target
+        self.hosts, self.steps, self.target = Hosts(state.hosts), state.steps, state.target
         self.pools: Mapping[Code, Pool] = state.pools
         self.verdicts: list[Verdict] = []
         self.alerts = [each for each in state.alerts if each[0] > self.now - CAUSE_SECONDS]
@@ -94,9 +94,9 @@ class _Turn:
         self.removed_now: set[str] = set()  # groups
 
     def outcome(self) -> tuple[GovernorState, list[Verdict]]:
-        for record in sorted((each for each in self.hosts.values() if not each.state.is_live), key=lambda each: each.host):
-            self._go_on(record)
-        mass, minimum = self._mass_failure, len(self._live) < self._minimum and bool(self.hosts)
+        for host in sorted(self.hosts.out):
+            self._go_on(self.hosts[host])
+        mass, minimum = self._mass_failure, self.hosts.num_live < self._minimum and bool(self.hosts)
         if mass and not self.state.mass_failure:
             self._say("job", Act.PAUSE, [Code.MASS_FAILURE])
         if minimum and not self.state.below_minimum:
@@ -194,7 +194,8 @@ class _Turn:
             self.fence(host)
 
     def leave(self, host: str) -> None:
-        self.hosts.pop(host, None)
+        if host in self.hosts:
+            del self.hosts[host]
 
     def ask(self, host: str, wish: Wish) -> None:
         record = self.hosts.get(host)
@@ -279,7 +280,7 @@ class _Turn:
 
     def _quarantine(self, record: HostRecord, codes: list[Code]) -> None:
         reasons = [*codes, *(code for code in self._reasons(record) if code not in codes)]
-        live, guard = len(self._live), ""
+        live, guard = self.hosts.num_live, ""
         if record.group in self.removed_now or len(self.removed) >= guards.noisy_cap(live):
             guard = "cap"
         elif live - 1 < self._minimum:
@@ -320,7 +321,7 @@ class _Turn:
 
     def _guard(self, record: HostRecord) -> str:
         """What forbids to evict a quarantined host on noisy evidence; empty where nothing does."""
-        live = len(self._live)
+        live = self.hosts.num_live
         if self._mass_failure:
             return "mass_failure"
         pace = [alert.code for alert in record.alerts]
@@ -361,10 +362,6 @@ class _Turn:
     # ------------------------------------------------------------------ what follows from it
 
     @property
-    def _live(self) -> list[HostRecord]:
-        return [each for each in self.hosts.values() if each.state.is_live]
-
-    @property
     def _minimum(self) -> int:
         """Live hosts, below which none is removed on noisy evidence (GM-33)."""
         return max(self.state.least, guards.min_hosts(self.target))
@@ -372,7 +369,8 @@ class _Turn:
     @property
     def _mass_failure(self) -> bool:
         gone = {host for _, host in self.not_healthy}
-        return guards.is_mass_failure(len(gone), len(self._live) + len(gone - {each.host for each in self._live}))
+        are_out = {host for host in gone if host in self.hosts.out or host not in self.hosts}
+        return guards.is_mass_failure(len(gone), self.hosts.num_live + len(are_out))
 
     def _reasons(self, record: HostRecord) -> list[Code]:
         return list(dict.fromkeys(alert.code for alert in record.alerts))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.governor.codes import Code
-from orchestrator.governor.hosts import HostRecord
+from orchestrator.governor.hosts import Hosts
 from orchestrator.governor.peers import Pool
 from orchestrator.governor.readings import Observation, Readings, read
 
@@ -23,7 +23,7 @@ class GovernorState:
     seed: int = 0
     least: int = 1
     time: float = 0.0
-    hosts: Mapping[str, HostRecord] = field(default_factory=dict)
+    hosts: Hosts = field(default_factory=Hosts)
     steps: int = 0
     pools: Mapping[Code, Pool] = field(default_factory=dict)
     alerts: tuple[tuple[float, str, Code], ...] = ()

@@ -14,9 +14,23 @@ IN_CI = 3_000
 LONG = int(os.environ.get("QUANTARION_INTERLEAVINGS", "100000"))
 
 
-def interleaving(seed: int, events: int = 120) -> int:
+class Led(Simulation):
+    """A leader gathers what all hosts say: the machine hears all of it before it decides."""
+
+    def deliver_up(self, name: str) -> None:
+        if self.machine is None:
+            super().deliver_up(name)
+            return
+        self.machine.is_held = True
+        for host in [name, *self.hosts]:
+            while host in self.hosts and self.hosts[host].up:
+                super().deliver_up(host)
+        self.do(self.machine.go_on(self.now))
+
+
+def interleaving(seed: int, events: int = 120, kind: type[Simulation] = Simulation) -> int:
     """One random history with faults, then a quiet time in which training must go on. Returns the committed steps."""
-    world = Simulation(seed, hosts=1 + seed % 3, ranks=1 + (seed // 3) % 2)
+    world = kind(seed, hosts=1 + seed % 3, ranks=1 + (seed // 3) % 2)
     chance = world.random
     fault_rate = chance.choice([0.0, 0.03, 0.1])
     for _ in range(events):
@@ -117,10 +131,10 @@ def settle(world: Simulation) -> None:
     raise AssertionError(f"no progress after faults stopped: {vars(world.machine) if world.machine else None}")
 
 
-def run(first: int, count: int) -> None:
+def run(first: int, count: int, kind: type[Simulation] = Simulation) -> None:
     for seed in range(first, first + count):
         try:
-            interleaving(seed)
+            interleaving(seed, kind=kind)
         except Exception as error:
             raise AssertionError(f"interleaving {seed}: {type(error).__name__}: {error}") from error
 
@@ -128,6 +142,10 @@ def run(first: int, count: int) -> None:
 def test_ep19_random_interleavings() -> None:
     """One line, no sample lost or doubled, no unhealed authority, progress when faults stop."""
     run(0, IN_CI)
+
+
+def test_ep19_gm4_the_same_holds_where_a_leader_gathers_what_hosts_say() -> None:
+    run(0, IN_CI // 3, Led)
 
 
 @pytest.mark.long

@@ -9,6 +9,8 @@ import pytest
 from orchestrator import membership as ms
 from tests.protocol.simulation import Simulation
 from tests.protocol.test_interleavings import settle
+from workers.identity import NO_GENERATION, NOWHERE
+from workers.protocol import Answer, RankState
 
 
 @pytest.fixture
@@ -109,6 +111,36 @@ def test_processes_that_die_before_their_hello_on_and_on_end_a_job_that_has_neve
     )
 
 
+def test_gm5_the_duties_of_rank_0_pass_on_and_a_newcomer_takes_its_number(world: Simulation) -> None:
+    """Nobody is renumbered: the first of the ring writes logs and checkpoints, whatever its rank is."""
+    before = {worker.worker: worker.rank for worker in members(world)}
+    first = next(worker for worker, rank in before.items() if rank == 0)
+    seen = len(world.plans)
+    world.kill_worker(first)
+    settle(world)
+    without = list(world.plans.values())[seen]
+    assert {member.worker: member.rank for member in without.members} == {w: r for w, r in before.items() if w != first}
+    assert without.members[0].rank == 1
+    assert [worker.rank for worker in members(world) if worker.worker not in before] == [0]
+    assert sorted(worker.rank or 0 for worker in members(world)) == [0, 1, 2, 3]
+
+
+def test_gm4_what_a_leader_tells_at_once_is_decided_on_once() -> None:
+    machine = ms.Membership(ms.Rules(hosts_min=2, hosts_max=2, ranks_per_host=1, spares_per_host=0), incarnation=1)
+    nothing = Answer(NO_GENERATION, NOWHERE, NOWHERE, False, NO_GENERATION)
+    for host in ("a", "b"):
+        machine.expect_host(host, host, 0.0)
+    machine.is_held = True
+    heard: list[ms.Action] = []
+    for host in ("a", "b"):
+        worker = ms.WorkerView(f"w{host}", host, 1, host)
+        heard += machine.attach(host, host, [(worker, RankState.IDLE, nothing)], 0.0)
+    assert [type(action) for action in heard] == [ms.Record, ms.Record]
+    asked = [action.worker for action in machine.go_on(0.0) if isinstance(action, ms.SendPrepare)]
+    assert asked == ["wa", "wb"]
+    assert machine.go_on(0.1) == []
+
+
 @pytest.fixture
 def sites() -> Simulation:
     """Four hosts of two ranks that train; the first and the third are in group b, the others in a."""
@@ -174,6 +206,13 @@ def test_cc9_a_joiner_copies_from_its_own_group_first(sites: Simulation) -> None
     donors = machine._donors(second)
     assert [machine.hosts[d.host].group for d in donors] == ["a"] * 4 + ["b"] * 4
     assert donors[0].rank == 3
+
+
+def test_ep15_a_joiner_is_told_of_as_many_donors_as_it_can_need(sites: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = machine_of(sites)
+    every = machine._donors(list(sites.hosts)[1])
+    monkeypatch.setattr(ms, "MOST_DONORS", 3)
+    assert machine._donors(list(sites.hosts)[1]) == every[:3]
 
 
 class Probed(Simulation):

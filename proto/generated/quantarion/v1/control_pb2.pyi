@@ -27,7 +27,7 @@ class StateId(_message.Message):
     def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., lineage: _Optional[int] = ...) -> None: ...
 
 class AgentMessage(_message.Message):
-    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report", "probe_port", "measured_link", "host_tested", "stacks")
+    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report", "probe_port", "measured_link", "host_tested", "stacks", "gathered", "host_away", "host")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     WORKER_UP_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,9 @@ class AgentMessage(_message.Message):
     MEASURED_LINK_FIELD_NUMBER: _ClassVar[int]
     HOST_TESTED_FIELD_NUMBER: _ClassVar[int]
     STACKS_FIELD_NUMBER: _ClassVar[int]
+    GATHERED_FIELD_NUMBER: _ClassVar[int]
+    HOST_AWAY_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
     hello: HostHello
     beat: Beat
     worker_up: WorkerUp
@@ -46,7 +49,20 @@ class AgentMessage(_message.Message):
     measured_link: MeasuredLink
     host_tested: HostTested
     stacks: Stacks
-    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ..., probe_port: _Optional[_Union[ProbePort, _Mapping]] = ..., measured_link: _Optional[_Union[MeasuredLink, _Mapping]] = ..., host_tested: _Optional[_Union[HostTested, _Mapping]] = ..., stacks: _Optional[_Union[Stacks, _Mapping]] = ...) -> None: ...
+    gathered: Gathered
+    host_away: HostAway
+    host: str
+    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ..., probe_port: _Optional[_Union[ProbePort, _Mapping]] = ..., measured_link: _Optional[_Union[MeasuredLink, _Mapping]] = ..., host_tested: _Optional[_Union[HostTested, _Mapping]] = ..., stacks: _Optional[_Union[Stacks, _Mapping]] = ..., gathered: _Optional[_Union[Gathered, _Mapping]] = ..., host_away: _Optional[_Union[HostAway, _Mapping]] = ..., host: _Optional[str] = ...) -> None: ...
+
+class Gathered(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[AgentMessage]
+    def __init__(self, messages: _Optional[_Iterable[_Union[AgentMessage, _Mapping]]] = ...) -> None: ...
+
+class HostAway(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class HostHello(_message.Message):
     __slots__ = ("host", "node_id", "address", "agent_pid", "workers", "exits")
@@ -311,7 +327,7 @@ class Stack(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., frames: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("welcome", "directive", "kill", "probe_open", "probe_link", "probe_close", "host_test", "ask_stacks")
+    __slots__ = ("welcome", "directive", "kill", "probe_open", "probe_link", "probe_close", "host_test", "ask_stacks", "refused", "host")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     DIRECTIVE_FIELD_NUMBER: _ClassVar[int]
     KILL_FIELD_NUMBER: _ClassVar[int]
@@ -320,6 +336,8 @@ class CoordinatorMessage(_message.Message):
     PROBE_CLOSE_FIELD_NUMBER: _ClassVar[int]
     HOST_TEST_FIELD_NUMBER: _ClassVar[int]
     ASK_STACKS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     directive: Directive
     kill: Kill
@@ -328,13 +346,21 @@ class CoordinatorMessage(_message.Message):
     probe_close: ProbeClose
     host_test: HostTest
     ask_stacks: AskStacks
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., probe_open: _Optional[_Union[ProbeOpen, _Mapping]] = ..., probe_link: _Optional[_Union[ProbeLink, _Mapping]] = ..., probe_close: _Optional[_Union[ProbeClose, _Mapping]] = ..., host_test: _Optional[_Union[HostTest, _Mapping]] = ..., ask_stacks: _Optional[_Union[AskStacks, _Mapping]] = ...) -> None: ...
+    refused: Refused
+    host: str
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., probe_open: _Optional[_Union[ProbeOpen, _Mapping]] = ..., probe_link: _Optional[_Union[ProbeLink, _Mapping]] = ..., probe_close: _Optional[_Union[ProbeClose, _Mapping]] = ..., host_test: _Optional[_Union[HostTest, _Mapping]] = ..., ask_stacks: _Optional[_Union[AskStacks, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., host: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("incarnation",)
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
     def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
+
+class Refused(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Kill(_message.Message):
     __slots__ = ("worker", "reason")
@@ -345,18 +371,18 @@ class Kill(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Directive(_message.Message):
-    __slots__ = ("worker", "prepare", "configure", "join", "exit")
-    WORKER_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("workers", "prepare", "configure", "join", "exit")
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
     CONFIGURE_FIELD_NUMBER: _ClassVar[int]
     JOIN_FIELD_NUMBER: _ClassVar[int]
     EXIT_FIELD_NUMBER: _ClassVar[int]
-    worker: str
+    workers: _containers.RepeatedScalarFieldContainer[str]
     prepare: Prepare
-    configure: Configure
+    configure: bytes
     join: Join
     exit: Exit
-    def __init__(self, worker: _Optional[str] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., exit: _Optional[_Union[Exit, _Mapping]] = ...) -> None: ...
+    def __init__(self, workers: _Optional[_Iterable[str]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., configure: _Optional[bytes] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., exit: _Optional[_Union[Exit, _Mapping]] = ...) -> None: ...
 
 class Prepare(_message.Message):
     __slots__ = ("generation", "at_step", "timeout", "busy_timeout")
