@@ -202,7 +202,7 @@ def test_ep4_buffers_are_reduced_by_samples_and_counters_advance_on_commit(
 
 
 @pytest.mark.parametrize("split", [(12,), (6, 6), (2, 10), (4, 4, 4), (0, 12)], ids=str)
-def test_ep6_a_change_of_members_does_not_rescale_what_is_sent(
+def test_ep6_gm2_a_change_of_members_does_not_rescale_what_is_sent(
     split: tuple[int, ...], batch: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     """Each rank sends n_r · g_r / global batch, so the sum is the gradient of the mean however the batch is split."""

@@ -67,6 +67,18 @@ def test_cc4_all_ranks_of_all_groups_get_the_same_bits_and_owe_the_rest(
     assert bool(applied.any())
 
 
+def test_gm2_the_sum_over_uneven_groups_is_that_of_all_ranks_and_no_mean_of_means(store: str, tmp_path: Path) -> None:
+    """Ranks send n_r · g_r / Σ n (EP-6): what a group of three adds up weighs three times that of a group of one."""
+    gang = Gang(store, tmp_path, [1, 1, 1, 1], compressions(4, always("none")), groups="aaab")
+    rows = reduce(gang, 0)
+    same_bits(rows)
+    each = torch.stack([flat(gradients(rank, 0)) for rank in range(4)])
+    largest = float(each.abs().sum(0).max())
+    mean_of_means = 4 * (each[:3].mean(0) + each[3]) / 2
+    assert float((flat(rows[0]) - each.sum(0)).abs().max()) <= ROUNDED * largest
+    assert float((flat(rows[0]) - mean_of_means).abs().max()) > 0.1 * largest
+
+
 @pytest.mark.parametrize("choice", ["none", "int8"])
 def test_cc4_large_lanes_go_both_ways_between_groups_and_inside(
     store: str, tmp_path: Path, choice: str, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,7 @@ BATCHES = st.integers(1, 70)
 
 
 @given(SEEDS, st.integers(0, 1000), SIZES, BATCHES)
-def test_ep1_an_epoch_reads_each_sample_once(seed: int, epoch: int, num_samples: int, global_batch: int) -> None:
+def test_ep1_gm3_an_epoch_reads_each_sample_once(seed: int, epoch: int, num_samples: int, global_batch: int) -> None:
     count = steps_per_epoch(num_samples, global_batch)
     batches = [batch(seed, epoch, index, num_samples, global_batch) for index in range(count)]
     assert sorted(np.concatenate(batches).tolist()) == list(range(num_samples))
@@ -29,7 +29,7 @@ def test_ep1_an_epoch_reads_each_sample_once(seed: int, epoch: int, num_samples:
 
 
 @given(SEEDS, SIZES, BATCHES, st.integers(1, 40), st.integers(0, 9))
-def test_ep1_shares_are_exactly_the_batch(seed: int, num_samples: int, global_batch: int, world: int, attempt: int) -> None:
+def test_ep1_gm3_shares_make_up_the_batch(seed: int, num_samples: int, global_batch: int, world: int, attempt: int) -> None:
     ids = batch(seed, 0, 0, num_samples, global_batch)
     shares = [share(ids, world, rank, attempt) for rank in range(world)]
     assert sorted(np.concatenate(shares).tolist()) == sorted(ids.tolist())
