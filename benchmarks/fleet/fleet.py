@@ -168,7 +168,7 @@ class Fleet:
         times = [record["t"] for record in self.befell("configured") if record["generation"] == last]
         return max(times) if len(times) == self.settings.generators else None
 
-    def wait_for(self, what: str, look: Callable[[], T]) -> T:
+    def wait_for(self, what: str, look: Callable[[], T | None]) -> T:
         """The first thing that `look` finds. Raises FleetError."""
         deadline = time.monotonic() + self._patience
         while not (found := look()):

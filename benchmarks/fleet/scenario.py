@@ -156,13 +156,14 @@ def _rest(fleet: Fleet, seconds: float) -> Quiet:
 
 def _kill(fleet: Fleet, host: str, *, silently: bool) -> Death:
     """And wait until all others train without it."""
+    before = fleet.events("generation")[-1]["generation"]
     fleet.kill(host, silently=silently)
     fleet.wait_for(f"a generation without {host}", lambda: fleet.trains_without(host))
     configured = fleet.wait_for("all to be configured", fleet.configured_at)
     (killed,) = [record["t"] for record in fleet.befell("killed") if record["host"] == host]
     running = fleet.events("running")[-1]["t"]
     fleet.rest(SETTLE_SECONDS)
-    prepared = next(event["t"] for event in fleet.events("prepare") if event["t"] >= killed)
+    prepared = next(event["t"] for event in fleet.events("prepare") if event["generation"] > before)
     return Death(silently, prepared - killed, configured - killed, running - killed)
 
 
@@ -175,7 +176,6 @@ def _slow(fleet: Fleet, host: str) -> tuple[float, float]:
         return next((each for each in verdicts if each["target"] == host and each["act"] == Act.EVICT.value), None)
 
     found = fleet.wait_for(f"the verdict on {host}", verdict)
-    assert found is not None
     fleet.wait_for(f"a generation without {host}", lambda: fleet.trains_without(host))
     (slow,) = [record["t"] for record in fleet.befell("slow") if record["host"] == host]
     return found["t"] - slow, fleet.events("running")[-1]["t"] - slow
