@@ -49,6 +49,15 @@ class Admission:
         status = grpc.StatusCode.UNAUTHENTICATED if caller is None else grpc.StatusCode.PERMISSION_DENIED
         await context.abort(status, f"refused by the check '{check.value}': {message}")
 
+    def may_lead(self, leader: str, host: str) -> bool:
+        """Whether the agent of `leader` may attach `host` too (GM-4): not where it has to show a certificate, as that names
+        its own host alone."""
+        if self._caller is None or leader == host:
+            return True
+        message = f"the agent of {leader[:64]!r} says that it leads {host[:64]!r}, which its certificate does not name"
+        self._tally.add(TurnedAway(Check.IDENTITY, leader[:64], message))
+        return False
+
 
 def objection(peer: Peer | None, role: Role, host: str | None) -> tuple[Check, str] | None:
     """The check that `peer` does not pass as `role`, and as the agent of `host` where one is given, with a sentence."""

@@ -303,7 +303,7 @@ class Coordinator:
                 case ms.KillWorker(worker, reason):
                     self._post(worker, pb.CoordinatorMessage(kill=pb.Kill(worker=worker, reason=reason)))
                 case ms.AskStacks(host, workers):
-                    self._post_to_host(host, pb.CoordinatorMessage(ask_stacks=pb.AskStacks(workers=workers)))
+                    self.streams.post(host, pb.CoordinatorMessage(ask_stacks=pb.AskStacks(workers=workers)))
                 case ms.SpawnWorker(host, delay):
                     self._loop.call_later(delay, self._spawn, host)
                 case ms.DropHost(host):

@@ -178,6 +178,7 @@ class Membership:
         return self._lose(host, reason, now, certain=certain) + self._decide(now)
 
     def _lose(self, host: str, reason: str, now: float, *, certain: bool) -> list[Action]:
+        """Without what follows from it."""
         view = self.hosts[host]
         if certain:
             self.quorum.found(host, ())
@@ -633,7 +634,7 @@ class Membership:
         actions: list[Action] = []
         for host in away:  # of several, the error tells of one alone
             reason = "its agent's stream was reset and a peer saw its sockets close"
-            actions += self.host_lost(host.host, reason, now, certain=len(away) == 1)
+            actions += self._lose(host.host, reason, now, certain=len(away) == 1)
         if self.exchange_error_at is not None:
             actions += self._begin("an exchange failed", now)
         return actions

@@ -80,7 +80,8 @@ class ControlService(rpc.ControlServicer):
             for message in gathered.messages:
                 if message.HasField("hello"):
                     host = message.hello.host
-                    if not coordinator.attach(message.hello, stream):
+                    may = self._admission.may_lead(stream.host, host)
+                    if not may or not coordinator.attach(message.hello, stream):
                         stream.send(host, pb.CoordinatorMessage(refused=pb.Refused(reason=_refusal(host))))
                 elif not coordinator.streams.carries(stream, message.host):
                     continue

@@ -11,7 +11,8 @@ import grpc
 from quantarion.v1 import control_pb2 as pb
 from quantarion.v1 import operator_pb2_grpc as rpc
 
-from workers.agent import CHANNEL_OPTIONS, RECONNECT_SECONDS, coordinator_address
+from workers.agent import CHANNEL_OPTIONS, RECONNECT_SECONDS
+from workers.announced import announced
 
 GATHER_SECONDS = 0.25
 """For which a leader keeps the beats of its group at most; anything else goes out at once, with what has gathered."""
@@ -58,9 +59,9 @@ class Uplink:
 
     async def _stay_attached(self) -> None:
         while not self._is_closed:
-            address = coordinator_address(self._folder)
-            if address is not None:
-                reason = await self._attached(address)
+            coordinator = announced(self._folder)
+            if coordinator is not None:
+                reason = await self._attached(coordinator.address)
                 if not self._is_closed:
                     self._on_loss(reason)
             await asyncio.sleep(RECONNECT_SECONDS)

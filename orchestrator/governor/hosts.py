@@ -76,6 +76,8 @@ class Hosts(dict[str, HostRecord]):
         out: the names of hosts that are not live.
     """
 
+    out: set[str]
+
     def __init__(self, records: Mapping[str, HostRecord] | None = None) -> None:
         super().__init__(records or {})
         self.out = records.out.copy() if isinstance(records, Hosts) else {h for h, r in self.items() if not r.state.is_live}

@@ -24,6 +24,7 @@ from orchestrator.coordinator import Coordinator
 from orchestrator.entrance import Entrance
 from orchestrator.jobspec import JobSpec
 from orchestrator.services import ControlService, OperatorService
+from orchestrator.streams import HostStream, Streams
 from workers import tls
 
 JOB = "demo"
@@ -35,27 +36,26 @@ Fields = dict[str, object]
 
 
 @dataclass
-class Stream:
-    """An agent's."""
-
-    outbox: asyncio.Queue[pb.CoordinatorMessage | None] = field(default_factory=asyncio.Queue)
-
-
-@dataclass
 class Behind:
     """Notes what has come through."""
 
     attached: list[str] = field(default_factory=list)
     left: queue.Queue[str] = field(default_factory=queue.Queue)  # hosts whose stream has ended
     asked: list[str] = field(default_factory=list)
+    streams: Streams = field(default_factory=Streams)
 
-    def attach(self, hello: pb.HostHello) -> Stream:
+    def attach(self, hello: pb.HostHello, stream: HostStream) -> bool:
         self.attached.append(hello.host)
-        stream = Stream()
-        stream.outbox.put_nowait(pb.CoordinatorMessage(welcome=pb.Welcome(incarnation=7)))
-        return stream
+        self.streams.attach(hello.host, stream, hello.agent_pid)
+        self.streams.post(hello.host, pb.CoordinatorMessage(welcome=pb.Welcome(incarnation=7)))
+        return True
 
-    def detach(self, host: str, stream: Stream) -> None:
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        yield
+
+    def detach(self, host: str, stream: HostStream) -> None:
+        self.streams.detach(host)
         self.left.put(host)
 
     def hear(self, host: str, message: pb.AgentMessage) -> None:
@@ -178,6 +178,16 @@ class Attached:
     def welcome(self) -> int:
         """The incarnation in the first message."""
         return int(next(self._call).welcome.incarnation)
+
+    def gather(self, *hosts: str) -> None:
+        """Say that it leads these hosts."""
+        messages = [pb.AgentMessage(host=host, hello=pb.HostHello(host=host)) for host in hosts]
+        self._outgoing.put(pb.AgentMessage(gathered=pb.Gathered(messages=messages)))
+
+    def next(self) -> pb.CoordinatorMessage:
+        """What comes next."""
+        message: pb.CoordinatorMessage = next(self._call)
+        return message
 
     def refusal(self) -> tuple[str, str]:
         """Code and details of how it ends; nothing comes before."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, cast
 
@@ -12,9 +13,11 @@ import pytest
 from quantarion.v1 import control_pb2 as pb
 from quantarion.v1 import operator_pb2_grpc as rpc
 
+from orchestrator.admission import Admission
 from orchestrator.coordinator import Coordinator
 from orchestrator.services import SERVER_OPTIONS, ControlService
 from orchestrator.streams import HostStream, Streams
+from orchestrator.turned_away import Tally
 
 PATIENCE_SECONDS = 30.0
 
@@ -73,7 +76,9 @@ def converse(talk: Talk) -> None:
     async def body() -> None:
         listener = Listener()
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        rpc.add_ControlServicer_to_server(ControlService(cast(Coordinator, listener)), server)
+        rpc.add_ControlServicer_to_server(
+            ControlService(cast(Coordinator, listener), Admission(None, Tally(lambda fields: None, time.time))), server
+        )
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

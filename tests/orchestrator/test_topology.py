@@ -6,9 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from quantarion.v1 import control_pb2 as pb
 
 from orchestrator import membership as ms
-from orchestrator.directives import directive
+from orchestrator.directives import Directives
 from orchestrator.jobspec import JobSpec, load
 from orchestrator.placement import HostSlot
 from orchestrator.topology import LABELS, TopologyConfig, complaints, told_group
@@ -84,7 +85,7 @@ def test_cc9_what_cannot_be_meant_is_refused(tmp_path: Path, text: str, sentence
 def test_cc9_the_group_goes_with_the_member_to_its_rank() -> None:
     member = ms.MemberPlan("w", 0, "host-1", "10.0.0.1:9", GENESIS, True, True, group="site")
     plan = ms.Plan(Generation(1, 1), (member,), GENESIS, 0, True, False)
-    configure = directive(ms.SendConfigure("w", plan), "10.0.0.1:1").configure
+    configure = pb.Configure.FromString(Directives("10.0.0.1:1").make(ms.SendConfigure("w", plan)).configure)
     rank = SimpleNamespace(worker="w", _note_state=lambda: None)
     Rank._seat(rank, configure, configure.members[0])  # type: ignore[arg-type]
     assert rank.topology.places == (Place(0, "host-1", "10.0.0.1", "site"),)
