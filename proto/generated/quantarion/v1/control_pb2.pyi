@@ -81,14 +81,24 @@ class HostHello(_message.Message):
     def __init__(self, host: _Optional[str] = ..., node_id: _Optional[str] = ..., address: _Optional[str] = ..., agent_pid: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerUp, _Mapping]]] = ..., exits: _Optional[_Iterable[_Union[WorkerExit, _Mapping]]] = ...) -> None: ...
 
 class Beat(_message.Message):
-    __slots__ = ("time", "progress", "temperature")
+    __slots__ = ("time", "progress", "temperature", "memory", "disk", "load", "cpu", "links")
     TIME_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    CPU_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     time: float
     progress: _containers.RepeatedCompositeFieldContainer[Progress]
     temperature: float
-    def __init__(self, time: _Optional[float] = ..., progress: _Optional[_Iterable[_Union[Progress, _Mapping]]] = ..., temperature: _Optional[float] = ...) -> None: ...
+    memory: float
+    disk: float
+    load: float
+    cpu: float
+    links: _containers.RepeatedCompositeFieldContainer[LinkUse]
+    def __init__(self, time: _Optional[float] = ..., progress: _Optional[_Iterable[_Union[Progress, _Mapping]]] = ..., temperature: _Optional[float] = ..., memory: _Optional[float] = ..., disk: _Optional[float] = ..., load: _Optional[float] = ..., cpu: _Optional[float] = ..., links: _Optional[_Iterable[_Union[LinkUse, _Mapping]]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("worker", "step", "generation", "micro_batch", "exchanges", "state", "step_seconds", "busy", "work", "loss", "cosine", "norm", "compared", "polls", "collectives")
@@ -123,6 +133,20 @@ class Progress(_message.Message):
     polls: int
     collectives: int
     def __init__(self, worker: _Optional[str] = ..., step: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., micro_batch: _Optional[int] = ..., exchanges: _Optional[int] = ..., state: _Optional[str] = ..., step_seconds: _Optional[float] = ..., busy: _Optional[bool] = ..., work: _Optional[float] = ..., loss: _Optional[float] = ..., cosine: _Optional[float] = ..., norm: _Optional[float] = ..., compared: _Optional[float] = ..., polls: _Optional[int] = ..., collectives: _Optional[int] = ...) -> None: ...
+
+class LinkUse(_message.Message):
+    __slots__ = ("address", "segments", "retransmitted", "bytes", "seconds")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    RETRANSMITTED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    segments: int
+    retransmitted: int
+    bytes: int
+    seconds: float
+    def __init__(self, address: _Optional[str] = ..., segments: _Optional[int] = ..., retransmitted: _Optional[int] = ..., bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class WorkerUp(_message.Message):
     __slots__ = ("worker", "pid", "peer_address", "state", "previous", "generation", "promised", "healed", "phase", "rank", "shared_memory")
@@ -371,18 +395,20 @@ class Kill(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Directive(_message.Message):
-    __slots__ = ("workers", "prepare", "configure", "join", "exit")
+    __slots__ = ("workers", "prepare", "configure", "join", "exit", "relieve")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
     CONFIGURE_FIELD_NUMBER: _ClassVar[int]
     JOIN_FIELD_NUMBER: _ClassVar[int]
     EXIT_FIELD_NUMBER: _ClassVar[int]
+    RELIEVE_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedScalarFieldContainer[str]
     prepare: Prepare
     configure: bytes
     join: Join
     exit: Exit
-    def __init__(self, workers: _Optional[_Iterable[str]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., configure: _Optional[bytes] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., exit: _Optional[_Union[Exit, _Mapping]] = ...) -> None: ...
+    relieve: Relieve
+    def __init__(self, workers: _Optional[_Iterable[str]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., configure: _Optional[bytes] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., exit: _Optional[_Union[Exit, _Mapping]] = ..., relieve: _Optional[_Union[Relieve, _Mapping]] = ...) -> None: ...
 
 class Prepare(_message.Message):
     __slots__ = ("generation", "at_step", "timeout", "busy_timeout")
@@ -453,6 +479,14 @@ class Exit(_message.Message):
     heirs: _containers.RepeatedScalarFieldContainer[str]
     authority: StateId
     def __init__(self, reason: _Optional[str] = ..., heirs: _Optional[_Iterable[str]] = ..., authority: _Optional[_Union[StateId, _Mapping]] = ...) -> None: ...
+
+class Relieve(_message.Message):
+    __slots__ = ("seconds", "above")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ABOVE_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    above: float
+    def __init__(self, seconds: _Optional[float] = ..., above: _Optional[float] = ...) -> None: ...
 
 class ProbeOpen(_message.Message):
     __slots__ = ("token", "seconds")

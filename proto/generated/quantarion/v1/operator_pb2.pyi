@@ -30,7 +30,7 @@ class RankStatus(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., step: _Optional[int] = ..., worker: _Optional[str] = ...) -> None: ...
 
 class HostStatus(_message.Message):
-    __slots__ = ("host", "address", "state", "agent_pid", "group", "standing", "score", "reason", "trust", "evictions", "returns_at", "excluded")
+    __slots__ = ("host", "address", "state", "agent_pid", "group", "standing", "score", "reason", "trust", "evictions", "returns_at", "excluded", "memory", "disk", "load", "cpu", "short_of")
     HOST_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,11 @@ class HostStatus(_message.Message):
     EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     RETURNS_AT_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    CPU_FIELD_NUMBER: _ClassVar[int]
+    SHORT_OF_FIELD_NUMBER: _ClassVar[int]
     host: str
     address: str
     state: str
@@ -55,7 +60,12 @@ class HostStatus(_message.Message):
     evictions: int
     returns_at: float
     excluded: bool
-    def __init__(self, host: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., agent_pid: _Optional[int] = ..., group: _Optional[str] = ..., standing: _Optional[str] = ..., score: _Optional[float] = ..., reason: _Optional[str] = ..., trust: _Optional[float] = ..., evictions: _Optional[int] = ..., returns_at: _Optional[float] = ..., excluded: _Optional[bool] = ...) -> None: ...
+    memory: float
+    disk: float
+    load: float
+    cpu: float
+    short_of: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, host: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., agent_pid: _Optional[int] = ..., group: _Optional[str] = ..., standing: _Optional[str] = ..., score: _Optional[float] = ..., reason: _Optional[str] = ..., trust: _Optional[float] = ..., evictions: _Optional[int] = ..., returns_at: _Optional[float] = ..., excluded: _Optional[bool] = ..., memory: _Optional[float] = ..., disk: _Optional[float] = ..., load: _Optional[float] = ..., cpu: _Optional[float] = ..., short_of: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StatusReply(_message.Message):
     __slots__ = ("job", "phase", "step", "total_steps", "generation", "ranks", "hosts", "message", "exit_code", "coordinator_pid", "discarded")
