@@ -63,12 +63,15 @@ class Commands:
             state = "leaving" if view.leaving else "healthy" if view.attached else "detached" if view.met else "starting"
             reply.state, reply.address, reply.group = state, view.address, view.group
             reply.agent_pid = job.agent_pid(name)
+            if view.attached:
+                _show_resources(reply, job.observing.last(name))
         if record is not None:
             reply.standing, reply.trust, reply.evictions = record.state.value, record.trust, len(record.evictions)
             reply.excluded, reply.returns_at = record.excluded, record.returns_at or 0.0
             if record.score.value is not None:
                 reply.score = record.score.value
             reply.reason = record.score.reason.value if record.score.reason is not None else ""
+        reply.short_of.extend(code.value for code in job.governing.shortages(name))
         return reply
 
     # ------------------------------------------------------------------ commands
@@ -171,6 +174,13 @@ class Commands:
         return _refused(
             "min_hosts", f"without {host} there are {len(staying)} hosts, fewer than hosts.min, which is {least}"
         )
+
+
+def _show_resources(reply: op.HostStatus, beat: pb.Beat) -> None:
+    """What is not known stays absent."""
+    for sensor in ("memory", "disk", "load", "cpu"):
+        if beat.HasField(sensor):
+            setattr(reply, sensor, getattr(beat, sensor))
 
 
 def _done(message: str) -> op.OperatorReply:

@@ -33,7 +33,7 @@ from orchestrator.errors import ExitCode, UserError
 from orchestrator.governing import Governing, Removal, Way
 from orchestrator.governor.codes import Code
 from orchestrator.governor.config import Mode
-from orchestrator.governor.events import HostTested, Observed
+from orchestrator.governor.events import HostTested
 from orchestrator.governor.log import Governor, Outset
 from orchestrator.hosts import RayHosts
 from orchestrator.jobspec import JobSpec
@@ -41,6 +41,7 @@ from orchestrator.journal import Journal
 from orchestrator.non_finite import NonFinite
 from orchestrator.observing import Observing
 from orchestrator.probe import BUDGET_SECONDS, Findings, LinkProbe
+from orchestrator.relief import Relief
 from orchestrator.services import SERVER_OPTIONS, ControlService, OperatorService
 from orchestrator.streams import HostStream, Streams
 from orchestrator.topology import complaints, told_group
@@ -111,6 +112,7 @@ class Coordinator:
         governor = Governor.open_or_anew(folder / "governor.jsonl", outset)
         self.governing = Governing(governor, self.event)
         self.observing = Observing()
+        self.relief = Relief(spec.governor, self.governing, self.machine, self._post)
         self.digests, self.non_finite = Digests(self.journal.remembered.sound), NonFinite()
         self._observed_at = self.now()
         self.hosts_max = self.journal.remembered.hosts_max or spec.hosts.max
@@ -181,6 +183,7 @@ class Coordinator:
             remembered.voters,
         )
         self.machine.hangs.remember(remembered.hung)
+        self.relief.give()
 
     async def _tick(self) -> None:
         for tick in itertools.count():
@@ -378,7 +381,8 @@ class Coordinator:
         elif now - self._observed_at >= self.spec.governor.evaluation:
             self._observed_at = now
             observations = self.observing.window(sorted(attached))
-            self.governing.tell(Observed(now, observations, machine.pace.step))
+            self.governing.observed(observations, machine.pace.step, now)
+            self.relief.give()
         for host in self.non_finite.guilty(now):
             if machine.can_spare(host):
                 self.governing.convict(host, Code.NONFINITE_HOST, now)
@@ -436,9 +440,10 @@ class Coordinator:
     def _test_the_quarantined(self) -> None:
         """On the stream of their agents."""
         to_test = {host for host in self.governing.to_test(self.machine.hosts) if not self._has_to_wait(host)}
-        for host in sorted(to_test - self._in_test):
+        begun = self.relief.testable(to_test - self._in_test, self.now())
+        for host in sorted(begun):
             self.streams.post(host, pb.CoordinatorMessage(host_test=pb.HostTest()))
-        self._in_test = to_test
+        self._in_test = (self._in_test & to_test) | begun
 
     def _host_tested(self, host: str, result: pb.HostTested) -> None:
         if result.error:  # it tells nothing of the host

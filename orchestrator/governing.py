@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from orchestrator.governor.codes import NOISY, Code
-from orchestrator.governor.events import Beat, Event, Evidence, Fenced, Joined, Late, Left, Scaled, Tick
+from orchestrator.governor.config import Mode
+from orchestrator.governor.events import Beat, Event, Evidence, Fenced, Joined, Late, Left, Observed, Scaled, Tick
 from orchestrator.governor.hosts import HostRecord, Hosts, HostState
 from orchestrator.governor.log import Governor
+from orchestrator.governor.pressure import level
+from orchestrator.governor.readings import Observation
 from orchestrator.governor.signals import FIRST_TRUST
 
 logger = logging.getLogger("quantarion.governor")
@@ -118,6 +121,32 @@ class Governing:
 
     def scaled(self, hosts: int, now: float) -> None:
         self.tell(Scaled(now, hosts))
+
+    # ------------------------------------------------------------------ windows
+
+    def observed(self, observations: Mapping[str, Observation], steps: int, now: float) -> None:
+        """The end of a window, after so many committed steps; and which shortages begin and end with it (GM-21)."""
+        before = set(self._governor.state.shortages)
+        self.tell(Observed(now, observations, steps))
+        after = set(self._governor.state.shortages)
+        for host, code in sorted(before ^ after):
+            value = level(observations[host], code) if host in observations else None
+            if value is None:  # it has gone
+                continue
+            begins, limits = (host, code) in after, self._governor.config.resource(code)
+            limit = limits.alert if begins else limits.good
+            told: dict[str, object] = {"host": host, "code": code.value, "value": value, "limit": limit, "begins": begins}
+            self._say("resource_pressure", told)
+
+    def short_of(self, code: Code) -> set[str]:
+        """Hosts that are to be relieved."""
+        if self._governor.config.mode(code) is not Mode.ENFORCE:
+            return set()
+        return {each.host for each in self._governor.state.shortages if each.code is code}
+
+    def shortages(self, host: str) -> list[Code]:
+        """What it is short of, whether anything is done about it or not."""
+        return [each.code for each in self._governor.state.shortages if each.host == host]
 
     # ------------------------------------------------------------------ heartbeats
 

@@ -7,7 +7,7 @@ socket, no Ray: the shell (`coordinator.py`) and the model-checking test drive t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from orchestrator.actions import (
     Action,
@@ -241,6 +241,12 @@ class Membership:
             actions += self._begin(reason, now)
             self.waiting -= {worker.worker for worker in self.roster.on(host)}
         return actions + self._decide(now)
+
+    def short_of_disk(self, hosts: Collection[str]) -> None:
+        """Of these the ranks write no logs and checkpoints from the next generation on, where another host of their group
+        can (GM-21). Nothing is begun for it."""
+        for view in self.hosts.values():
+            view.short_of_disk = view.host in hosts
 
     def roll_back(self, at_most: int, reason: str, now: float) -> list[Action]:
         """What members hold is wrong since after step `at_most`: the gang begins anew from a checkpoint of that step or

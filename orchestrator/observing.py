@@ -20,10 +20,15 @@ class Observing:
     def __init__(self) -> None:
         self._told: dict[str, dict[str, tuple[int, float]]] = {}  # of each host's workers: the step, and that of the cosine
         self._beats: dict[str, pb.Beat] = {}
+        self._last: dict[str, pb.Beat] = {}
         self._usual: dict[str, float] = {}
 
     def heard(self, host: str, beat: pb.Beat) -> None:
-        self._beats[host] = beat
+        self._beats[host] = self._last[host] = beat
+
+    def last(self, host: str) -> pb.Beat:
+        """What was heard of it last; nothing where it was never heard."""
+        return self._last.get(host, pb.Beat())
 
     def window(self, members: Iterable[str]) -> dict[str, Observation]:
         """What was last heard of these hosts; a host's number is the median of its ranks'. What was measured once counts in
@@ -48,11 +53,19 @@ class Observing:
                 norm=_middle(each.norm for each in compared),
                 loss=_middle(each.loss for each in stepped),
                 temperature=_middle([beat.temperature]),
+                memory=_sensed(beat, "memory"),
+                disk=_sensed(beat, "disk"),
+                load=_sensed(beat, "load"),
             )
             if work is not None:
                 before = self._usual.get(host, work)
                 self._usual[host] = before + FOLLOW * (work - before)
         return found
+
+
+def _sensed(beat: pb.Beat, sensor: str) -> float | None:
+    """As it is logged: none of these is worth more digits."""
+    return round(getattr(beat, sensor), 4) if beat.HasField(sensor) else None
 
 
 def _middle(values: Iterable[float]) -> float | None:

@@ -18,7 +18,10 @@ from orchestrator.records import EVENT_KEYS, Record, parse_line, read_events
 
 ASK_SECONDS = 5.0
 
-COLUMNS = ("host", "address", "state", "standing", "score", "trust", "why")
+COLUMNS = ("host", "address", "state", "standing", "score", "trust", "memory", "disk", "load", "cpu", "why")
+
+SHORT = {"memory": "RESOURCE_MEMORY", "disk": "RESOURCE_DISK", "load": "RESOURCE_LOAD"}
+"""The code of a shortage, by what there is too little of."""
 
 
 def ask(job: str, storage: Path, what: Callable[[rpc.OperatorStub], pb.OperatorReply]) -> int:
@@ -117,7 +120,17 @@ def _row(host: Record) -> tuple[str, ...]:
         why = "excluded until it is readmitted"
     elif host.get("returns_at"):
         why = time.strftime("may return at %H:%M:%S", time.localtime(host["returns_at"]))
-    return host["host"], host["address"], host["state"], host.get("standing") or "", score, trust, why
+    sensors = [_sensed(host, sensor) for sensor in status.SENSORS]
+    return host["host"], host["address"], host["state"], host.get("standing") or "", score, trust, *sensors, why
+
+
+def _sensed(host: Record, sensor: str) -> str:
+    """With an exclamation mark where the host is short of it."""
+    value = host.get(sensor)
+    if value is None:
+        return ""
+    text = f"{value:.2f}" if sensor == "load" else f"{100 * value:.0f} %"
+    return f"{text}!" if SHORT.get(sensor) in host["short_of"] else text
 
 
 def _show(event: Record, as_json: bool) -> None:

@@ -62,6 +62,7 @@ class HostView:
     told_at: float | None = None  # when its workers were told to end, as it leaves
     bequeaths: bool = True  # where it leaves, what it owes goes to those that stay
     leaving: str = ""  # why it was told to go; in no generation any more once others have what it has
+    short_of_disk: bool = False  # others write logs and checkpoints before it does
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,8 @@ class Roster:
 
     def in_ring(self, workers: Iterable[WorkerView]) -> list[WorkerView]:
         """By group, host and rank: those of one host stand next to each other, and so do the hosts of a group (CC-9); last
-        the hosts without a group."""
+        the hosts without a group. In its group a host that is short of disk comes last, as the first of the ring writes
+        (GM-21)."""
         hosts = {host: number for number, host in enumerate(self.hosts)}
         unseated = len(self.workers)  # behind all that have a rank
         return sorted(
@@ -198,6 +200,7 @@ class Roster:
             key=lambda w: (
                 not self.group(w.host),
                 self.group(w.host),
+                self.hosts[w.host].short_of_disk,
                 hosts[w.host],
                 w.rank if w.rank is not None else unseated,
             ),

@@ -67,6 +67,13 @@ def event_sentence(event: Record) -> str | None:
             return f"members stay as they are, too many hosts cannot be reached: {', '.join(hosts)}"
         case {"kind": "quorum_back", "seconds": seconds}:
             return f"enough hosts agree again, after {seconds:.1f} s"
+        case {
+            "kind": "resource_pressure",
+            "host": host,
+            "code": "RESOURCE_MEMORY" | "RESOURCE_DISK" as code,
+            "value": value,
+        }:
+            return _shortage(host, code, value, begins=event["begins"])
         case {"kind": "topology"}:
             return probe_sentence(event)
         case {"kind": "topology_warning", "message": message}:
@@ -149,6 +156,13 @@ VERDICTS = {
 def _verdict(target: str, act: str, reasons: list[str]) -> str | None:
     why = f" ({', '.join(reasons)})" if reasons else ""
     return VERDICTS[act].format(target=target or "of all", why=why) if act in VERDICTS else None
+
+
+def _shortage(host: str, code: str, share: float, *, begins: bool) -> str:
+    what = {"RESOURCE_MEMORY": "memory", "RESOURCE_DISK": "disk"}[code]
+    if begins:
+        return f"{host} is short of {what}: {percent(share)} of it is used"
+    return f"{host} has {what} again: {percent(share)} of it is used"
 
 
 class CompressionChanges:

@@ -23,6 +23,9 @@ from workers import tls
 
 ASK_SECONDS = 0.5
 
+SENSORS = ("memory", "disk", "load", "cpu")
+"""Of a host: shares that are used, load per core, share of the time of all cores."""
+
 _TAIL_BYTES = 1 << 18
 _ENDED = ("finished", "failed")
 _WELL = (ExitCode.DONE, ExitCode.STOPPED)
@@ -237,6 +240,8 @@ def _as_record(reply: pb.StatusReply) -> Record:
                 "evictions": host.evictions,
                 "returns_at": host.returns_at or None,
                 "excluded": host.excluded,
+                **{sensor: getattr(host, sensor) if host.HasField(sensor) else None for sensor in SENSORS},
+                "short_of": list(host.short_of),
             }
             for host in reply.hosts
         ],

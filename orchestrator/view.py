@@ -67,6 +67,7 @@ TOLD = (
     "peer_refused",
     "certificate_expires",
     "plaintext",
+    "resource_pressure",
 )
 """Kinds of events that are said above a live panel too."""
 SPARK = "▁▂▃▄▅▆▇█"

@@ -27,11 +27,13 @@ from quantarion.v1 import operator_pb2_grpc as rpc
 from workers import stacks, tls, wire
 from workers.announced import Announced, announced
 from workers.exits import exit_status
+from workers.host_sensors import HostSensors
 from workers.identity import Generation
 from workers.link import PACKET_BYTES, page_path, socket_path
 from workers.memory_file import memory_folder, memory_path, remove_abandoned
 from workers.page import Page
 from workers.probing import Probing
+from workers.resources import read_resources
 from workers.sensors import Thermometer
 
 logger = logging.getLogger("quantarion.agent")
@@ -72,10 +74,12 @@ class HostAgent:
         self._testing: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._thermometer = Thermometer()
+        self._sensors = HostSensors(lambda: read_resources((job_folder, runtime)))
 
     async def run(self) -> None:
         """Serve until `stop`."""
         self._listen()
+        self._sensors.start()
         try:
             await self._reunite()
             remove_abandoned(self._memory_folder)  # by ranks that ended while there was no agent
@@ -404,9 +408,11 @@ class HostAgent:
                 collectives=progress.collectives,
                 **signals._asdict(),
             )
+        self._sensors.tell(beat)
         return beat
 
     def _close(self) -> None:
+        self._sensors.stop()
         if self._server is not None:
             self._server.close()
         for path in (socket_path(self.runtime, self.host), self._roster):

@@ -699,6 +699,9 @@ class Job:
         if self._rank.index == 0:
             self._keeper.save_now()
 
+    def relieve(self, seconds: float, above: float) -> None:
+        self._keeper.relieve(seconds, above)
+
     def conclude(self, result: dict[str, Any]) -> None:
         """The task has returned: keep its result and the last state, then wait for the others. Does not return."""
         self._rank.ensure_training()

@@ -84,17 +84,27 @@ class Keeper:
                 if self._rank.must_stop():
                     return  # the next generation saves again
 
-    def _submit(self, tier: str) -> BackgroundWriter:
+    def relieve(self, seconds: float, above: float) -> None:
+        """While more than the share `above` of the storage is used, and for so long, keep no more checkpoints than there
+        have to be (GM-21); on the first of the ring."""
+        if self._rank.index == 0 and isinstance(self._rank, Rank):
+            self._open().make_room(seconds, above, self._fence())
+
+    def _open(self) -> BackgroundWriter:
         if self._writer is None:
             keep = self._config.checkpoint.keep
             self._writer = BackgroundWriter(self._root, job=self._config.name, on_done=self._report, keep=keep)
+        return self._writer
+
+    def _submit(self, tier: str) -> BackgroundWriter:
+        writer = self._open()
         snapshot = self._engine.capture()
         snapshot.captured.meta.update({**_ids(snapshot), "plan": plan_of(self._config)})
         self._rank.faults.hit("in_publish")
         state = snapshot.state
         if tier == EXACT:  # until it turns out otherwise
             self._exact = state, self._engine.restores
-        self._writer.submit(
+        writer.submit(
             snapshot.captured,
             step=state.step,
             generation=self._rank.machine.generation,
@@ -105,7 +115,7 @@ class Keeper:
             tier=tier,
             weights=self._config.checkpoint.weights,
         )
-        return self._writer
+        return writer
 
     def _fence(self) -> Callable[[], bool]:
         """True as long as the generation that is running now is the job's newest: a stale one cannot publish (GM-6)."""

@@ -64,6 +64,9 @@ class Host(Protocol):
     def stop_requested(self) -> None:
         """The job ends here: the first of the ring checkpoints."""
 
+    def relieve(self, seconds: float, above: float) -> None:
+        """For so long, while more than this share of the storage is used, keep no more checkpoints than have to be."""
+
 
 class Rank:
     """The process's place in the job."""
@@ -213,6 +216,9 @@ class Rank:
                 self._configure = pb.Configure.FromString(directive.configure)
             elif directive.HasField("join"):
                 self._join = [donor.peer_address for donor in directive.join.donors]
+            elif directive.HasField("relieve"):
+                if self._owner is not None:
+                    self._owner.relieve(directive.relieve.seconds, directive.relieve.above)
             elif directive.HasField("exit"):
                 self._hand_over(list(directive.exit.heirs), wire.state_from_wire(directive.exit.authority))
                 self.leave(directive.exit.reason)

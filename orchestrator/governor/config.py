@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import Field, Strict, model_validator
 
-from orchestrator.governor.codes import NOISY, Code
-from orchestrator.governor.signals import SIGNALS, Limits, Signal
+from orchestrator.governor.codes import NOISY, RESOURCES, Code
+from orchestrator.governor.signals import RESOURCE_LIMITS, SIGNALS, Limits, Signal
 from workers.settings import Config
 
 
@@ -22,6 +23,16 @@ class Mode(StrEnum):
     ENFORCE = "enforce"
 
 
+class ResourceConfig(Config):
+    """Limits of one resource; what is not given stays as it is."""
+
+    good: float | None = None
+    alert: float | None = None
+
+    def limits(self, usual: Limits) -> Limits:
+        return _replaced(usual, self.good, self.alert, None)
+
+
 class SignalConfig(Config):
     """Limits of one noisy signal; what is not given stays as it is."""
 
@@ -29,6 +40,9 @@ class SignalConfig(Config):
     alert: float | None = None
     bad: float | None = None
     mode: Annotated[Mode, Strict(False)] | None = None
+
+    def limits(self, usual: Limits) -> Limits:
+        return _replaced(usual, self.good, self.alert, self.bad)
 
 
 class GovernorConfig(Config):
@@ -42,10 +56,20 @@ class GovernorConfig(Config):
         description="The same for measurements that chance and load move too. `quantarion governor calibrate` says when "
         "the record is long enough for `enforce`.",
     )
+    relief: Annotated[Mode, Strict(False)] = Field(
+        Mode.ENFORCE,
+        description="What is done for hosts that are short of memory, disk or processors; nobody is removed for it.",
+    )
     signals: dict[Annotated[Code, Strict(False)], SignalConfig] = Field(
         default={},
         description="Limits and modes of single noisy signals.",
         examples=[{"STRAGGLER": {"alert": 1.5, "mode": "enforce"}}],
+    )
+    resources: dict[Annotated[Code, Strict(False)], ResourceConfig] = Field(
+        default={},
+        description="Limits of RESOURCE_MEMORY and RESOURCE_DISK (shares that are used) and RESOURCE_LOAD (per core): a "
+        "shortage begins beyond `alert` and ends at `good`.",
+        examples=[{"RESOURCE_DISK": {"good": 0.7, "alert": 0.85}}],
     )
     evaluation: float = Field(10.0, gt=0, description="Seconds of a window in which hosts are compared.")
     apart: float = Field(20.0, gt=0, description="Seconds between two alerts of a host that count as two.")
@@ -61,35 +85,51 @@ class GovernorConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for code in self.signals:
-            if code not in NOISY:
-                raise ValueError(f"governor.signals has {code}, which has no limits; write one of {', '.join(NOISY)}")
-            limits = self.signal(code).limits
-            if not (limits.good < limits.alert < limits.bad or limits.good > limits.alert > limits.bad):
-                raise ValueError(
-                    f"governor.signals.{code} has good {limits.good:g}, alert {limits.alert:g} and bad {limits.bad:g}, but "
-                    "alert has to be between the others"
-                )
-            if (limits.bad > limits.good) != (SIGNALS[code].limits.bad > SIGNALS[code].limits.good):
-                low, high = ("good", "bad") if SIGNALS[code].limits.bad > SIGNALS[code].limits.good else ("bad", "good")
-                raise ValueError(f"governor.signals.{code} is the wrong way round: {low} has to be less than {high}")
+        _check_limits("signals", self.signals, {code: SIGNALS[code].limits for code in NOISY})
+        _check_limits("resources", self.resources, RESOURCE_LIMITS)
         return self
+
+    def resource(self, code: Code) -> Limits:
+        """Of one of `RESOURCES`, as it is configured."""
+        own = self.resources.get(code)
+        return RESOURCE_LIMITS[code] if own is None else own.limits(RESOURCE_LIMITS[code])
 
     def signal(self, code: Code) -> Signal:
         """A noisy one, as it is configured."""
         usual, own = SIGNALS[code], self.signals.get(code)
         if own is None:
             return usual
-        good, alert, bad = (
-            before if value is None else value
-            for before, value in zip(usual.limits, (own.good, own.alert, own.bad), strict=True)
-        )
-        return Signal(Limits(good, alert, bad), usual.peers, usual.both)
+        return Signal(own.limits(usual.limits), usual.peers, usual.both)
 
     def mode(self, code: Code) -> Mode:
         if code is Code.OPERATOR_EVICT:  # who asks for it has been asked
             return Mode.ENFORCE
+        if code in RESOURCES:
+            return self.relief
         own = self.signals.get(code)
         if own is not None and own.mode is not None:
             return own.mode
         return self.noisy if code in NOISY else self.certain
+
+
+def _replaced(usual: Limits, good: float | None, alert: float | None, bad: float | None) -> Limits:
+    return Limits(*(before if own is None else own for before, own in zip(usual, (good, alert, bad), strict=True)))
+
+
+def _check_limits(
+    key: str, own: Mapping[Code, ResourceConfig] | Mapping[Code, SignalConfig], usual: Mapping[Code, Limits]
+) -> None:
+    """Raises ValueError where one of them cannot be meant."""
+    for code, config in own.items():
+        if code not in usual:
+            raise ValueError(f"governor.{key} has {code}, which has no limits; write one of {', '.join(usual)}")
+        limits = config.limits(usual[code])
+        if not (limits.good < limits.alert < limits.bad or limits.good > limits.alert > limits.bad):
+            raise ValueError(
+                f"governor.{key}.{code} has good {limits.good:g}, alert {limits.alert:g} and bad {limits.bad:g}, but "
+                "alert has to be between the others"
+            )
+        rises = usual[code].bad > usual[code].good
+        if (limits.bad > limits.good) != rises:
+            low, high = ("good", "bad") if rises else ("bad", "good")
+            raise ValueError(f"governor.{key}.{code} is the wrong way round: {low} has to be less than {high}")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from hashlib import blake2b
 
 from orchestrator.governor import guards
-from orchestrator.governor.codes import NOISY, Code, Scope
+from orchestrator.governor.codes import NOISY, RESOURCES, Code, Scope
 from orchestrator.governor.config import GovernorConfig, Mode
 from orchestrator.governor.events import (
     Asked,
@@ -31,6 +31,7 @@ from orchestrator.governor.events import (
 from orchestrator.governor.groups import TRUSTED
 from orchestrator.governor.hosts import Alert, HostRecord, Hosts, HostState
 from orchestrator.governor.peers import Pool
+from orchestrator.governor.pressure import shortages
 from orchestrator.governor.readings import Observation
 from orchestrator.governor.returning import Eviction, may_return
 from orchestrator.governor.signals import FIRST_TRUST, Score, trust
@@ -87,6 +88,7 @@ class _Turn:
         self.now = max(time, state.time)
         self.hosts, self.steps, self.target = Hosts(state.hosts), state.steps, state.target
         self.pools: Mapping[Code, Pool] = state.pools
+        self.shortages = state.shortages
         self.verdicts: list[Verdict] = []
         self.alerts = [each for each in state.alerts if each[0] > self.now - CAUSE_SECONDS]
         self.removed = [each for each in state.removed if each[0] > self.now - guards.CAP_SECONDS]
@@ -108,6 +110,7 @@ class _Turn:
             hosts=self.hosts,
             steps=self.steps,
             pools=self.pools,
+            shortages=self.shortages,
             alerts=tuple(self.alerts),
             removed=tuple(self.removed),
             not_healthy=tuple(self.not_healthy),
@@ -146,6 +149,7 @@ class _Turn:
         wanted.sort(key=lambda each: (each[0].score.value or 0.0, each[0].trust, each[0].host))
         for record, codes in wanted:
             self._quarantine(record, codes)
+        self._relieve(observations)
 
     def convict(self, host: str, code: Code) -> None:
         record = self.hosts.get(host)
@@ -291,6 +295,17 @@ class _Turn:
         self.removed_now.add(record.group)
         self.removed.append((self.now, record.host))
         self._enter(record, HostState.QUARANTINED, alerts=record.alerts)
+
+    def _relieve(self, observations: Mapping[str, Observation]) -> None:
+        """Once of each shortage: what it brings goes on for as long as it lasts (GM-21)."""
+        limits = {code: self.config.resource(code) for code in RESOURCES}
+        gone = (HostState.EVICTED, HostState.COOLING)
+        present = {each.host for each in self.hosts.values() if each.state not in gone}
+        self.shortages = shortages(self.shortages, observations, limits, present)
+        known = set(self.state.shortages)
+        for each in self.shortages:
+            if each not in known:
+                self._say(each.host, Act.RELIEVE, [each.code], self.config.mode(each.code))
 
     # ------------------------------------------------------------------ as time passes
 

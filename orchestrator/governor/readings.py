@@ -28,9 +28,14 @@ class Observation:
         throughput: bytes per second that its links carried while they were used.
         net_loss: share of probes that were lost or sent again, 0 to 1.
         temperature: of its hottest sensor, in degrees Celsius.
+        memory, disk: used, as shares of what there is.
+        load: average of a minute, per core.
     """
 
     busy: float | None = None
+    memory: float | None = None
+    disk: float | None = None
+    load: float | None = None
     baseline: float | None = None
     cosine: float | None = None
     norm: float | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from orchestrator.governor.codes import Code
 from orchestrator.governor.hosts import Hosts
 from orchestrator.governor.peers import Pool
+from orchestrator.governor.pressure import Shortage
 from orchestrator.governor.readings import Observation, Readings, read
 
 Gone = tuple[float, str]
@@ -35,6 +36,8 @@ class GovernorState:
     mass_failure: bool = False
     below_minimum: bool = True
     """Nobody is told of it while the first hosts join."""
+    shortages: tuple[Shortage, ...] = ()
+    """Of memory, disk and processors, those that last."""
 
     def read(self, observations: Mapping[str, Observation]) -> tuple[Readings, dict[Code, Pool]]:
         """The noisy signals of the hosts that are live, and the pools after it."""

@@ -14,6 +14,7 @@ from orchestrator.governor.events import Observed
 from orchestrator.governor.log import replay, told
 from orchestrator.records import Record, read_steps
 from tests.gang.harness import Gang
+from workers.checkpoint import list_checkpoints
 from workers.link import page_path
 from workers.page import Page
 from workers.paths import runtime_dir
@@ -87,7 +88,29 @@ def test_gm15_gm22_what_ranks_measure_of_themselves_reaches_the_governor(gang: S
     assert any(each.cosine is not None and -1 <= each.cosine <= 1 for each in seen)
     assert any(each.norm is not None and each.norm > 0 for each in seen)
     assert any(each.loss is not None and each.loss > 0 for each in seen)
+    assert any(each.memory is not None and 0 < each.memory <= 1.5 for each in seen)
+    assert any(each.disk is not None and 0 < each.disk <= 1 for each in seen)
+    assert any(each.load is not None and each.load >= 0 for each in seen)
     assert verdicts(g, "evict") == []
+
+
+def test_gm21_where_disks_are_full_fewer_checkpoints_stay_and_nobody_is_removed(gang: StartGang) -> None:
+    full = {"RESOURCE_DISK": {"good": 0.0, "alert": 1e-9}}  # so is any disk with something on it
+    g = gang(governor={"evaluation": 1.0, "resources": full}, epochs=60)
+
+    def told() -> list[Record]:  # of the disks: a machine that does much else is short of processors too
+        return [event for event in g.events("resource_pressure") if event["code"] == "RESOURCE_DISK"]
+
+    g.wait_for("both shortages", lambda: len(told()) >= 2)
+    assert {(event["host"], event["begins"]) for event in told()} == {("host-1", True), ("host-2", True)}
+    relieved = [event["target"] for event in verdicts(g, "relieve") if event["reasons"] == ["RESOURCE_DISK"]]
+    assert sorted(relieved) == ["host-1", "host-2"]
+    assert "RESOURCE_DISK" in host(g, "host-1")["short_of"] and host(g, "host-1")["disk"] > 0
+    g.wait_for("three checkpoints", lambda: len(g.events("checkpoint")) >= 3)
+    g.wait_for("two that stay", lambda: len(list_checkpoints(g.folder / "checkpoints")) == 2)
+    g.check()
+    assert verdicts(g, "evict") == []
+    check_log(g)
 
 
 def test_gm18_a_host_that_falls_silent_as_a_whole_is_given_up_within_the_limit(gang: StartGang) -> None:

@@ -52,6 +52,13 @@ def test_gm27_what_was_measured_once_counts_in_one_window() -> None:
     assert [each.cosine for each in windows] == [0.1, None, None, 0.9]
 
 
+def test_gm21_what_sensors_say_is_told_and_what_they_do_not_is_not_known() -> None:
+    observing = Observing()
+    observing.heard("a", pb.Beat(temperature=math.nan, memory=0.123456, load=0.0, cpu=0.5))
+    assert observing.window(["a"]) == {"a": Observation(memory=0.1235, load=0.0)}
+    assert observing.last("a").cpu == 0.5 and not observing.last("b").HasField("cpu")
+
+
 def test_a_beat_is_told_once() -> None:
     observing = Observing()
     observing.heard("a", beat({"work": 1.0}))

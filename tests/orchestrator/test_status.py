@@ -28,7 +28,11 @@ def reply(job: str) -> operator_pb2.StatusReply:
             operator_pb2.RankStatus(rank=0, host="host-1", pid=11, state="training", step=41),
             operator_pb2.RankStatus(rank=-1, host="host-1", pid=12, state="idle"),
         ],
-        hosts=[operator_pb2.HostStatus(host="host-1", address="127.0.0.2", state="healthy", agent_pid=10, group="a")],
+        hosts=[
+            operator_pb2.HostStatus(
+                host="host-1", address="127.0.0.2", state="healthy", agent_pid=10, group="a", memory=0.5
+            )
+        ],
         discarded=2,
     )
 
@@ -56,7 +60,8 @@ def test_a_running_job_is_shown_as_its_coordinator_says(tmp_path: Path, capsys: 
     assert shown["ranks"][0] == {"rank": 0, "host": "host-1", "pid": 11, "state": "training", "step": 41}
     host = {"host": "host-1", "address": "127.0.0.2", "state": "healthy", "agent_pid": 10, "group": "a"}
     unknown = {"standing": "", "score": None, "reason": "", "trust": 0.0, "evictions": 0, "returns_at": None}
-    assert shown["hosts"] == [{**host, **unknown, "excluded": False}]
+    sensors: dict[str, object] = {"memory": 0.5, "disk": None, "load": None, "cpu": None, "short_of": []}
+    assert shown["hosts"] == [{**host, **unknown, "excluded": False, **sensors}]
 
 
 def test_text_names_ranks_and_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

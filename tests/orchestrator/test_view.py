@@ -624,6 +624,32 @@ def test_incidents_are_sentences(incident: Incident, sentence: str) -> None:
             "members stay as they are, too many hosts cannot be reached: host-2, host-3",
         ),
         ({"kind": "quorum_back", "seconds": 31.04}, "enough hosts agree again, after 31.0 s"),
+        (
+            {
+                "kind": "resource_pressure",
+                "host": "h",
+                "code": "RESOURCE_DISK",
+                "value": 0.934,
+                "limit": 0.9,
+                "begins": True,
+            },
+            "h is short of disk: 93.4 % of it is used",
+        ),
+        (
+            {
+                "kind": "resource_pressure",
+                "host": "h",
+                "code": "RESOURCE_MEMORY",
+                "value": 0.7,
+                "limit": 0.8,
+                "begins": False,
+            },
+            "h has memory again: 70.0 % of it is used",
+        ),
+        (
+            {"kind": "resource_pressure", "host": "h", "code": "RESOURCE_LOAD", "value": 2.0, "limit": 1.5, "begins": True},
+            None,
+        ),
         ({"kind": "prepare", "generation": [1, 2]}, None),
         ({"kind": "phase", "phase": "observer_freeze", "step": 9}, "phase observer freeze"),
         ({"kind": "phase", "phase": "a_later_one", "step": 9}, "phase a_later_one"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from workers.checkpoint import list_checkpoints, load
+from workers.checkpoint import background, list_checkpoints, load
 from workers.collectives.exchange import Place, Topology
 from workers.config import CheckpointConfig, TrainingConfig
 from workers.engine import Engine
@@ -151,6 +151,23 @@ def test_ck1_a_rank_that_joins_in_a_phase_has_seen_none_begin_and_every_0_saves_
     never.at("warm-up", 1)
     never.at("qat", 2)
     assert never.saved == []
+
+
+def test_gm21_the_first_of_the_ring_makes_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "disk_share", lambda path: 1.0)
+    job = Phases(tmp_path, every=1, keep=4)
+    for step in (1, 2, 3, 4):
+        job.take(step)
+    job.rank.topology = replace(job.rank.topology, index=1)
+    job.keeper.relieve(3600.0, 0.8)
+    job.wait()
+    assert len(job.saved) == 4
+    job.rank.topology = replace(job.rank.topology, index=0)
+    job.keeper.relieve(3600.0, 0.8)
+    job.wait()
+    assert job.saved == ["step-3-gen-1.1", "step-4-gen-1.1"]
+    job.take(5)
+    assert job.saved == ["step-4-gen-1.1", "step-5-gen-1.1"]
 
 
 def test_cc24_what_is_attached_to_the_state_is_found_again(tmp_path: Path) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from workers.checkpoint.catalog import prune
 from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError
 from workers.checkpoint.manifest import EXACT
 from workers.checkpoint.writer import Published, save
+from workers.resources import disk_share
 from workers.state import Captured
 
 logger = logging.getLogger("quantarion.checkpoint")
@@ -21,7 +25,12 @@ FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
 NICENESS = 10
 
+LEAST = 2
+"""Checkpoints that stay however full the disk is, with the newest exact one: whether ranks differ is known a little later
+than the newest one is written, and then the job goes back to the one before (GM-17)."""
+
 Outcome = Published | CheckpointError
+Fence = Callable[[], bool]
 
 
 class BackgroundWriter:
@@ -30,7 +39,7 @@ class BackgroundWriter:
     `on_done` is called in the writer's thread: with Published for each state that became visible, with the error of
     each attempt that failed (a StorageError is tried again, after 1, 2, 4, … 60 seconds, until a newer state arrives
     or the writer is closed), and with an error where old checkpoints could not be pruned after that. With `keep`, the
-    newest that many sound checkpoints stay, and the newest exact one.
+    newest that many sound checkpoints stay, and the newest exact one; fewer after `make_room`.
     """
 
     def __init__(
@@ -48,6 +57,8 @@ class BackgroundWriter:
         self._queued: _Order | None = None
         self._is_writing = False
         self._is_closed = False
+        self._scarce_until, self._above = -math.inf, 1.0
+        self._to_prune: Fence | None = None  # by which fence, where it is asked for
         self._thread = threading.Thread(target=self._run, name="checkpoint-writer", daemon=True)
         self._thread.start()
 
@@ -91,10 +102,20 @@ class BackgroundWriter:
                 self._queued = _Order(write, fence, tier == EXACT)
             self._changed.notify_all()
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Until nothing is queued, written or to be tried again; False after `timeout` seconds."""
+    def make_room(self, seconds: float, above: float, fence: Fence) -> None:
+        """The disk is nearly full: for so long, and while more than the share `above` of it is used, no more checkpoints
+        are kept than there have to be. Those that are too many go now, and others as new ones come. Returns at once."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._queued is None and not self._is_writing, timeout)
+            now = time.monotonic()
+            if now >= self._scarce_until and not self._is_closed:  # else they have gone already
+                self._to_prune = fence
+            self._scarce_until, self._above = now + seconds, above
+            self._changed.notify_all()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until nothing is queued, written, pruned or to be tried again; False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._is_asked and not self._is_writing, timeout)
 
     def close(self, timeout: float | None = None) -> bool:
         """Finish the write in progress and the one queued, without further retries; False after `timeout` seconds."""
@@ -106,9 +127,9 @@ class BackgroundWriter:
 
     def _run(self) -> None:
         _lower_priority()
-        while (order := self._next()) is not None:
+        while (task := self._next()) is not None:
             try:
-                self._write(order)
+                task()
             except Exception:
                 logger.exception("the checkpoint writer met a bug; it goes on with the next state")
                 self._report(CheckpointError("the checkpoint was not written because of a bug; the log has its traceback"))
@@ -117,12 +138,22 @@ class BackgroundWriter:
                     self._is_writing = False
                     self._changed.notify_all()
 
-    def _next(self) -> _Order | None:
+    @property
+    def _is_asked(self) -> bool:
+        """For anything."""
+        return self._queued is not None or self._to_prune is not None
+
+    def _next(self) -> Callable[[], None] | None:
+        """To prune comes first: it makes room for what is to be saved. None at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queued is not None or self._is_closed)
-            order, self._queued = self._queued, None
-            self._is_writing = order is not None
-            return order
+            self._changed.wait_for(lambda: self._is_asked or self._is_closed)
+            fence, order = self._to_prune, self._queued
+            self._is_writing = self._is_asked
+            if fence is not None:
+                self._to_prune = None
+                return partial(self._prune, fence)
+            self._queued = None
+            return None if order is None else partial(self._write, order)
 
     def _write(self, order: _Order) -> None:
         pause = self._first_retry_seconds
@@ -132,17 +163,31 @@ class BackgroundWriter:
                 break
             except CheckpointError as error:
                 self._report(error)
+                if isinstance(error, StorageError) and self._is_scarce:
+                    self._prune(order.fence)  # else it is refused again
                 if not isinstance(error, StorageError) or self._is_superseded_within(pause):
                     return
                 pause = min(2 * pause, LONGEST_RETRY_SECONDS)
         self._report(published)
-        if self._keep is not None:
-            try:
-                prune(self._root, self._keep, order.fence)
-            except StaleWriter as error:
-                logger.info("%s", error)  # the writer of the new generation deletes it
-            except CheckpointError as error:
-                self._report(error)
+        self._prune(order.fence)
+
+    @property
+    def _is_scarce(self) -> bool:
+        return time.monotonic() < self._scarce_until
+
+    def _prune(self, fence: Fence) -> None:
+        if self._keep is None:
+            return
+        try:
+            prune(self._root, self._keep, fence)
+            for keep in range(self._keep - 1, LEAST - 1, -1):
+                if not self._is_scarce or (disk_share(self._root) or 0.0) <= self._above:
+                    return
+                prune(self._root, keep, fence)
+        except StaleWriter as error:
+            logger.info("%s", error)  # the writer of the new generation deletes it
+        except CheckpointError as error:
+            self._report(error)
 
     def _is_superseded_within(self, seconds: float) -> bool:
         with self._changed:

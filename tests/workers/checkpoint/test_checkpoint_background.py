@@ -81,6 +81,110 @@ def test_ck6_old_ones_are_pruned(desk: Desk) -> None:
     assert [entry.step for entry in list_checkpoints(desk.root)] == [3, 2]
 
 
+class Disk:
+    """Fuller by a tenth for each checkpoint on it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+        self.root = root
+        monkeypatch.setattr(background_module, "disk_share", lambda path: 0.1 * len(list_checkpoints(path)))
+
+    @property
+    def steps(self) -> list[int]:
+        return [entry.step for entry in list_checkpoints(self.root)]
+
+
+@pytest.fixture
+def disk(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch, desk.root)
+
+
+def fill(desk: Desk, writer: BackgroundWriter, *steps: int, tier: str = "exact") -> None:
+    for step in steps:
+        desk.submit(writer, step, tier=tier)
+        assert writer.wait(TIMEOUT)
+
+
+def test_gm21_on_a_full_disk_checkpoints_go_until_there_is_room(desk: Desk, disk: Disk) -> None:
+    writer = desk.open(keep=5)
+    fill(desk, writer, 1, 2, 3, 4, 5)
+    writer.make_room(3600.0, 0.35, lambda: True)
+    assert writer.wait(TIMEOUT) and disk.steps == [5, 4, 3]
+    fill(desk, writer, 6)
+    assert disk.steps == [6, 5, 4]
+
+
+def test_gm17_gm21_two_checkpoints_stay_and_the_newest_exact_one(desk: Desk, disk: Disk) -> None:
+    writer = desk.open(keep=4)
+    fill(desk, writer, 1)
+    fill(desk, writer, 2, 3, 4, tier="qins")
+    writer.make_room(3600.0, 0.0, lambda: True)
+    assert writer.wait(TIMEOUT) and disk.steps == [4, 3, 1]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_gm21_never_more_stay_than_the_jobspec_says(desk: Desk, disk: Disk, keep: int) -> None:
+    writer = desk.open(keep=keep)
+    writer.make_room(3600.0, 0.0, lambda: True)
+    fill(desk, writer, 1, 2, 3)
+    assert len(disk.steps) == keep
+
+
+def test_gm21_when_the_time_is_over_as_many_stay_as_before(desk: Desk, disk: Disk) -> None:
+    writer = desk.open(keep=3)
+    fill(desk, writer, 1, 2, 3)
+    writer.make_room(0.0, 0.0, lambda: True)
+    assert writer.wait(TIMEOUT)
+    fill(desk, writer, 4)
+    assert disk.steps == [4, 3, 2]
+
+
+def test_gm21_who_is_told_again_does_not_read_all_checkpoints_again(
+    desk: Desk, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = desk.open(keep=3)
+    fill(desk, writer, 1, 2, 3)
+    pruned: list[int] = []
+    prune = background_module.prune
+
+    def noted(root: Path, keep: int, fence: Callable[[], bool]) -> list[Path]:
+        pruned.append(keep)
+        return prune(root, keep, fence)
+
+    monkeypatch.setattr(background_module, "prune", noted)
+    for _ in range(3):
+        writer.make_room(3600.0, 0.0, lambda: True)
+        assert writer.wait(TIMEOUT)
+    assert pruned == [3, 2] and disk.steps == [3, 2]
+
+
+def test_gm6_gm21_a_stale_writer_makes_no_room(desk: Desk, disk: Disk) -> None:
+    writer = desk.open(keep=3)
+    fill(desk, writer, 1, 2, 3)
+    writer.make_room(3600.0, 0.0, lambda: False)
+    assert writer.wait(TIMEOUT) and disk.steps == [3, 2, 1]
+
+
+def test_ck7_gm21_what_a_full_disk_has_refused_is_saved_once_there_is_room(
+    desk: Desk, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was full before anybody could say so."""
+    save = background_module.save
+
+    def full(state: Captured, root: Path, **rest: Any) -> Published:
+        if len(list_checkpoints(root)) >= 3:
+            raise StorageError("no space")
+        return save(state, root, **rest)
+
+    monkeypatch.setattr(background_module, "save", full)
+    writer = desk.open(keep=3, first_retry_seconds=0.001)
+    fill(desk, writer, 1, 2, 3)
+    desk.submit(writer, 4)
+    while not isinstance(desk.next(), StorageError):
+        pass
+    writer.make_room(3600.0, 0.0, lambda: True)
+    assert writer.wait(TIMEOUT) and disk.steps == [4, 3]
+
+
 @pytest.mark.parametrize(
     ("tiers", "written"),
     [
