@@ -380,7 +380,8 @@ class Coordinator:
             self._observed_at = now
         elif now - self._observed_at >= self.spec.governor.evaluation:
             self._observed_at = now
-            observations = self.observing.window(sorted(attached))
+            addresses = {host: machine.hosts[host].address for host in sorted(attached)}
+            observations = self.observing.window(addresses)
             self.governing.observed(observations, machine.pace.step, now)
             self.relief.give()
         for host in self.non_finite.guilty(now):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import median
 
 from quantarion.v1 import control_pb2 as pb
 
 from orchestrator.governor.readings import Observation
+from orchestrator.link_use import LinkWatch
 
 FOLLOW = 0.05
 """Weight of a window in what is usual for a host."""
@@ -22,21 +23,23 @@ class Observing:
         self._beats: dict[str, pb.Beat] = {}
         self._last: dict[str, pb.Beat] = {}
         self._usual: dict[str, float] = {}
+        self._links = LinkWatch()
 
     def heard(self, host: str, beat: pb.Beat) -> None:
         self._beats[host] = self._last[host] = beat
+        self._links.heard(host, beat.links)
 
     def last(self, host: str) -> pb.Beat:
         """What was heard of it last; nothing where it was never heard."""
         return self._last.get(host, pb.Beat())
 
-    def window(self, members: Iterable[str]) -> dict[str, Observation]:
-        """What was last heard of these hosts; a host's number is the median of its ranks'. What was measured once counts in
-        one window, however long the next step takes.
+    def window(self, members: Mapping[str, str]) -> dict[str, Observation]:
+        """What was last heard of these hosts, whose addresses they come with; a host's number is the median of its ranks'.
+        What was measured once counts in one window, however long the next step takes.
 
         The usual time per sample of a host is that of its earlier windows, the later ones counting more.
         """
-        found = {}
+        found, links = {}, self._links.window(members)
         for host in members:
             beat = self._beats.pop(host, None)
             if beat is None:
@@ -52,6 +55,8 @@ class Observing:
                 cosine=_middle(each.cosine for each in compared),
                 norm=_middle(each.norm for each in compared),
                 loss=_middle(each.loss for each in stepped),
+                throughput=_rounded(links[host].throughput, 0),
+                net_loss=_rounded(links[host].loss, 6),
                 temperature=_middle([beat.temperature]),
                 memory=_sensed(beat, "memory"),
                 disk=_sensed(beat, "disk"),
@@ -64,8 +69,12 @@ class Observing:
 
 
 def _sensed(beat: pb.Beat, sensor: str) -> float | None:
-    """As it is logged: none of these is worth more digits."""
-    return round(getattr(beat, sensor), 4) if beat.HasField(sensor) else None
+    return _rounded(getattr(beat, sensor), 4) if beat.HasField(sensor) else None
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    """As it is logged: more of it says nothing."""
+    return None if value is None else round(value, digits)
 
 
 def _middle(values: Iterable[float]) -> float | None:

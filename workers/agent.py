@@ -35,6 +35,7 @@ from workers.page import Page
 from workers.probing import Probing
 from workers.resources import read_resources
 from workers.sensors import Thermometer
+from workers.sockets import Traffic
 
 logger = logging.getLogger("quantarion.agent")
 
@@ -74,7 +75,8 @@ class HostAgent:
         self._testing: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._thermometer = Thermometer()
-        self._sensors = HostSensors(lambda: read_resources((job_folder, runtime)))
+        traffic = Traffic(lambda: [local.up.pid for local in list(self.workers.values())])
+        self._sensors = HostSensors(lambda: read_resources((job_folder, runtime)), traffic.look)
 
     async def run(self) -> None:
         """Serve until `stop`."""

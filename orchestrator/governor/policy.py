@@ -50,6 +50,9 @@ CAUSE_SECONDS = 60.0
 OF_PACE = (Code.STRAGGLER, Code.SLOWDOWN, Code.NET_SLOW)
 """Who is removed for these was no danger, only slow: it has to be worth it (GM-34)."""
 
+OF_LINKS = (Code.NET_SLOW, Code.NET_LOSS)
+"""What many hosts of a group have of these is in the links that they share."""
+
 
 def decide(state: GovernorState, event: Event, config: GovernorConfig) -> tuple[GovernorState, list[Verdict]]:
     """The state after `event`, and what follows from it. A clock that jumps back stands still."""
@@ -222,7 +225,7 @@ class _Turn:
         """What many hosts of a group have alerted on is the group's; what it has counted against them is taken back."""
         caused, before = self._caused(self.alerts), self._caused(self.state.alerts)
         for group, code in sorted(caused.keys() - before.keys()):
-            self._say(group, Act.REGROUP, [Code.GROUP_CORRELATED, code], self.config.mode(code), scope=Scope.GROUP)
+            self._say(group, Act.REGROUP, [_of_the_group(code), code], self.config.mode(code), scope=Scope.GROUP)
         for (_, code), hosts in sorted(caused.items()):
             for host in sorted(hosts):
                 self._take_back(self.hosts[host], code)
@@ -241,7 +244,7 @@ class _Turn:
         kept = tuple(each for each in record.alerts if each.code is not code or each.time <= self.now - CAUSE_SECONDS)
         self.hosts[record.host] = replace(record, alerts=kept)
         if record.state is HostState.QUARANTINED and not kept:
-            self._say(record.host, Act.ADMIT, [Code.GROUP_CORRELATED])
+            self._say(record.host, Act.ADMIT, [_of_the_group(code)])
             self._enter(record, HostState.PROBATION, steps=self.steps)
 
     def _count(self, host: str, codes: Sequence[Code]) -> bool:
@@ -394,3 +397,8 @@ class _Turn:
         """Uniform in [0, 1): of the job's seed, the host and how often it was evicted."""
         text = f"{self.state.seed} {record.host} {len(record.evictions)}"
         return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def _of_the_group(code: Code) -> Code:
+    """What a group has of which many hosts alert on `code`."""
+    return Code.GROUP_LINK if code in OF_LINKS else Code.GROUP_CORRELATED

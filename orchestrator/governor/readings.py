@@ -25,8 +25,8 @@ class Observation:
         cosine: of its gradient's sketch to the weighted mean sketch of the other hosts, -1 to 1.
         norm: of its gradient, L2.
         loss: mean over its samples.
-        throughput: bytes per second that its links carried while they were used.
-        net_loss: share of probes that were lost or sent again, 0 to 1.
+        throughput: bytes per second that its links carried while they were used, as most of its peers see it (GM-30).
+        net_loss: share of what was sent on them that was lost and sent again, 0 to 1, as most of its peers see it.
         temperature: of its hottest sensor, in degrees Celsius.
         memory, disk: used, as shares of what there is.
         load: average of a minute, per core.

@@ -13,6 +13,9 @@ import pytest
 
 from benchmarks.lab import Lab, can_run
 from orchestrator import status
+from orchestrator.governor.events import Observed
+from orchestrator.governor.log import told
+from orchestrator.governor.readings import Observation
 from orchestrator.records import read_steps
 from tests.codecs import CODECS
 from tests.gang.harness import IMPATIENT, STEPS_PER_EPOCH
@@ -166,3 +169,31 @@ def test_cc21_the_plan_follows_a_link_that_slows_down_and_recovers(lab_gang: Sta
     seconds = {step["step"]: step["step_seconds"] for step in read_steps(g.folder)}
     print(f"slow from {slow_from}, fast from {fast_from}; {sorted({(c['step'], c['reason']) for c in changes})}")
     print([(step, round(seconds[step], 2)) for step in range(slow_from - 5, slow_from + 25)])
+
+
+@pytest.mark.parametrize("codec", ["none", pytest.param("int8", marks=pytest.mark.long)])
+def test_gm30_the_host_with_the_slow_cable_is_who_all_its_peers_find_slow(codec: str, lab_gang: StartGang) -> None:
+    """In a ring, and where all hosts exchange with all; by what agents read of the sockets of ranks."""
+    g = lab_gang(
+        hosts=4, rate=400, ranks_per_host=1, spares=0, epochs=20, codec=codec, wide=True, governor={"evaluation": 6.0}
+    )
+    g.hurry()
+    g.wait_for_step(3)
+    slow = str(g.members()[2]["host"])
+    g.lab.set_rate(20, g.cable_of(2))
+    cut_at = g.step()
+
+    def windows() -> list[dict[str, Observation]]:
+        """Those of the time with the slow cable in which all hosts were seen."""
+        with (g.folder / "governor.jsonl").open() as log:
+            events = [event for _, event, _ in told(log) if isinstance(event, Observed) and event.steps > cut_at]
+        found = [dict(event.observations) for event in events[1:]]
+        return [each for each in found if len(each) == 4 and all(seen.throughput for seen in each.values())]
+
+    seen = g.wait_for("a window with all links", windows)[-1]
+    g.lab.set_rate(None)
+    rates = {host: each.throughput or 0.0 for host, each in seen.items()}
+    print(codec, {host: round(rate / 1e6, 1) for host, rate in rates.items()}, "MB/s; slow is", slow)
+    others = [rate for host, rate in rates.items() if host != slow]
+    assert rates[slow] < 20e6 / 8 * 1.5 and min(others) > 2 * rates[slow]
+    g.check()

@@ -11,6 +11,7 @@ from quantarion.v1 import control_pb2 as pb
 from workers import host_sensors
 from workers.host_sensors import STALE_SECONDS, HostSensors
 from workers.resources import Resources
+from workers.sockets import Use
 
 
 class Clock:
@@ -28,7 +29,7 @@ def told(sensors: HostSensors) -> pb.Beat:
 
 
 def test_gm21_what_is_not_known_is_absent_from_a_beat() -> None:
-    sensors = HostSensors(lambda: Resources(memory=0.5, load=0.0))
+    sensors = HostSensors(lambda: Resources(memory=0.5, load=0.0), dict)
     assert told(sensors) == pb.Beat(time=1.0)
     sensors.look()
     beat = told(sensors)
@@ -38,12 +39,20 @@ def test_gm21_what_is_not_known_is_absent_from_a_beat() -> None:
 
 def test_gm21_what_was_read_long_ago_tells_nothing() -> None:
     clock = Clock()
-    sensors = HostSensors(lambda: Resources(disk=0.9), clock)
+    sensors = HostSensors(lambda: Resources(disk=0.9), dict, clock)
     sensors.look()
     clock.now += STALE_SECONDS
     assert told(sensors).disk == 0.9
     clock.now += 0.1
     assert not told(sensors).HasField("disk")
+
+
+def test_what_ranks_have_sent_is_told_once_after_each_look() -> None:
+    sensors = HostSensors(Resources, lambda: {"10.0.0.2": Use(30, 2, 4000, 1_500_000)})
+    for _ in range(2):
+        sensors.look()
+        told_once = pb.LinkUse(address="10.0.0.2", segments=30, retransmitted=2, bytes=4000, seconds=1.5)
+        assert list(told(sensors).links) == [told_once] and list(told(sensors).links) == []
 
 
 @pytest.fixture
@@ -52,7 +61,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Callable[..., HostSensors]:
     monkeypatch.setattr(host_sensors, "EVERY_SECONDS", 0.0)
 
     def start(read: Callable[[], Resources]) -> HostSensors:
-        sensors = HostSensors(read)
+        sensors = HostSensors(read, dict)
         sensors.start()
         return sensors
 

@@ -138,6 +138,17 @@ def test_gm29_what_many_of_a_group_have_is_the_groups() -> None:
     assert fleet.verdicts[0].weight is Weight.NOISY_GROUP
 
 
+def test_gm29_what_many_have_of_links_is_in_the_links_of_the_group() -> None:
+    fleet = Fleet(128)
+    fleet.evaluate(2)
+    lossy = {f"h{i}": SICK[Code.NET_LOSS] for i in range(20)}
+    fleet.evaluate(4, lossy)
+    assert fleet.states(lossy) == [HostState.HEALTHY] * 20
+    assert [(each.target, each.act, each.reasons) for each in fleet.verdicts] == [
+        ("g0", Act.REGROUP, (Code.GROUP_LINK, Code.NET_LOSS))
+    ]
+
+
 def test_gm29_what_a_few_have_is_their_own() -> None:
     fleet = Fleet(128)
     fleet.evaluate(2)
