@@ -38,6 +38,7 @@ from orchestrator.governor.log import Governor, Outset
 from orchestrator.hosts import RayHosts
 from orchestrator.jobspec import JobSpec
 from orchestrator.journal import Journal
+from orchestrator.messages import Known, check
 from orchestrator.non_finite import NonFinite
 from orchestrator.observing import Observing
 from orchestrator.probe import BUDGET_SECONDS, Findings, LinkProbe
@@ -45,6 +46,7 @@ from orchestrator.relief import Relief
 from orchestrator.services import SERVER_OPTIONS, ControlService, OperatorService
 from orchestrator.streams import HostStream, Streams
 from orchestrator.topology import complaints, told_group
+from orchestrator.violations import Violations
 from workers import wire
 from workers.protocol import Answer, RankState
 
@@ -86,9 +88,11 @@ class Coordinator:
     def __init__(self, spec: JobSpec, folder: Path, hosts: RayHosts, store_address: str, address: str) -> None:
         self.spec, self.folder, self.ray_hosts = spec, folder, hosts
         self._directives = Directives(store_address)
-        self._epoch = time.time() - time.monotonic()
-        self.entrance = Entrance(spec, folder, address, self.event, lambda: self.ray_hosts.placed)
         self.journal = Journal(folder, json.loads((folder / "job.json").read_text())["started"])
+        outset = Outset(spec.governor, spec.hosts.max, spec.hosts.min, spec.seed, self.journal.launch)
+        governor = Governor.open_or_anew(folder / "governor.jsonl", outset)
+        self._epoch = max(time.time(), governor.state.time) - time.monotonic()  # a clock that was set back meanwhile
+        self.entrance = Entrance(spec, folder, address, self.event, lambda: self.ray_hosts.placed)
         self.machine = ms.Membership(_rules(spec), self.journal.incarnation)
         self.streams = Streams()
         self.seen: dict[str, Seen] = {}
@@ -108,10 +112,8 @@ class Coordinator:
         self._probe: LinkProbe | None = None
         self._probing: asyncio.Task[None] | None = None
         self._events = os.open(folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        outset = Outset(spec.governor, spec.hosts.max, spec.hosts.min, spec.seed, self.journal.launch)
-        governor = Governor.open_or_anew(folder / "governor.jsonl", outset)
         self.governing = Governing(governor, self.event)
-        self.observing = Observing()
+        self.observing, self._violations = Observing(), Violations()
         self.relief = Relief(spec.governor, self.governing, self.machine, self._post)
         self.digests, self.non_finite = Digests(self.journal.remembered.sound), NonFinite()
         self._observed_at = self.now()
@@ -121,7 +123,7 @@ class Coordinator:
         self._not_before: dict[str, float] = {}  # when a host that could not be tested may be tested again
 
     def now(self) -> float:
-        """Unix seconds that never jump."""
+        """Unix seconds that never jump, nor fall behind what the governor was told before."""
         return self._epoch + time.monotonic()
 
     # ------------------------------------------------------------------ life
@@ -562,8 +564,24 @@ class Coordinator:
                 self._give_up_test(host, "its agent's stream was reset")
             self.do(self.machine.detach(host, self.now()))
 
+    def refuses(self, host: str, message: pb.AgentMessage, *, first: bool = False) -> str | None:
+        """Why nothing is done about a message, as the end of a sentence about it; None where it is taken."""
+        refusal = check(host, message, Known.of(self.machine), first=first)
+        if refusal is None:
+            return None
+        logger.info("a message of %s is refused: it %s", host, refusal.text)
+        if refusal.counts and host in self.machine.hosts:
+            told = self._violations.add(host, refusal, self.now())
+            if told is not None:
+                self.event("message_refused", told)
+            if self._violations.is_evidence(host) and self.machine.can_spare(host):
+                self.governing.convict(host, Code.PROTOCOL_VIOLATION, self.now())
+        return refusal.text
+
     def hear(self, host: str, message: pb.AgentMessage) -> None:
         """Anything but a hello."""
+        if self.refuses(host, message) is not None:
+            return
         match message.WhichOneof("body"):
             case "beat":
                 self.governing.beat(host, self.now())
@@ -591,6 +609,8 @@ class Coordinator:
     def _beat(self, beat: pb.Beat) -> None:
         now = self.now()
         for progress in beat.progress:
+            if progress.worker not in self.machine.workers:
+                continue
             seen = self.seen.setdefault(progress.worker, Seen())
             moved = (progress.micro_batch, progress.exchanges)
             if moved != seen.moved:
@@ -641,7 +661,8 @@ class Coordinator:
         failed = report.failed
         self.do(self.machine.failed(report.worker, failed.exit_code, failed.error, failed.step, self.now()))
         if failed.traceback and self.machine.phase is ms.JobPhase.ENDED:
-            (self.folder / "traceback.txt").write_text(failed.traceback)
+            with contextlib.suppress(OSError):  # a full disk must not keep the job from ending
+                (self.folder / "traceback.txt").write_text(failed.traceback)
 
     def _note(self, worker: str, note: pb.Note, now: float) -> None:
         if note.kind == "apply_failed":

@@ -27,9 +27,10 @@ logger = logging.getLogger("quantarion.coordinator")
 WATCH_SECONDS = 0.1
 """Between two looks at events.jsonl."""
 
-SERVER_OPTIONS = [("grpc.max_receive_message_length", 64 << 20), ("grpc.http2.max_ping_strikes", 0)]
-"""Agents ask every second whether the coordinator is there (`workers.agent.CHANNEL_OPTIONS`), also when it has read nothing
-for a while; by default gRPC would end all their streams then."""
+SERVER_OPTIONS = [("grpc.max_receive_message_length", 8 << 20), ("grpc.http2.max_ping_strikes", 0)]
+"""A larger message ends its stream with RESOURCE_EXHAUSTED before it is read; what is allowed is a quarter of that. Agents ask
+every second whether the coordinator is there (`workers.agent.CHANNEL_OPTIONS`), also when it has read nothing for a while; by
+default gRPC would end all their streams then."""
 
 
 class ControlService(rpc.ControlServicer):
@@ -48,6 +49,9 @@ class ControlService(rpc.ControlServicer):
             return
         stream = HostStream(first.hello.host)
         await self._admission.admit(context, Role.AGENT, stream.host)
+        if (refused := self._coordinator.refuses(stream.host, first, first=True)) is not None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the HostHello of {stream.host} {refused}")
+            return
         if not self._coordinator.attach(first.hello, stream):
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, _refusal(stream.host))
             return
@@ -80,15 +84,23 @@ class ControlService(rpc.ControlServicer):
             for message in gathered.messages:
                 if message.HasField("hello"):
                     host = message.hello.host
-                    may = self._admission.may_lead(stream.host, host)
-                    if not may or not coordinator.attach(message.hello, stream):
-                        stream.send(host, pb.CoordinatorMessage(refused=pb.Refused(reason=_refusal(host))))
+                    if (reason := self._turns_away(stream, message)) is not None:
+                        stream.send(host, pb.CoordinatorMessage(refused=pb.Refused(reason=reason)))
                 elif not coordinator.streams.carries(stream, message.host):
                     continue
                 elif message.HasField("host_away"):
                     coordinator.detach(message.host, stream)
                 else:
                     coordinator.hear(message.host, message)
+
+    def _turns_away(self, leader: HostStream, message: pb.AgentMessage) -> str | None:
+        """Why the host of a HostHello is not attached by the stream of its leader; None where it is."""
+        host = message.hello.host
+        if not self._admission.may_lead(leader.host, host):
+            return f"the certificate of its leader does not name {host}"
+        if (refused := self._coordinator.refuses(host, message, first=True)) is not None:
+            return f"the HostHello of {host} {refused}"
+        return None if self._coordinator.attach(message.hello, leader) else _refusal(host)
 
 
 def _refusal(host: str) -> str:
