@@ -6,6 +6,7 @@ groups above the own one, the limit that is nearest counts. A number that cannot
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -127,7 +128,13 @@ def read_resources(paths: Iterable[Path]) -> Resources:
     cpu = None
     with suppress(OSError, RuntimeError):
         cpu = psutil.cpu_percent() / 100
-    return Resources(max(shares, default=None), max(disks, default=None), _load(min(cores)), cpu)
+    found = (max(shares, default=None), max(disks, default=None), _load(min(cores)), cpu)
+    return Resources(*map(_if_it_can_be, found))
+
+
+def _if_it_can_be(value: float | None) -> float | None:
+    """What a kernel in a container says may be nonsense, and whoever told that on would be thought broken."""
+    return value if value is not None and math.isfinite(value) and value >= 0 else None
 
 
 def disk_share(path: Path) -> float | None:

@@ -58,8 +58,8 @@ class Use(NamedTuple):
         return Use(
             (self.segments - before.segments) % _WORD,
             (self.retransmitted - before.retransmitted) % _WORD,
-            self.nbytes - before.nbytes,
-            self.microseconds - before.microseconds,
+            max(0, self.nbytes - before.nbytes),
+            max(0, self.microseconds - before.microseconds),
         )
 
     def plus(self, other: Use) -> Use:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from quantarion.v1 import control_pb2 as pb
 from quantarion.v1 import operator_pb2_grpc as rpc
@@ -252,7 +252,7 @@ MESSAGES: st.SearchStrategy[pb.AgentMessage] = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.sampled_from(["host-1", "host-2"]), MESSAGES), min_size=1, max_size=EVIDENCE_AT - 1))
 def test_gm6_whatever_agents_say_nothing_is_raised_and_what_is_refused_changes_nothing(
     said: list[tuple[str, pb.AgentMessage]],

@@ -143,6 +143,14 @@ def test_gm21_a_quota_counts_as_cores_for_the_load(tmp_path: Path, monkeypatch: 
     assert (found.load, found.memory, found.disk) == (1.5, 100.0, None)
 
 
+def test_gm21_a_number_that_cannot_be_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources.psutil, "cpu_percent", lambda: -0.1)
+    monkeypatch.setattr(resources.os, "getloadavg", lambda: (math.nan, 0.0, 0.0))
+    monkeypatch.setattr(resources, "disk_share", lambda path: math.inf)
+    found = read_resources([tmp_path])
+    assert (found.disk, found.load, found.cpu) == (None, None, None) and found.memory is not None
+
+
 def test_gm21_a_membership_that_makes_no_sense_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "MEMBERSHIPS", tmp_path / "cgroup")
     (tmp_path / "cgroup").write_text("no group\n")

@@ -82,6 +82,7 @@ def test_what_is_no_dump_ends() -> None:
 
 def test_segments_go_round_in_32_bits() -> None:
     assert Use(5, 1, 10, 10).since(Use(2**32 - 5, 2**32 - 1, 4, 3)) == Use(10, 2, 6, 7)
+    assert Use(0, 0, 1, 1).since(Use(0, 0, 2, 2)) == Use()  # what cannot be
 
 
 class Kernel:
