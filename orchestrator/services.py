@@ -28,9 +28,9 @@ WATCH_SECONDS = 0.1
 """Between two looks at events.jsonl."""
 
 SERVER_OPTIONS = [("grpc.max_receive_message_length", 8 << 20), ("grpc.http2.max_ping_strikes", 0)]
-"""A larger message ends its stream with RESOURCE_EXHAUSTED before it is read; what is allowed is a quarter of that. Agents ask
-every second whether the coordinator is there (`workers.agent.CHANNEL_OPTIONS`), also when it has read nothing for a while; by
-default gRPC would end all their streams then."""
+"""A larger message ends its stream with RESOURCE_EXHAUSTED before it is read; what is allowed is a quarter of that. Agents
+ask every second whether the coordinator is there (`workers.agent.CHANNEL_OPTIONS`), also when it has read nothing for a
+while; by default gRPC would end all their streams then."""
 
 
 class ControlService(rpc.ControlServicer):

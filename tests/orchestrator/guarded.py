@@ -44,6 +44,9 @@ class Behind:
     asked: list[str] = field(default_factory=list)
     streams: Streams = field(default_factory=Streams)
 
+    def refuses(self, host: str, message: pb.AgentMessage, *, first: bool = False) -> str | None:
+        return None
+
     def attach(self, hello: pb.HostHello, stream: HostStream) -> bool:
         self.attached.append(hello.host)
         self.streams.attach(hello.host, stream, hello.agent_pid)

@@ -17,6 +17,7 @@ from orchestrator.hosts import RayHosts
 from orchestrator.jobspec import JobSpec
 from orchestrator.membership import JobPhase
 from orchestrator.records import Record, read_events
+from orchestrator.streams import HostStream
 from workers import wire
 from workers.identity import GENESIS
 
@@ -54,6 +55,7 @@ class RealCoordinator(Coordinator):
         hosts_of_ray = cast(RayHosts, NoHosts())
         super().__init__(JobSpec.model_validate({**spec, "hosts": sizes}), folder, hosts_of_ray, "127.0.0.1:1", "127.0.0.1")
         self.bind_loop(asyncio.get_running_loop())
+        self._opened: list[HostStream] = []
         self.names = [f"host-{number}" for number in range(1, hosts + 1)]
         for host in self.names:
             self._expect(host, f"10.0.0.{host[5:]}", "")
@@ -73,13 +75,22 @@ class RealCoordinator(Coordinator):
     def train(self) -> None:
         """All hosts attach, and their ranks go through the first generation, at the pace of this call."""
         for host in self.names:
-            assert self.attach(self.hello(host)) is not None
+            assert self.attach(self.hello(host), HostStream(host))
         for host in self.names:
             self.hear(host, self.report(host, prepared=self.prepared()))
         for host in self.names:
             running = pb.Running(generation=wire.generation_to_wire(self.machine.generation), how="went_on")
             self.hear(host, self.report(host, running=running))
         assert self.machine.phase is JobPhase.TRAINING
+
+    def attach(self, hello: pb.HostHello, stream: HostStream) -> bool:
+        self._opened.append(stream)
+        return super().attach(hello, stream)
+
+    @property
+    def attached(self) -> list[str]:
+        """Hosts that hang on a stream."""
+        return sorted({host for stream in self._opened for host in self.streams.hosts(stream)})
 
     def worker(self, host: str) -> str:
         return f"w{host[5:]}"
@@ -119,5 +130,5 @@ class RealCoordinator(Coordinator):
         )
         line = (machine.stopping, machine.formed, machine.discarded, machine.rolling_back, sorted(machine.failed_steps))
         pace = (machine.pace, machine.incidents.open, list(machine.apply_failures), machine.exchange_error_at)
-        told = (self.seen, self.total_steps, self.exit_code, self.digests.sound, sorted(self.streams))
+        told = (self.seen, self.total_steps, self.exit_code, self.digests.sound, self.attached)
         return repr((roster, course, line, pace, told))

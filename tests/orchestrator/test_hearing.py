@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +19,15 @@ from hypothesis import strategies as st
 from quantarion.v1 import control_pb2 as pb
 from quantarion.v1 import operator_pb2_grpc as rpc
 
-from orchestrator.coordinator import Coordinator, HostStream
+from orchestrator.admission import Admission
+from orchestrator.coordinator import Coordinator
 from orchestrator.governor.codes import Code
 from orchestrator.governor.hosts import HostState
 from orchestrator.membership import JobPhase
 from orchestrator.messages import Known, check
 from orchestrator.services import SERVER_OPTIONS, ControlService
+from orchestrator.streams import HostStream, Streams
+from orchestrator.turned_away import Tally
 from orchestrator.violations import EVIDENCE_AT
 from tests.orchestrator.real_coordinator import RealCoordinator
 from workers.protocol import RankState
@@ -69,7 +73,7 @@ def test_gm6_what_nobody_can_read_keeps_the_stream_and_changes_nothing(tmp_path:
         for text in ("", "{", "[]", '{"total_steps": null}', "[" * 100_000):
             job.hear("host-1", job.report("host-1", note=pb.Note(kind="plan", json=text)))
         assert job.membership == before and len(job.events("plan")) == events
-        assert sorted(job.streams) == ["host-1", "host-2"]
+        assert job.attached == ["host-1", "host-2"]
 
     with_coordinator(tmp_path, scenario)
 
@@ -278,8 +282,8 @@ def test_gm6_whatever_an_agent_begins_with_nothing_is_raised(hellos: list[pb.Hos
         for hello in hellos:
             before = job.membership
             if job.refuses(hello.host, pb.AgentMessage(hello=hello), first=True) is None:
-                stream = job.attach(hello)
-                assert (stream is None) == (hello.host not in ("host-1", "host-2"))
+                taken = job.attach(hello, HostStream(hello.host))
+                assert taken == (hello.host in ("host-1", "host-2"))
             else:
                 assert job.membership == before
 
@@ -295,15 +299,21 @@ class Ear:
 
     def __init__(self) -> None:
         self.heard: list[pb.AgentMessage] = []
+        self.streams = Streams()
         self.detached = asyncio.Event()
         self.attached = asyncio.Event()
 
     def refuses(self, host: str, message: pb.AgentMessage, *, first: bool = False) -> str | None:
         return "says too little" if first and not message.hello.address else None
 
-    def attach(self, hello: pb.HostHello) -> HostStream:
+    def attach(self, hello: pb.HostHello, stream: HostStream) -> bool:
         self.attached.set()
-        return HostStream()
+        self.streams.attach(hello.host, stream, 1)
+        return True
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        yield
 
     def hear(self, host: str, message: pb.AgentMessage) -> None:
         self.heard.append(message)
@@ -316,7 +326,9 @@ async def served(talk: Callable[[Ear, Any], Awaitable[None]]) -> None:
     """A server with the options of the coordinator's, and `talk(ear, stub)` with it."""
     ear = Ear()
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    rpc.add_ControlServicer_to_server(ControlService(cast(Coordinator, ear)), server)
+    rpc.add_ControlServicer_to_server(
+        ControlService(cast(Coordinator, ear), Admission(None, Tally(lambda fields: None, time.time))), server
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

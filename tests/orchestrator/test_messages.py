@@ -26,7 +26,7 @@ def beat(**progress: Any) -> pb.AgentMessage:
     return pb.AgentMessage(beat=pb.Beat(progress=[pb.Progress(**{"worker": "w1", "state": "training", **progress})]))
 
 
-def sensed(**sensors: float) -> pb.AgentMessage:
+def sensed(**sensors: Any) -> pb.AgentMessage:
     return pb.AgentMessage(beat=pb.Beat(**sensors))
 
 

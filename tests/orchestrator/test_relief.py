@@ -101,7 +101,7 @@ def test_gm21_ranks_there_are_told_to_keep_fewer_checkpoints_for_as_long_as_it_l
         assert {worker for worker, _ in job.posted} == mine and len(mine) == 2
         for worker, message in job.posted:
             directive = message.directive
-            assert directive.worker == worker and directive.WhichOneof("body") == "relieve"
+            assert list(directive.workers) == [worker] and directive.WhichOneof("body") == "relieve"
             assert (directive.relieve.seconds, directive.relieve.above) == (30.0, 0.8)
         job.window(first=Observation(disk=0.85))
     job.window(first=Observation(disk=0.8))

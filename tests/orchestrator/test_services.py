@@ -35,6 +35,9 @@ class Listener:
         yield
         self._note("ends")
 
+    def refuses(self, host: str, message: pb.AgentMessage, *, first: bool = False) -> str | None:
+        return None
+
     def attach(self, hello: pb.HostHello, stream: HostStream) -> bool:
         if hello.host not in {f"host-{number}" for number in range(1, 5)}:
             return False

@@ -50,9 +50,9 @@ IPV4 = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
 
 
 def test_a_dump_has_the_sockets_that_the_kernel_tells_of() -> None:
-    first = diag(socket.AF_INET, *IPV4, (1, b"xyz"), (2, info(1, 2, 3, 50, 10)))
+    first = diag(socket.AF_INET, IPV4[0], IPV4[1], (1, b"xyz"), (2, info(1, 2, 3, 50, 10)))
     mapped = [bytes(10) + b"\xff\xff" + raw for raw in IPV4]
-    second = diag(socket.AF_INET6, *mapped, (2, info()), cookie=8)
+    second = diag(socket.AF_INET6, mapped[0], mapped[1], (2, info()), cookie=8)
     third = diag(socket.AF_INET6, bytes(15) + b"\1", bytes(15) + b"\2", (2, info()), cookie=9)
     found, is_done = parse(first + second + third)
     assert not is_done
