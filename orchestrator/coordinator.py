@@ -28,6 +28,7 @@ from orchestrator import placement
 from orchestrator.commands import Commands
 from orchestrator.digests import Comparison, Digests
 from orchestrator.directives import Directives, Sending, runs
+from orchestrator.drains import Drains
 from orchestrator.entrance import Entrance
 from orchestrator.errors import ExitCode, UserError
 from orchestrator.governing import Governing, Removal, Way
@@ -121,6 +122,7 @@ class Coordinator:
         self._tested: dict[str, Tested] = {}
         self._in_test: set[str] = set()  # hosts of the job that were asked to test themselves
         self._not_before: dict[str, float] = {}  # when a host that could not be tested may be tested again
+        self.drains = Drains(self)
 
     def now(self) -> float:
         """Unix seconds that never jump, nor fall behind what the governor was told before."""
@@ -153,8 +155,10 @@ class Coordinator:
         self.event("coordinator_started", {"incarnation": self.journal.incarnation, "recovered": took_over})
         looking = asyncio.create_task(self._look_for_hosts())
         ticking = asyncio.create_task(self._tick())
+        watching = asyncio.create_task(self.drains.watch())
         await self.done.wait()
         looking.cancel()
+        watching.cancel()
         await self._wind_down()
         ticking.cancel()
         await server.stop(1.0)
@@ -192,9 +196,10 @@ class Coordinator:
             await asyncio.sleep(TICK_SECONDS)
             self.do(self.machine.tick(self.now()))
             try:
+                self.drains.tick()
                 self.govern()
             except Exception:
-                logger.exception("what the governor wants could not be done; trying again")
+                logger.exception("what is to become of hosts could not be done; trying again")
             if self.journal.remembered.stopping and self.machine.recovering_until is None:
                 self.do(self.machine.stop("asked for before the coordinator was restarted", self.now()))
             if tick % LOOK_AT_JOURNAL_TICKS == 0 and self.journal.deposed:
@@ -242,7 +247,7 @@ class Coordinator:
                 loop.call_soon_threadsafe(self._expect, placed.host, placed.address, group)
 
     def _may_come(self, host: str) -> bool:
-        kept_away = host in self.journal.remembered.drained or self._has_to_wait(host)
+        kept_away = host in self.journal.remembered.drained or self._has_to_wait(host) or self.drains.keeps_away(host)
         return not kept_away and self.governing.may_come(host)
 
     def _has_to_wait(self, host: str) -> bool:
@@ -289,6 +294,7 @@ class Coordinator:
                 break
             await asyncio.sleep(0.05)
         self._spawner.shutdown(wait=False, cancel_futures=True)
+        self.drains.close()
         await asyncio.get_running_loop().run_in_executor(self._ray, self.ray_hosts.drop_all)
         self.journal.write({"entry": "ended", "exit_code": self.exit_code})
         self.phase = "finished" if self.exit_code in (0, 130) else "failed"
@@ -393,7 +399,7 @@ class Coordinator:
             self._remove(removal)
         self._test_the_quarantined()
         for host in [host for host, each in self._tested.items() if now - each.since > TEST_SECONDS]:
-            self._give_up_test(host, f"no answer for {TEST_SECONDS:g} s")
+            self.give_up_test(host, f"no answer for {TEST_SECONDS:g} s")
 
     def _compared(self, found: Comparison) -> None:
         """All members have told what they hold (GM-17). Where that differs, who deviates is out of the generation that goes
@@ -451,8 +457,7 @@ class Coordinator:
     def _host_tested(self, host: str, result: pb.HostTested) -> None:
         if result.error:  # it tells nothing of the host
             self._not_before[host] = self.now() + AGAIN_SECONDS
-            if host in self._tested:
-                self._give_up_test(host, result.error)
+            self.give_up_test(host, result.error)
             return
         now, tested, failures = self.now(), self._tested.pop(host, None), list(result.failures)
         self.event("host_test", {"host": host, "passed": not failures, "failures": failures, "seconds": result.seconds})
@@ -465,8 +470,10 @@ class Coordinator:
         self.do(self.machine.expect_host(host, tested.address, now, tested.group))
         self.do(self.machine.attach(host, tested.address, [], now))
 
-    def _give_up_test(self, host: str, reason: str) -> None:
-        """It is tried again after a while, as a node that is offered."""
+    def give_up_test(self, host: str, reason: str) -> None:
+        """If it is being tested to come back. It is tried again after a while, as a node that is offered."""
+        if host not in self._tested:
+            return
         since = self._tested.pop(host).since
         self._not_before[host] = self.now() + AGAIN_SECONDS
         self.event("host_test", {"host": host, "passed": False, "failures": [reason], "seconds": self.now() - since})
@@ -560,8 +567,7 @@ class Coordinator:
             self.streams.detach(host)
             if self._probe is not None:
                 self._probe.lost(host)
-            if host in self._tested:
-                self._give_up_test(host, "its agent's stream was reset")
+            self.give_up_test(host, "its agent's stream was reset")
             self.do(self.machine.detach(host, self.now()))
 
     def refuses(self, host: str, message: pb.AgentMessage, *, first: bool = False) -> str | None:
@@ -601,6 +607,8 @@ class Coordinator:
                     self.machine.hangs.shown(stack.worker, stack.frames)
             case "host_tested":
                 self._host_tested(host, message.host_tested)
+            case "draining":
+                self.drains.told_by_agent(host, message.draining)
             case "probe_port" if self._probe is not None:
                 self._probe.port(host, message.probe_port)
             case "measured_link" if self._probe is not None:

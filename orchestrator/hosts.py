@@ -69,6 +69,11 @@ class RayHosts:
             with contextlib.suppress(ValueError):
                 self._groups[host] = ray.util.get_placement_group(self._group_name(host))
 
+    def draining(self) -> dict[str, float]:
+        """Hosts whose nodes Ray drains, and the deadlines: Unix seconds; 0 where there is none."""
+        found = {self._names.known(node): deadline for node, deadline in placement.draining_nodes().items()}
+        return {host: deadline for host, deadline in found.items() if host is not None}
+
     def offers(self) -> list[placement.HostSlot]:
         """Nodes of the cluster that could become hosts of this job."""
         return placement.free_hosts(self._ranks, {placed.node_id for placed in self.placed.values()})
@@ -170,6 +175,10 @@ class NodeNames:
             self._last += 1
             self._hosts[node_id] = f"host-{self._last}"
         return self._hosts[node_id]
+
+    def known(self, node_id: str) -> str | None:
+        """None for a node that has no name yet."""
+        return self._hosts.get(node_id)
 
 
 class Newborn:

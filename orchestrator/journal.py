@@ -33,6 +33,7 @@ class Remembered:
     hung: list[tuple[float, str]] = field(default_factory=list)  # when a host was the culprit of a hang
     names: dict[str, str] = field(default_factory=dict)  # of all nodes that were ever taken: node_id -> host
     drained: set[str] = field(default_factory=set)  # hosts that are not to be taken again
+    notices: dict[str, dict[str, Any]] = field(default_factory=dict)  # host -> that it will be taken away (`Notice`)
     hosts_max: int = 0  # as an operator has scaled the job; 0: nobody has
     sound: int = 0  # the last step after which all members were seen to hold the same bytes
     rolling_back: int | None = None  # to a checkpoint of that step or before; it has not come to its end
@@ -124,6 +125,7 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
                 remembered.probed.clear()
                 remembered.names.clear()
                 remembered.drained.clear()
+                remembered.notices.clear()
                 remembered.hosts_max = 0
                 remembered.sound = 0
                 remembered.rolling_back = None
@@ -144,8 +146,13 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
         case "host":
             remembered.hosts[entry["host"]] = {k: v for k, v in entry.items() if k != "entry"}
             remembered.names[str(entry["node_id"])] = entry["host"]
+            remembered.notices.pop(entry["host"], None)  # it was not to be taken before that was over
         case "drained":
             remembered.drained.add(entry["host"])
+        case "notice":
+            remembered.notices[entry["host"]] = {key: value for key, value in entry.items() if key != "entry"}
+        case "notice_withdrawn":
+            remembered.notices.pop(entry["host"], None)
         case "readmitted":
             remembered.drained.discard(entry["host"])
         case "scaled":

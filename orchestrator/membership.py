@@ -237,10 +237,23 @@ class Membership:
             return []
         view.leaving, view.bequeaths = reason, bequeaths
         actions: list[Action] = [Record("host_leaves", {"host": host, "reason": reason})]
-        if at_once and self.phase is not JobPhase.WAITING and self.roster.can_do_without_the_leaving:
-            actions += self._begin(reason, now)
-            self.waiting -= {worker.worker for worker in self.roster.on(host)}
+        if at_once:
+            actions += self._close(view, now)
         return actions + self._decide(now)
+
+    def hasten(self, host: str, now: float) -> list[Action]:
+        """A host that leaves can wait for the end of a step no longer."""
+        view = self.hosts.get(host)
+        if view is None or not view.leaving or view.at_once or view.told_at is not None or self.phase is JobPhase.ENDED:
+            return []
+        return self._close(view, now) + self._decide(now)
+
+    def _close(self, leaving: HostView, now: float) -> list[Action]:
+        """The generation ends at once, without an answer of that host, if another has the state."""
+        leaving.at_once = True
+        if self.phase is JobPhase.WAITING or not self.roster.can_do_without_the_leaving:
+            return []
+        return self._begin(leaving.leaving, now)
 
     def short_of_disk(self, hosts: Collection[str]) -> None:
         """Of these the ranks write no logs and checkpoints from the next generation on, where another host of their group
@@ -594,8 +607,9 @@ class Membership:
             at_step = self.pace.soon(now)
             can_do = self.roster.can_do_without_the_leaving
             leaving = [view for view in self.roster.leaving if can_do and view.told_at is None]
-            if leaving and (at_step or now > self.pace.resumed_at + self.pace.answer_limit):  # soon it is known
-                actions += self._begin(leaving[0].leaving, now, at_step)
+            hasty = any(view.at_once for view in leaving)
+            if leaving and (at_step or hasty or now > self.pace.resumed_at + self.pace.answer_limit):  # soon it is known
+                actions += self._begin(leaving[0].leaving, now, 0 if hasty else at_step)
             elif self.roster.in_role(Role.READY):
                 actions += self._begin("join", now, at_step)
         if self.phase is JobPhase.FORMING and not self.waiting:
@@ -706,8 +720,8 @@ class Membership:
         self.phase = JobPhase.FORMING
         self.reason, self.at_step, self.round_started = reason, at_step, now
         self.exchange_error_at = None
-        candidates = self.roster.candidates
-        self.waiting = {w.worker for w in candidates}
+        candidates, spares = self.roster.candidates, self.roster.can_do_without_the_leaving
+        self.waiting = {w.worker for w in candidates if not (spares and self.hosts[w.host].at_once)}
         fields: dict[str, object] = {
             "generation": list(self.round_generation),
             "reason": reason,

@@ -7,6 +7,15 @@ from dataclasses import dataclass
 MEASURE_SECONDS = 0.4
 """Shortest time over which steps are counted: the beats of two hosts may come right after one another."""
 
+BEAT_SECONDS = 0.5
+"""So long after its commit a step is heard of at the latest."""
+
+ORDER_SECONDS = 0.15
+"""For an order to arrive."""
+
+HASTE = 0.2
+"""Share of its usual time by which a step may be shorter."""
+
 
 @dataclass
 class Pace:
@@ -45,8 +54,12 @@ class Pace:
         """A step that no rank has passed yet when an order arrives, so that a planned change discards nothing; or 0."""
         if not self.step or not self.step_seconds:
             return 0
-        since = max(0.0, now - self.step_at)
-        return self.step + int((since + 0.15) / self.step_seconds) + 2
+        since = max(0.0, now - self.step_at) + min(self.step_seconds, BEAT_SECONDS + HASTE * self.step_seconds)
+        return self.step + int((since + ORDER_SECONDS) / self.step_seconds) + 1
+
+    def until(self, step: int, now: float) -> float:
+        """Seconds until `step`, which `soon` has named, is probably committed."""
+        return max(0.0, (step - self.step) * self.step_seconds - (now - self.step_at))
 
     @property
     def answer_limit(self) -> float:

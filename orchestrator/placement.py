@@ -32,14 +32,15 @@ class HostSlot:
 
 
 def free_hosts(cpus: int, used: Collection[str] = ()) -> list[HostSlot]:
-    """Living nodes with at least `cpus` free logical CPUs, by address; those whose id is in `used` are left out.
+    """Living nodes with at least `cpus` free logical CPUs, by address; those whose id is in `used` are left out, and those
+    that are about to go.
 
     An embedded cluster's head has no CPU and is never among them.
     """
     import ray
     from ray._private.state import available_resources_per_node
 
-    available = available_resources_per_node()
+    available, draining = available_resources_per_node(), draining_nodes()
     return sorted(
         HostSlot(
             str(node["NodeManagerAddress"]),
@@ -50,6 +51,7 @@ def free_hosts(cpus: int, used: Collection[str] = ()) -> list[HostSlot]:
         for node in ray.nodes()
         if node["Alive"]
         and node["NodeID"] not in used
+        and node["NodeID"] not in draining
         and available.get(node["NodeID"], {}).get("CPU", 0.0) >= max(1, cpus)
     )
 
@@ -59,6 +61,17 @@ def dead_nodes() -> set[str]:
     import ray
 
     return {str(node["NodeID"]) for node in ray.nodes() if not node["Alive"]}
+
+
+def draining_nodes() -> dict[str, float]:
+    """Living nodes that Ray drains, by node id: until when, in Unix seconds; 0 where there is no deadline.
+
+    So are those that the autoscaler takes away, and those whose `ray start --block` has received SIGTERM, as it does when
+    its pod is deleted.
+    """
+    from ray._private.state import state
+
+    return {str(node): milliseconds / 1000.0 for node, milliseconds in state.get_draining_nodes().items()}
 
 
 def reserve(slot: HostSlot, bundles: int, name: str) -> PlacementGroup:

@@ -53,6 +53,8 @@ def event_sentence(event: Record) -> str | None:
             return f"{host} is up{f', in group {group}' if group else ''}"
         case {"kind": "host_leaves", "host": host, "reason": reason}:
             return f"{host} leaves: {reason}"
+        case {"kind": "drain_notice", "host": host, "reason": reason, "heard": heard, "deadline": deadline}:
+            return f"{host} will be taken away within {deadline - heard:.0f} s: {reason}"
         case {"kind": "host_test", "host": host, "passed": True}:
             return f"{host} has passed the host test and comes back"
         case {"kind": "host_test", "host": host, "failures": failures}:

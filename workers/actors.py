@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -35,7 +36,7 @@ def log_to(path: Path) -> None:
 
 
 class AgentActor:
-    """HostAgent as a detached, restartable actor: one per host."""
+    """HostAgent as a detached, restartable actor: one per host. SIGTERM is the notice that the host will be taken away."""
 
     def __init__(self, *, job: str, job_folder: str, host: str, node_id: str, address: str) -> None:
         folder = Path(job_folder)
@@ -58,7 +59,15 @@ class AgentActor:
                 logging.shutdown()
                 os._exit(1)
 
+        signal.signal(signal.SIGTERM, lambda *_: self._loop.call_soon_threadsafe(self._heed))  # Ray's handler would exit
         threading.Thread(target=body, name="agent", daemon=True).start()
+
+    def _heed(self) -> None:
+        """In the agent's thread."""
+        if self._agent is None:  # it is about to begin
+            self._loop.call_soon(self._heed)
+        else:
+            self._agent.drain("its agent has received SIGTERM")
 
     def ping(self) -> int:
         """Its process id."""

@@ -77,6 +77,7 @@ class HostAgent:
         self._thermometer = Thermometer()
         traffic = Traffic(lambda: [local.up.pid for local in list(self.workers.values())])
         self._sensors = HostSensors(lambda: read_resources((job_folder, runtime)), traffic.look)
+        self._notice: tuple[str, float] | None = None  # that the host will be taken away: why, and since when
 
     async def run(self) -> None:
         """Serve until `stop`."""
@@ -91,6 +92,18 @@ class HostAgent:
 
     def stop(self) -> None:
         self._stopped.set()
+
+    def drain(self, reason: str) -> None:
+        """The host is about to be taken away (GM-38); a coordinator that comes later is told, too."""
+        if self._notice is None:
+            logger.warning("this host will be taken away: %s", reason)
+            self._notice = reason, time.monotonic()
+            self._tell_notice()
+
+    def _tell_notice(self) -> None:
+        if self._notice is not None:
+            reason, since = self._notice
+            self._tell(pb.AgentMessage(draining=pb.Draining(reason=reason, age=time.monotonic() - since)))
 
     # ------------------------------------------------------------------ ranks of this host
 
@@ -293,6 +306,7 @@ class HostAgent:
         async with self._channel(coordinator) as channel:
             self._outbox = asyncio.Queue()
             self._outbox.put_nowait(self._hello())
+            self._tell_notice()
             self.exits.clear()
             stream = rpc.ControlStub(channel).Attach(self._outgoing(self._outbox))
             beats = asyncio.create_task(self._beat(self._outbox))

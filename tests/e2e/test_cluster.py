@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -29,7 +30,7 @@ from tests.e2e.gang import Gang, is_alive, kill, quantarion, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-NODE = "127.0.0.101"
+NODE, SECOND_NODE = "127.0.0.101", "127.0.0.102"
 SMALL = ("--set", "hosts.max=1", "--set", "ranks_per_host=1", "--set", "spares_per_host=0")
 TWO_EPOCHS = ("--set", "phases.fp32_epochs=2")  # 40 steps
 
@@ -41,6 +42,20 @@ class Cluster:
     address: str  # of its GCS
     dashboard: str
     environment: dict[str, str]
+    folder: Path
+
+    def start_node(self, address: str, cpus: int) -> subprocess.Popen[bytes]:
+        """Another node, as a pod starts it. It is ended with the head."""
+        options = {
+            "address": self.address,
+            "node-ip-address": address,
+            "dashboard-agent-listen-port": 0,
+            "min-worker-port": 0,
+            "max-worker-port": 0,
+            "num-cpus": cpus,
+            "object-store-memory": 80 * 2**20,
+        }
+        return _ray_start(options, self.environment, self.folder / "node.out")
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +81,11 @@ def cluster(child_environment: dict[str, str]) -> Iterator[Cluster]:
         "object-store-memory": 80 * 2**20,
         "temp-dir": folder / "ray",
     }
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    with (folder / "head.out").open("wb") as output:
-        head = subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats", *flags],
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    head = _ray_start(options, environment, folder / "head.out", "--head", "--disable-usage-stats")
     try:
         url = f"http://127.0.0.1:{dashboard}"
         wait_for("the dashboard's job server", lambda: _answers(f"{url}/api/version"), alive=lambda: head.poll() is None)
-        yield Cluster(f"{NODE}:{port}", url, environment)
+        yield Cluster(f"{NODE}:{port}", url, environment, folder)
     finally:
         _end(head, folder)
 
@@ -252,6 +257,44 @@ def test_without_its_driver_a_job_saves_and_ends(on_cluster: Callable[..., Gang]
     wait_for("the end of what it ran", lambda: not gang.left_over())
     assert gang.events("stopping")[0]["reason"] == "the process that started the job is gone"
     assert gang.events("checkpoint")[-1]["step"] == gang.last_step()
+
+
+def test_gm38_the_host_of_a_pod_that_is_deleted_leaves_after_the_step(
+    on_cluster: Callable[..., Gang], cluster: Cluster, paced_job: Path
+) -> None:
+    """SIGTERM reaches `ray start --block`, the first process of the container; that ends once the host has left."""
+    node = cluster.start_node(SECOND_NODE, cpus=1)
+    gang = on_cluster(paced_job, *SMALL, "--set", "hosts.max=2", name="deleted")
+    gang.until_full(2, 0)
+    gang.until_more(20)
+    node.send_signal(signal.SIGTERM)
+    heard = gang.until_event("drain_notice", 0.0, source="ray")
+    gang.until_event("host_left", 0.0, host=heard["host"])
+    assert node.wait(60) is not None
+    gang.until_full(1, 0)
+    gang.until_more(20)
+    (start,) = [event for event in gang.events("host_up") if event["address"] == SECOND_NODE]
+    first, alone = gang.events("generation")[-2:]
+    assert heard["host"] == start["host"] and 0 < heard["deadline"] - heard["heard"] <= 30.0
+    assert (len(first["members"]), len(alone["members"]), alone["discarded"]) == (2, 1, first["discarded"])
+    assert gang.events("host_lost") == []
+    gang.signal(signal.SIGTERM)
+    assert gang.end() == 130, gang.describe()
+    assert gang.command("audit", gang.folder).returncode == 0 and gang.left_over() == []
+
+
+def _ray_start(options: dict[str, Any], environment: dict[str, str], output: Path, *flags: str) -> subprocess.Popen[bytes]:
+    named = [f"--{name}={value}" for name, value in options.items()]
+    with output.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags, *named],
+            env=environment,
+            cwd=output.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def _swept(gang: Gang, cluster: Cluster) -> str:

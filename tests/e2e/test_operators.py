@@ -6,6 +6,7 @@ Its coordinator asks agents and operators for certificates.
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,20 @@ def test_gm33_the_last_host_cannot_be_sent_away(gang: Gang) -> None:
     for command in ("drain", "evict"):
         answer = refused(gang, command, gang.name, "host-1")
         assert "(min_hosts): without host-1 there are 0 hosts, fewer than hosts.min, which is 1" in answer
+
+
+def test_gm38_a_host_whose_agent_receives_sigterm_leaves_after_the_step(gang: Gang) -> None:
+    told(gang, "readmit", gang.name, "host-2")
+    gang.until_full(2, 0)
+    gang.until_more(20)
+    before = gang.status()["discarded"]  # type: ignore[index]
+    pid = hosts(gang)["host-2"]["agent_pid"]
+    assert isinstance(pid, int)
+    os.kill(pid, signal.SIGTERM)
+    heard = gang.until_event("drain_notice", 0.0, host="host-2", source="agent")
+    gang.until_event("host_left", heard["t"], host="host-2")
+    until_alone(gang)
+    assert gang.status()["discarded"] == before  # type: ignore[index]
 
 
 def test_gm10_the_log_replays_and_every_sample_was_seen_once(gang: Gang) -> None:

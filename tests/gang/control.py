@@ -58,9 +58,14 @@ class ZygoteHosts:
     def name(self, slot: HostSlot) -> str:
         return self.names.of(slot.node_id)
 
+    def draining(self) -> dict[str, float]:
+        draining = read_settings(self.folder)["draining"]
+        return {h: draining[each.address] for h, each in list(self.placed.items()) if each.address in draining}
+
     def offers(self) -> list[HostSlot]:
-        used = {placed.address for placed in self.placed.values()}
-        return [HostSlot(a, f"node-{a}") for a in read_settings(self.folder)["nodes"] if a not in used]
+        settings = read_settings(self.folder)
+        kept = {placed.address for placed in self.placed.values()} | settings["draining"].keys()
+        return [HostSlot(address, f"node-{address}") for address in settings["nodes"] if address not in kept]
 
     def start(self, slot: HostSlot) -> PlacedHost:
         placed = PlacedHost(self.name(slot), slot.node_id, slot.address)

@@ -29,7 +29,7 @@ from orchestrator.audit import audit
 from orchestrator.folder import prepare
 from orchestrator.jobspec import JobSpec
 from orchestrator.records import Record, read_events, read_steps
-from tests.gang.control import death_file
+from tests.gang.control import death_file, read_settings
 from tests.gang.program import SAMPLES, learning_rate
 from tests.gang.zygote import Child, ask
 from workers.faults import parse
@@ -150,11 +150,21 @@ class Gang:
             "zygote": self.zygote,
             "address": CONTROL_ADDRESS,
             "out_of_reach": [],
+            "draining": {},
             "nodes": addresses,
             "limits": self.limits,
             "deaths": list(self.coordinator_deaths),
             **self.settings(),
         }
+        self._write_settings(settings)
+
+    def drain_nodes(self, deadlines: dict[str, float]) -> None:
+        """The hosts whose machines Ray drains from now on, and no others: until when (Unix seconds; 0: it does not say)."""
+        addresses = {child.host: child.address for child in self.processes("agent")}
+        draining = {addresses[host]: deadline for host, deadline in deadlines.items()}
+        self._write_settings(read_settings(self.folder) | {"draining": draining})
+
+    def _write_settings(self, settings: dict[str, Any]) -> None:
         temporary = self.folder / "gang.json.new"
         temporary.write_text(json.dumps(settings))
         temporary.replace(self.folder / "gang.json")

@@ -83,3 +83,17 @@ def test_gm19_gm30_who_has_a_vote_and_who_hung_outlive_the_coordinator_but_not_t
     Journal(tmp_path, launch=2.0).begin()
     later = Journal(tmp_path, launch=2.0).remembered
     assert (later.voters, later.hung) == ({}, [])
+
+
+def test_gm38_notices_outlive_the_coordinator_until_they_are_over(tmp_path: Path) -> None:
+    first = Journal(tmp_path, launch=1.0)
+    first.begin()
+    for number in (1, 2, 3):
+        notice = {"host": f"host-{number}", "source": "ray", "reason": "r", "heard": 5.0, "deadline": 35.0}
+        first.write({"entry": "notice", **notice})
+    first.write({"entry": "notice_withdrawn", "host": "host-1"})
+    first.write({"entry": "host", "host": "host-2", "node_id": "n", "address": "10.0.0.2", "group": ""})  # taken again
+    found = Journal(tmp_path, launch=1.0).remembered.notices
+    assert found == {"host-3": {"host": "host-3", "source": "ray", "reason": "r", "heard": 5.0, "deadline": 35.0}}
+    Journal(tmp_path, launch=2.0).begin()
+    assert Journal(tmp_path, launch=2.0).remembered.notices == {}

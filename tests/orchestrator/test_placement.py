@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -98,3 +99,34 @@ def test_ep13_the_group_of_a_dead_host_does_not_move_to_another(cluster: Embedde
         cluster.revive()
         time.sleep(0.02)
     eventually_free(3, ["127.0.0.2", "127.0.0.3"])
+
+
+@pytest.mark.ray
+def test_gm38_a_node_that_ray_drains_is_not_offered_and_said_to_go_until_its_deadline(cluster: EmbeddedCluster) -> None:
+    """It ends by itself once nothing runs there any more."""
+    from ray._private.worker import global_worker
+    from ray.core.generated import autoscaler_pb2
+
+    worker: Any = global_worker
+    reasons: Any = autoscaler_pb2
+    eventually_free(3, ["127.0.0.2", "127.0.0.3"])
+    slot = placement.free_hosts(3)[1]
+    group = placement.reserve(slot, 2, "quantarion-placement-host-5")
+    assert placement.wait_ready(group, 60) and placement.draining_nodes() == {}
+    eventually_free(1, ["127.0.0.2", "127.0.0.3"])
+    until = int(time.time()) + 600.0
+    drained, refusal = worker.gcs_client.drain_node(
+        slot.node_id, reasons.DRAIN_NODE_REASON_PREEMPTION, "pre-empted", int(1000 * until)
+    )
+    assert drained, refusal
+    deadline = time.monotonic() + 60
+    while not (draining := placement.draining_nodes()):
+        assert time.monotonic() < deadline, "Ray does not say that it drains a node"
+        time.sleep(0.02)
+    assert draining == {slot.node_id: until}
+    assert addresses(1) == ["127.0.0.2"]
+    placement.release(group)
+    while placement.draining_nodes() or addresses(3) != ["127.0.0.2", "127.0.0.3"]:
+        assert time.monotonic() < deadline, "the node has not ended, or another one has not begun"
+        cluster.revive()
+        time.sleep(0.02)

@@ -593,6 +593,10 @@ def test_incidents_are_sentences(incident: Incident, sentence: str) -> None:
     [
         ({"kind": "checkpoint", "step": 9, "bytes": 1_230_000, "seconds": 0.05}, "checkpoint of step 9: 1.2 MB in 0.05 s"),
         ({"kind": "checkpoint_failed", "error": "disk full"}, "checkpoint failed, training goes on: disk full"),
+        (
+            {"kind": "drain_notice", "host": "host-2", "reason": "Ray drains its node", "heard": 10.0, "deadline": 40.0},
+            "host-2 will be taken away within 30 s: Ray drains its node",
+        ),
         ({"kind": "finished", "step": 9, "exit_code": 130}, "stopped after step 9"),
         ({"kind": "failed", "message": "no hosts"}, "failed: no hosts"),
         ({"kind": "waiting", "message": "1 of 2 hosts"}, "waiting: 1 of 2 hosts"),

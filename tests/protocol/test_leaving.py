@@ -180,3 +180,47 @@ def test_gm33_a_job_below_its_minimum_waits_for_another_host(world: Simulation) 
     world.add_host()
     settle(world)
     assert len(hosts_of(world)) == 2
+
+
+def test_gm38_a_host_that_can_wait_no_longer_leaves_before_the_step_ends_and_nobody_waits_for_its_answer(
+    world: Simulation,
+) -> None:
+    machine, (stays, leaves) = machine_of(world), world.hosts
+    assert machine.hasten(leaves, world.now) == [] and machine.hasten("nobody", world.now) == []
+    planned = machine.leave(leaves, "drained", world.now)
+    assert all(order.at_step for order in planned if isinstance(order, ms.SendPrepare))
+    actions = machine.hasten(leaves, world.now)
+    orders = [action for action in actions if isinstance(action, ms.SendPrepare)]
+    assert len(orders) == 4 and all(order.at_step == 0 for order in orders)
+    assert {machine.workers[worker].host for worker in machine.waiting} == {stays}
+    assert machine.hasten(leaves, world.now) == []
+    world.do(planned + actions)
+    settle(world)
+    assert hosts_of(world) == {stays} and leaves not in machine.hosts
+
+
+def test_gm38_hosts_that_leave_at_once_together_cost_one_generation_and_nobody_waits_for_either() -> None:
+    world = Simulation(0, hosts=4, ranks=1)
+    settle(world)
+    machine, (first, second, *others) = machine_of(world), world.hosts
+    before = len(world.plans)
+    for host in (first, second):
+        world.do(machine.leave(host, "drained", world.now, at_once=True))
+    assert {machine.workers[worker].host for worker in machine.waiting} == set(others)
+    settle(world)
+    assert hosts_of(world) == set(others) and len(world.plans) == before + 1
+
+
+def test_gm38_gm35_a_host_in_haste_that_alone_has_the_state_leaves_as_soon_as_another_has_it() -> None:
+    world = Simulation(0, hosts=1, ranks=2)
+    settle(world)
+    machine, (only,) = machine_of(world), world.hosts
+    world.do(machine.leave(only, "drained", world.now))
+    world.do(machine.hasten(only, world.now))
+    settle_but_for_the_leaving(world)
+    assert hosts_of(world) == {only}
+    step = machine.pace.step
+    world.add_host()
+    settle(world)
+    assert only not in machine.hosts and len(hosts_of(world)) == 1
+    assert machine.pace.step > step and not machine.plan.first  # type: ignore[union-attr]

@@ -27,7 +27,7 @@ class StateId(_message.Message):
     def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., lineage: _Optional[int] = ...) -> None: ...
 
 class AgentMessage(_message.Message):
-    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report", "probe_port", "measured_link", "host_tested", "stacks", "gathered", "host_away", "host")
+    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report", "probe_port", "measured_link", "host_tested", "stacks", "draining", "gathered", "host_away", "host")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     WORKER_UP_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class AgentMessage(_message.Message):
     MEASURED_LINK_FIELD_NUMBER: _ClassVar[int]
     HOST_TESTED_FIELD_NUMBER: _ClassVar[int]
     STACKS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     GATHERED_FIELD_NUMBER: _ClassVar[int]
     HOST_AWAY_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
@@ -49,10 +50,11 @@ class AgentMessage(_message.Message):
     measured_link: MeasuredLink
     host_tested: HostTested
     stacks: Stacks
+    draining: Draining
     gathered: Gathered
     host_away: HostAway
     host: str
-    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ..., probe_port: _Optional[_Union[ProbePort, _Mapping]] = ..., measured_link: _Optional[_Union[MeasuredLink, _Mapping]] = ..., host_tested: _Optional[_Union[HostTested, _Mapping]] = ..., stacks: _Optional[_Union[Stacks, _Mapping]] = ..., gathered: _Optional[_Union[Gathered, _Mapping]] = ..., host_away: _Optional[_Union[HostAway, _Mapping]] = ..., host: _Optional[str] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ..., probe_port: _Optional[_Union[ProbePort, _Mapping]] = ..., measured_link: _Optional[_Union[MeasuredLink, _Mapping]] = ..., host_tested: _Optional[_Union[HostTested, _Mapping]] = ..., stacks: _Optional[_Union[Stacks, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., gathered: _Optional[_Union[Gathered, _Mapping]] = ..., host_away: _Optional[_Union[HostAway, _Mapping]] = ..., host: _Optional[str] = ...) -> None: ...
 
 class Gathered(_message.Message):
     __slots__ = ("messages",)
@@ -349,6 +351,16 @@ class Stack(_message.Message):
     worker: str
     frames: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, worker: _Optional[str] = ..., frames: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Draining(_message.Message):
+    __slots__ = ("reason", "age", "deadline")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    AGE_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    age: float
+    deadline: float
+    def __init__(self, reason: _Optional[str] = ..., age: _Optional[float] = ..., deadline: _Optional[float] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
     __slots__ = ("welcome", "directive", "kill", "probe_open", "probe_link", "probe_close", "host_test", "ask_stacks", "refused", "host")
