@@ -69,6 +69,14 @@ class SendExit:
 
 
 @dataclass(frozen=True)
+class SendSave:
+    """A checkpoint is wanted after `step`."""
+
+    worker: str
+    step: int
+
+
+@dataclass(frozen=True)
 class KillWorker:
     """Ask the agent to kill a process of its host."""
 
@@ -123,6 +131,7 @@ Action = (
     | SendConfigure
     | SendJoin
     | SendExit
+    | SendSave
     | KillWorker
     | AskStacks
     | SpawnWorker

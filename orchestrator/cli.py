@@ -143,6 +143,18 @@ def readmit(job: Job, host: Host, storage: Storage = DEFAULT_STORAGE) -> None:
 
 
 @app.command()
+def checkpoint(
+    job: Job,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it lies on disk.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Have a running job save its exact state after the step."""
+    from orchestrator import checkpoint_command
+
+    raise typer.Exit(checkpoint_command.checkpoint(job, storage, wait))
+
+
+@app.command()
 def doctor(
     storage: Storage = DEFAULT_STORAGE,
     sweep: Annotated[bool, typer.Option(help="Remove what dead jobs left.")] = True,

@@ -81,10 +81,13 @@ class Commands:
         self._job.stop(request.reason or "an operator asked for it", request.now)
         return op.StopReply(accepted=True, message="stopping")
 
-    def change(self, command: str, request: op.HostRequest | op.ScaleRequest) -> op.OperatorReply:
-        """`drain`, `evict`, `readmit` or `scale`; on record whatever comes of it."""
+    def change(self, command: str, request: op.HostRequest | op.ScaleRequest | op.CheckpointRequest) -> op.OperatorReply:
+        """`drain`, `evict`, `readmit`, `scale` or `checkpoint`; on record whatever comes of it."""
         if isinstance(request, op.ScaleRequest):
             reply, asked = self._scale(request), dict[str, object](hosts=request.hosts)
+        elif isinstance(request, op.CheckpointRequest):
+            reply = self._checkpoint()
+            asked = dict[str, object](id=request.id, step=reply.step)
         else:
             reply = {"drain": self._drain, "evict": self._evict, "readmit": self._readmit}[command](request)
             asked = dict[str, object](host=request.host, reason=request.reason)
@@ -143,6 +146,15 @@ class Commands:
             return _refused("already", f"the job runs on {many} already")
         leaving = job.scale(hosts)
         return _done(f"{many} from now on" + (f"; to leave: {', '.join(leaving)}" if leaving else ""))
+
+    def _checkpoint(self) -> op.OperatorReply:
+        job = self._job
+        if (refused := self._stale(pb.Generation())) is not None:
+            return refused
+        if job.saving.step:
+            return _refused("already", f"the state after step {job.saving.step} is being saved already")
+        step = job.saving.ask()
+        return op.OperatorReply(accepted=True, message=f"the state after step {step} is saved", step=step)
 
     # ------------------------------------------------------------------ guards
 

@@ -25,6 +25,7 @@ from quantarion.v1 import operator_pb2_grpc as rpc
 
 from orchestrator import membership as ms
 from orchestrator import placement
+from orchestrator.actions import SendSave
 from orchestrator.commands import Commands
 from orchestrator.digests import Comparison, Digests
 from orchestrator.directives import Directives, Sending, runs
@@ -44,6 +45,7 @@ from orchestrator.non_finite import NonFinite
 from orchestrator.observing import Observing
 from orchestrator.probe import BUDGET_SECONDS, Findings, LinkProbe
 from orchestrator.relief import Relief
+from orchestrator.saving import Saving
 from orchestrator.services import SERVER_OPTIONS, ControlService, OperatorService
 from orchestrator.streams import HostStream, Streams
 from orchestrator.topology import complaints, told_group
@@ -122,7 +124,7 @@ class Coordinator:
         self._tested: dict[str, Tested] = {}
         self._in_test: set[str] = set()  # hosts of the job that were asked to test themselves
         self._not_before: dict[str, float] = {}  # when a host that could not be tested may be tested again
-        self.drains = Drains(self)
+        self.drains, self.saving = Drains(self), Saving(self)
 
     def now(self) -> float:
         """Unix seconds that never jump, nor fall behind what the governor was told before."""
@@ -197,6 +199,7 @@ class Coordinator:
             self.do(self.machine.tick(self.now()))
             try:
                 self.drains.tick()
+                self.saving.tick()
                 self.govern()
             except Exception:
                 logger.exception("what is to become of hosts could not be done; trying again")
@@ -309,7 +312,7 @@ class Coordinator:
         for run in runs(actions):
             action = run[0]
             match action:
-                case ms.SendPrepare() | ms.SendConfigure() | ms.SendJoin() | ms.SendExit():
+                case ms.SendPrepare() | ms.SendConfigure() | ms.SendJoin() | ms.SendExit() | SendSave():
                     self._direct(action, run)
                 case ms.KillWorker(worker, reason):
                     self._post(worker, pb.CoordinatorMessage(kill=pb.Kill(worker=worker, reason=reason)))
@@ -651,6 +654,7 @@ class Coordinator:
                 fields = {"path": published.path, "tier": published.tier, "step": published.step}
                 sizes = {"bytes": published.bytes, "raw_bytes": published.raw_bytes, "seconds": published.seconds}
                 self.event("checkpoint", {**fields, **sizes})
+                self.saving.published(published.step, published.tier)
             case "finished":
                 machine.progress(wire.state_from_wire(report.finished.state).step, 0.0, now)  # no beat says it any more
                 self.do(machine.finished(worker, now))

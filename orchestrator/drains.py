@@ -73,8 +73,11 @@ class Drains:
         job, machine, now = self._job, self._job.machine, self._job.now()
         if machine.stopping or machine.phase is ms.JobPhase.ENDED or machine.recovering_until is not None:
             return
-        for removal in self.notices.due(machine.hosts, self._step_ends(now), now):
+        due = self.notices.due(machine.hosts, self._step_ends(now), now)
+        for removal in due:
             job.do(self._remove(removal, now))
+        if due and machine.formed and all(host.leaving for host in machine.hosts.values()) and not job.saving.step:
+            job.saving.ask()  # nobody else will have the state
 
     def _step_ends(self, now: float) -> float | None:
         machine = self._job.machine

@@ -35,6 +35,7 @@ class Remembered:
     drained: set[str] = field(default_factory=set)  # hosts that are not to be taken again
     notices: dict[str, dict[str, Any]] = field(default_factory=dict)  # host -> that it will be taken away (`Notice`)
     hosts_max: int = 0  # as an operator has scaled the job; 0: nobody has
+    save: int = 0  # after this step a checkpoint was asked for that does not lie on disk yet; 0: nobody has asked
     sound: int = 0  # the last step after which all members were seen to hold the same bytes
     rolling_back: int | None = None  # to a checkpoint of that step or before; it has not come to its end
     probed: dict[str, str] = field(default_factory=dict)  # address -> group, as the probe has found it
@@ -127,6 +128,7 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
                 remembered.drained.clear()
                 remembered.notices.clear()
                 remembered.hosts_max = 0
+                remembered.save = 0
                 remembered.sound = 0
                 remembered.rolling_back = None
                 remembered.stopping = False
@@ -157,6 +159,10 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
             remembered.drained.discard(entry["host"])
         case "scaled":
             remembered.hosts_max = int(entry["hosts"])
+        case "save":
+            remembered.save = int(entry["step"])
+        case "saved":
+            remembered.save = 0
         case "sound":
             remembered.sound = int(entry["step"])
         case "rolls_back":

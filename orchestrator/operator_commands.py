@@ -24,8 +24,8 @@ SHORT = {"memory": "RESOURCE_MEMORY", "disk": "RESOURCE_DISK", "load": "RESOURCE
 """The code of a shortage, by what there is too little of."""
 
 
-def ask(job: str, storage: Path, what: Callable[[rpc.OperatorStub], pb.OperatorReply]) -> int:
-    """Give a command to the coordinator of `job`, and print its answer; the exit code.
+def ask(job: str, storage: Path, what: Callable[[rpc.OperatorStub], pb.OperatorReply]) -> pb.OperatorReply:
+    """Give a command to the coordinator of `job`, and print its answer, which is returned.
 
     Raises:
         UserError: exit code 2, there is no such job, or a guard refuses; 6, no coordinator answers.
@@ -46,31 +46,36 @@ def ask(job: str, storage: Path, what: Callable[[rpc.OperatorStub], pb.OperatorR
     if not reply.accepted:
         raise UserError(f"{job} refuses ({reply.guard}): {reply.message}")
     sys.stdout.write(f"{job}: {reply.message}\n")
-    return ExitCode.DONE
+    sys.stdout.flush()
+    return reply
 
 
 def drain(job: str, host: str, reason: str, storage: Path) -> int:
     """`ask` that a host leaves."""
     request = pb.HostRequest(host=host, reason=reason)
-    return ask(job, storage, lambda operator: operator.Drain(request, timeout=ASK_SECONDS))
+    ask(job, storage, lambda operator: operator.Drain(request, timeout=ASK_SECONDS))
+    return ExitCode.DONE
 
 
 def evict(job: str, host: str, reason: str, storage: Path) -> int:
     """`ask` that a host is removed."""
     request = pb.HostRequest(host=host, reason=reason)
-    return ask(job, storage, lambda operator: operator.Evict(request, timeout=ASK_SECONDS))
+    ask(job, storage, lambda operator: operator.Evict(request, timeout=ASK_SECONDS))
+    return ExitCode.DONE
 
 
 def readmit(job: str, host: str, storage: Path) -> int:
     """`ask` that a host may come back."""
     request = pb.HostRequest(host=host)
-    return ask(job, storage, lambda operator: operator.Readmit(request, timeout=ASK_SECONDS))
+    ask(job, storage, lambda operator: operator.Readmit(request, timeout=ASK_SECONDS))
+    return ExitCode.DONE
 
 
 def scale(job: str, hosts: int, storage: Path) -> int:
     """`ask` for so many hosts."""
     request = pb.ScaleRequest(hosts=hosts)
-    return ask(job, storage, lambda operator: operator.Scale(request, timeout=ASK_SECONDS))
+    ask(job, storage, lambda operator: operator.Scale(request, timeout=ASK_SECONDS))
+    return ExitCode.DONE
 
 
 def hosts(job: str, storage: Path, as_json: bool) -> int:

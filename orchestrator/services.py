@@ -137,6 +137,10 @@ class OperatorService(rpc.OperatorServicer):
         await self._admission.admit(context, Role.OPERATOR)
         return self._commands.change("scale", request)
 
+    async def Checkpoint(self, request: op.CheckpointRequest, context: Context) -> op.OperatorReply:
+        del context
+        return self._commands.change("checkpoint", request)
+
     async def Watch(self, request: op.WatchRequest, context: Context) -> AsyncIterator[op.Event]:
         await self._admission.admit(context, Role.OPERATOR)
         with self._events.open("rb") as events:

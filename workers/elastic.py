@@ -538,8 +538,10 @@ class Job:
     def _tell_digest(self, state: StateId, step_seconds: float) -> None:
         """To be compared with the others': now and then, for each checkpoint, and at the first step of a generation."""
         step, rank = state.step, self._rank
-        is_due = self._digests.is_due(step) or step == rank.first_step or self.config.checkpoint.due(step) is not None
-        if not is_due or not isinstance(rank, Rank):
+        if not isinstance(rank, Rank):
+            return
+        is_saved = step == rank.save_after or self.config.checkpoint.due(step) is not None
+        if not is_saved and step != rank.first_step and not self._digests.is_due(step):
             return
         begun = time.perf_counter()
         rank.page.set_busy(True)

@@ -15,6 +15,7 @@ from typing import Any
 from quantarion.v1 import control_pb2 as pb
 
 from workers.checkpoint import BackgroundWriter, CheckpointError, Published, check_fits, load_newest, set_aside
+from workers.checkpoint.errors import StaleWriter, StorageError
 from workers.checkpoint.manifest import EXACT, MANIFEST
 from workers.config import TrainingConfig
 from workers.engine import Engine
@@ -28,6 +29,9 @@ from workers.transfer import Snapshot
 logger = logging.getLogger("quantarion.keeper")
 
 SAVE_SECONDS = 600.0
+
+TELL_AGAIN_SECONDS = 3.0
+"""Who still asks then for a checkpoint that lies on disk has not heard of it."""
 
 _PLAN = {
     "": ("seed", "global_batch"),
@@ -54,10 +58,14 @@ class Keeper:
         self._phase = ""
         self._begun: StateId | None = None  # the state with which the present phase began
         self._exact: tuple[StateId, int] | None = None  # the last one saved exactly, and how often this rank was healed
+        self._served: tuple[int, int] | None = None  # the last one that was asked for, likewise
+        self._told: tuple[pb.RankReport, float] | None = (
+            None  # the last exact one on disk, and when that was said (monotonic)
+        )
 
     def after_step(self, step: int) -> None:
-        """Save every `checkpoint.every` steps, beside training (CK-3)."""
-        tier = self._config.checkpoint.due(step)
+        """Save every `checkpoint.every` steps, and where somebody has asked for it, beside training (CK-3)."""
+        tier = EXACT if self._is_asked_for(step) else self._config.checkpoint.due(step)
         if tier is not None and self._rank.index == 0 and isinstance(self._rank, Rank):
             self._submit(tier)
 
@@ -74,6 +82,30 @@ class Keeper:
         if state == self._begun and self._config.checkpoint.every and self._rank.index == 0:
             if isinstance(self._rank, Rank) and self._exact != (state, self._engine.restores):
                 self._submit(EXACT)
+        if self._is_asked_for(state.step) and self._rank.index == 0:  # while there are rounds and no steps
+            self._submit(EXACT)
+
+    def _is_asked_for(self, step: int) -> bool:
+        """Once: that it is asked for again and again tells only that it does not lie on disk yet."""
+        rank = self._rank
+        if not isinstance(rank, Rank) or not 0 < rank.save_after <= step:
+            return False
+        asked, rank.save_after = (rank.save_after, self._engine.restores), 0
+        if asked == self._served:
+            self._tell_again(asked[0])
+            return False
+        if rank.index == 0:
+            self._served = asked
+        return True
+
+    def _tell_again(self, step: int) -> None:
+        """That it lies on disk, as nobody was there to hear it."""
+        if self._told is None:
+            return
+        report, told_at = self._told
+        if report.published.step >= step and time.monotonic() - told_at > TELL_AGAIN_SECONDS:
+            self._told = report, time.monotonic()
+            self._rank.post(report)
 
     def save_now(self) -> None:
         """Save the present state, exact, and wait until it lies on disk; a failure is reported, not raised (CK-7)."""
@@ -137,7 +169,10 @@ class Keeper:
         """In the writer's thread."""
         if isinstance(outcome, CheckpointError):
             self._exact = None
-            note = pb.Note(kind="checkpoint_failed", json=json.dumps({"error": str(outcome)}))
+            if not isinstance(outcome, StorageError):  # which is tried again
+                self._served = None
+            fields = {"error": str(outcome), "stale": isinstance(outcome, StaleWriter)}
+            note = pb.Note(kind="checkpoint_failed", json=json.dumps(fields))
             self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
             return
         published = pb.Published(
@@ -148,7 +183,10 @@ class Keeper:
             raw_bytes=outcome.raw_bytes,
             seconds=outcome.seconds,
         )
-        self._rank.post(pb.RankReport(worker=self._rank.worker, published=published))
+        report = pb.RankReport(worker=self._rank.worker, published=published)
+        if outcome.tier == EXACT:
+            self._told = report, time.monotonic()
+        self._rank.post(report)
 
     def found(self, at_most: int | None = None) -> Snapshot | None:
         """The newest sound checkpoint of this job's folder, or None where there is none (a fresh start).

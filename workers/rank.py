@@ -97,6 +97,8 @@ class Rank:
         self.host_exchange: HostExchange | None = None
         self.host_memory: HostMemory | None = None
         self.longest_step = 0.0
+        self.save_after = 0
+        """A checkpoint is wanted after this step; 0: nobody has asked, or it was seen to."""
         self.faults = Faults(faults, folder / "faults", self._where)
         runtime.mkdir(parents=True, exist_ok=True, mode=0o700)  # where the agent is still starting
         self.page = Page(page_path(runtime, self.worker), create=True)
@@ -219,6 +221,8 @@ class Rank:
             elif directive.HasField("relieve"):
                 if self._owner is not None:
                     self._owner.relieve(directive.relieve.seconds, directive.relieve.above)
+            elif directive.HasField("save"):
+                self.save_after = directive.save.step
             elif directive.HasField("exit"):
                 self._hand_over(list(directive.exit.heirs), wire.state_from_wire(directive.exit.authority))
                 self.leave(directive.exit.reason)

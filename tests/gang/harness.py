@@ -85,6 +85,7 @@ class Gang:
     security: dict[str, Any] = field(default_factory=dict)
     lame: tuple[str, ...] = ()  # hosts that take LAME_SECONDS longer for a micro-batch
     epochs: int = EPOCHS
+    checkpoint_every: int = 50
     wide: bool = False  # a model for which links matter
     continued: int = 0  # stopped ranks that were let go on in time
     killed: list[int] = field(default_factory=list)  # workers that the test has killed
@@ -133,7 +134,7 @@ class Gang:
                 "task": {"script": str(PROGRAM)},
                 "phases": {"fp32_epochs": self.epochs, "qat_epochs": 0},
                 "evaluate_every": 5,
-                "checkpoint": {"every": 50},
+                "checkpoint": {"every": self.checkpoint_every},
                 "limits": {"agent_grace": self.agent_grace, "exits_allowed": self.exits_allowed},
                 "faults": list(self.faults),
             }

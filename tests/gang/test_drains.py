@@ -48,3 +48,15 @@ def test_gm38_a_notice_outlives_the_coordinator_that_has_heard_it(gang: StartGan
     g.wait_for_step(step + 10)
     assert {member["host"] for member in g.members().values()} == {"host-1"}  # its node is not taken again so soon
     g.check()
+
+
+def test_gm38_gm35_who_alone_has_the_state_saves_it_and_stays(gang: StartGang) -> None:
+    g = gang(hosts=1, spares=0, checkpoint_every=0, epochs=40)
+    g.wait_until_measured()
+    g.signal_agent("host-1", signal.SIGTERM)
+    saved = g.wait_for("a checkpoint", lambda: g.events("checkpoint"))
+    (leaves,) = g.events("host_leaves")
+    assert saved[0]["tier"] == "exact" and leaves["t"] < saved[0]["t"]
+    g.wait_for_step(g.step() + 10)
+    assert g.events("host_left") == [] and len(g.events("generation")) == 1
+    g.check()

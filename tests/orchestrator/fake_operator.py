@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,8 @@ class FakeOperator(rpc.OperatorServicer):
         self.then = then or []
         self.questions: list[pb.StatusRequest] = []
         self.stops: list[pb.StopRequest] = []
+        self.checkpoint = pb.OperatorReply(accepted=True, message="the state after step 12 is saved", step=12)
+        self.asked: Callable[[str], None] = lambda request: None  # called with the id of each request for a checkpoint
 
     def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusReply:
         self.questions.append(request)
@@ -33,6 +35,10 @@ class FakeOperator(rpc.OperatorServicer):
     def Stop(self, request: pb.StopRequest, context: Any) -> pb.StopReply:
         self.stops.append(request)
         return pb.StopReply(accepted=True)
+
+    def Checkpoint(self, request: pb.CheckpointRequest, context: Any) -> pb.OperatorReply:
+        self.asked(request.id)
+        return self.checkpoint
 
 
 def make_job(storage: Path, name: str, *, address: str | None = None, pid: int | None = None) -> Path:

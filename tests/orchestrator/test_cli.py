@@ -68,6 +68,8 @@ def test_train_by_default_starts_afresh_on_this_machine(
         ("status", "show", ["status", "demo", "--json", "--storage", "x"], ("demo", Path("x"), True)),
         ("stop", "stop", ["stop", "demo"], ("demo", Path("runs"), False)),
         ("stop", "stop", ["stop", "demo", "--now", "--storage", "x"], ("demo", Path("x"), True)),
+        ("checkpoint_command", "checkpoint", ["checkpoint", "demo"], ("demo", Path("runs"), False)),
+        ("checkpoint_command", "checkpoint", ["checkpoint", "demo", "--wait", "--storage", "x"], ("demo", Path("x"), True)),
         ("doctor", "run", ["doctor"], (Path("runs"), True, None)),
         ("doctor", "run", ["doctor", "--no-sweep", "--storage", "x"], (Path("x"), False, None)),
         ("doctor", "run", ["doctor", "--address", "h:1"], (Path("runs"), True, "h:1")),

@@ -97,3 +97,16 @@ def test_gm38_notices_outlive_the_coordinator_until_they_are_over(tmp_path: Path
     assert found == {"host-3": {"host": "host-3", "source": "ray", "reason": "r", "heard": 5.0, "deadline": 35.0}}
     Journal(tmp_path, launch=2.0).begin()
     assert Journal(tmp_path, launch=2.0).remembered.notices == {}
+
+
+def test_a_checkpoint_that_was_asked_for_is_remembered_until_it_lies_on_disk(tmp_path: Path) -> None:
+    first = Journal(tmp_path, launch=1.0)
+    first.begin()
+    first.write({"entry": "save", "step": 12})
+    second = Journal(tmp_path, launch=1.0)
+    assert second.remembered.save == 12
+    second.write({"entry": "saved"})
+    assert Journal(tmp_path, launch=1.0).remembered.save == 0
+    second.write({"entry": "save", "step": 40})
+    Journal(tmp_path, launch=2.0).begin()
+    assert Journal(tmp_path, launch=2.0).remembered.save == 0

@@ -87,6 +87,8 @@ def break_something(world: Simulation) -> None:
     elif choice < 0.84 and world.machine is not None and len(world.hosts) > 1:
         world.send_away(chance.choice(list(world.hosts)), at_once=chance.random() < 0.5)
         world.add_host()
+    elif choice < 0.86 and world.machine is not None and world.machine.roster.leaving:
+        world.do(world.machine.hasten(chance.choice(world.machine.roster.leaving).host, world.now))
     elif choice < 0.92:
         world.kill_coordinator()
     elif choice < 0.96 and world.workers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from workers.checkpoint import background, list_checkpoints, load
+from workers.checkpoint.errors import StorageError
 from workers.collectives.exchange import Place, Topology
 from workers.config import CheckpointConfig, TrainingConfig
 from workers.engine import Engine
@@ -168,6 +170,80 @@ def test_gm21_the_first_of_the_ring_makes_room_on_a_full_disk(tmp_path: Path, mo
     assert job.saved == ["step-3-gen-1.1", "step-4-gen-1.1"]
     job.take(5)
     assert job.saved == ["step-4-gen-1.1", "step-5-gen-1.1"]
+
+
+def told(job: Phases) -> list[int]:
+    """Steps of the checkpoints that were said to lie on disk."""
+    return [report.published.step for report in job.rank._posted if report.HasField("published")]
+
+
+def test_ck1_a_checkpoint_that_is_asked_for_is_exact_and_saved_once_however_often_that_is_said(tmp_path: Path) -> None:
+    """Beside those that are due, or where none is."""
+    job = Phases(tmp_path, every=0, tier="qins", exact_every=100)
+    for step in range(1, 8):
+        if step in (2, 3, 5):
+            job.rank.save_after = 3
+        job.take(step)
+    assert job.saved == ["step-3-gen-1.1"] and told(job) == [3]
+    job.rank.save_after = 6  # heard of too late: after the next step, then
+    job.take(8)
+    assert job.saved == ["step-3-gen-1.1", "step-8-gen-1.1"] and job.rank.save_after == 0
+
+
+def test_ck1_what_is_asked_for_is_saved_by_the_next_first_rank_and_by_one_that_was_healed(tmp_path: Path) -> None:
+    job = Phases(tmp_path, every=0)
+    job.rank.topology = replace(job.rank.topology, index=1)
+    job.rank.save_after = 2
+    job.take(2)
+    assert job.saved == [] and job.rank.save_after == 0
+    job.rank.topology = replace(job.rank.topology, index=0)
+    for step, healed in ((3, 0), (4, 1), (5, 1)):
+        job.rank.save_after, job.engine.restores = 2, healed
+        job.take(step)
+    assert job.saved == ["step-3-gen-1.1", "step-4-gen-1.1"]
+
+
+def test_gm6_what_a_stale_writer_could_not_save_is_saved_when_it_is_asked_for_again(tmp_path: Path) -> None:
+    """Where the disk was full it is not: that is tried again anyway."""
+    job = Phases(tmp_path, every=0)
+    fence = tmp_path / "control" / "fence.json"
+    fence.write_text(json.dumps({"incarnation": 1, "counter": 2}))
+    job.rank.save_after = 2
+    job.take(2)
+    (failed,) = [json.loads(report.note.json) for report in job.rank._posted]
+    assert job.saved == [] and failed["stale"] is True
+    fence.write_text(json.dumps({"incarnation": 1, "counter": 1}))
+    job.rank.save_after = 2
+    job.take(3)
+    assert job.saved == ["step-3-gen-1.1"]
+    job.keeper._report(StorageError("the disk is full"))
+    assert json.loads(job.rank._posted[-1].note.json) == {"error": "the disk is full", "stale": False}
+    job.rank.save_after = 2
+    job.take(4)
+    assert job.saved == ["step-3-gen-1.1"]
+
+
+def test_ep12_that_it_lies_on_disk_is_said_again_to_who_still_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A coordinator that was away has not heard of it."""
+    job = Phases(tmp_path, every=0)
+    job.rank.save_after = 2
+    job.take(2)
+    began = time.monotonic()
+    for step, later in ((3, 1.0), (4, 60.0), (5, 61.0)):
+        job.rank.save_after = 2
+        with monkeypatch.context() as clock:
+            clock.setattr("workers.keeper.time.monotonic", lambda later=later: began + later)
+            job.keeper.after_step(step)
+    assert told(job) == [2, 2] and job.saved == ["step-2-gen-1.1"]
+
+
+def test_ck1_what_is_asked_for_while_there_are_rounds_and_no_steps_is_saved_before_the_next_one(tmp_path: Path) -> None:
+    job = Phases(tmp_path, every=0)
+    job.at("calibration", 7, 2)
+    job.rank.save_after = 7
+    job.at("calibration", 7, 3)
+    job.at("calibration", 7, 4)
+    assert job.saved == ["step-7-gen-1.1-round-3"]
 
 
 def test_cc24_what_is_attached_to_the_state_is_found_again(tmp_path: Path) -> None:

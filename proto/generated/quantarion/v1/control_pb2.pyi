@@ -407,20 +407,22 @@ class Kill(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Directive(_message.Message):
-    __slots__ = ("workers", "prepare", "configure", "join", "exit", "relieve")
+    __slots__ = ("workers", "prepare", "configure", "join", "exit", "save", "relieve")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
     CONFIGURE_FIELD_NUMBER: _ClassVar[int]
     JOIN_FIELD_NUMBER: _ClassVar[int]
     EXIT_FIELD_NUMBER: _ClassVar[int]
+    SAVE_FIELD_NUMBER: _ClassVar[int]
     RELIEVE_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedScalarFieldContainer[str]
     prepare: Prepare
     configure: bytes
     join: Join
     exit: Exit
+    save: Save
     relieve: Relieve
-    def __init__(self, workers: _Optional[_Iterable[str]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., configure: _Optional[bytes] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., exit: _Optional[_Union[Exit, _Mapping]] = ..., relieve: _Optional[_Union[Relieve, _Mapping]] = ...) -> None: ...
+    def __init__(self, workers: _Optional[_Iterable[str]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., configure: _Optional[bytes] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., exit: _Optional[_Union[Exit, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., relieve: _Optional[_Union[Relieve, _Mapping]] = ...) -> None: ...
 
 class Prepare(_message.Message):
     __slots__ = ("generation", "at_step", "timeout", "busy_timeout")
@@ -491,6 +493,12 @@ class Exit(_message.Message):
     heirs: _containers.RepeatedScalarFieldContainer[str]
     authority: StateId
     def __init__(self, reason: _Optional[str] = ..., heirs: _Optional[_Iterable[str]] = ..., authority: _Optional[_Union[StateId, _Mapping]] = ...) -> None: ...
+
+class Save(_message.Message):
+    __slots__ = ("step",)
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    def __init__(self, step: _Optional[int] = ...) -> None: ...
 
 class Relieve(_message.Message):
     __slots__ = ("seconds", "above")

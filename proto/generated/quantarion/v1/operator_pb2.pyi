@@ -127,15 +127,23 @@ class ScaleRequest(_message.Message):
     generation: _control_pb2.Generation
     def __init__(self, hosts: _Optional[int] = ..., generation: _Optional[_Union[_control_pb2.Generation, _Mapping]] = ...) -> None: ...
 
+class CheckpointRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
 class OperatorReply(_message.Message):
-    __slots__ = ("accepted", "message", "guard")
+    __slots__ = ("accepted", "message", "guard", "step")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     GUARD_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     accepted: bool
     message: str
     guard: str
-    def __init__(self, accepted: _Optional[bool] = ..., message: _Optional[str] = ..., guard: _Optional[str] = ...) -> None: ...
+    step: int
+    def __init__(self, accepted: _Optional[bool] = ..., message: _Optional[str] = ..., guard: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("from_now",)

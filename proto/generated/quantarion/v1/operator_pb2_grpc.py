@@ -138,6 +138,11 @@ class OperatorStub:
                 request_serializer=quantarion_dot_v1_dot_operator__pb2.ScaleRequest.SerializeToString,
                 response_deserializer=quantarion_dot_v1_dot_operator__pb2.OperatorReply.FromString,
                 _registered_method=True)
+        self.Checkpoint = channel.unary_unary(
+                '/quantarion.v1.Operator/Checkpoint',
+                request_serializer=quantarion_dot_v1_dot_operator__pb2.CheckpointRequest.SerializeToString,
+                response_deserializer=quantarion_dot_v1_dot_operator__pb2.OperatorReply.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/quantarion.v1.Operator/Watch',
                 request_serializer=quantarion_dot_v1_dot_operator__pb2.WatchRequest.SerializeToString,
@@ -189,6 +194,13 @@ class OperatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Checkpoint(self, request, context):
+        """The state is saved, exact, after a step that is named. Whether it lies on disk is told by events.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """Events as they are written to events.jsonl, from the first or from now on, until the job has ended.
         """
@@ -227,6 +239,11 @@ def add_OperatorServicer_to_server(servicer, server):
             'Scale': grpc.unary_unary_rpc_method_handler(
                     servicer.Scale,
                     request_deserializer=quantarion_dot_v1_dot_operator__pb2.ScaleRequest.FromString,
+                    response_serializer=quantarion_dot_v1_dot_operator__pb2.OperatorReply.SerializeToString,
+            ),
+            'Checkpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.Checkpoint,
+                    request_deserializer=quantarion_dot_v1_dot_operator__pb2.CheckpointRequest.FromString,
                     response_serializer=quantarion_dot_v1_dot_operator__pb2.OperatorReply.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
@@ -396,6 +413,33 @@ class Operator:
             target,
             '/quantarion.v1.Operator/Scale',
             quantarion_dot_v1_dot_operator__pb2.ScaleRequest.SerializeToString,
+            quantarion_dot_v1_dot_operator__pb2.OperatorReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Checkpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/quantarion.v1.Operator/Checkpoint',
+            quantarion_dot_v1_dot_operator__pb2.CheckpointRequest.SerializeToString,
             quantarion_dot_v1_dot_operator__pb2.OperatorReply.FromString,
             options,
             channel_credentials,
