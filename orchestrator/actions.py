@@ -70,10 +70,11 @@ class SendExit:
 
 @dataclass(frozen=True)
 class SendSave:
-    """A checkpoint is wanted after `step`."""
+    """A checkpoint is wanted after `step`; `held`: of what the worker holds while it waits, be it the first or not."""
 
     worker: str
     step: int
+    held: bool = False
 
 
 @dataclass(frozen=True)

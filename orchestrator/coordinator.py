@@ -25,7 +25,6 @@ from quantarion.v1 import operator_pb2_grpc as rpc
 
 from orchestrator import membership as ms
 from orchestrator import placement
-from orchestrator.actions import SendSave
 from orchestrator.commands import Commands
 from orchestrator.digests import Comparison, Digests
 from orchestrator.directives import Directives, Sending, runs
@@ -203,8 +202,10 @@ class Coordinator:
                 self.govern()
             except Exception:
                 logger.exception("what is to become of hosts could not be done; trying again")
-            if self.journal.remembered.stopping and self.machine.recovering_until is None:
-                self.do(self.machine.stop("asked for before the coordinator was restarted", self.now()))
+            remembered = self.journal.remembered
+            if remembered.stopping and self.machine.recovering_until is None:
+                reason = remembered.requeue or "asked for before the coordinator was restarted"
+                self.do(self.machine.stop(reason, self.now(), requeue=bool(remembered.requeue)))
             if tick % LOOK_AT_JOURNAL_TICKS == 0 and self.journal.deposed:
                 logger.error("a later incarnation has taken over")
                 os._exit(0)
@@ -312,7 +313,7 @@ class Coordinator:
         for run in runs(actions):
             action = run[0]
             match action:
-                case ms.SendPrepare() | ms.SendConfigure() | ms.SendJoin() | ms.SendExit() | SendSave():
+                case ms.SendPrepare() | ms.SendConfigure() | ms.SendJoin() | ms.SendExit() | ms.SendSave():
                     self._direct(action, run)
                 case ms.KillWorker(worker, reason):
                     self._post(worker, pb.CoordinatorMessage(kill=pb.Kill(worker=worker, reason=reason)))

@@ -8,10 +8,9 @@ from itertools import groupby
 from quantarion.v1 import control_pb2 as pb
 
 from orchestrator import membership as ms
-from orchestrator.actions import SendSave
 from workers import wire
 
-Sending = ms.SendPrepare | ms.SendConfigure | ms.SendJoin | ms.SendExit | SendSave
+Sending = ms.SendPrepare | ms.SendConfigure | ms.SendJoin | ms.SendExit | ms.SendSave
 
 
 def runs(actions: Iterable[ms.Action]) -> Iterator[list[ms.Action]]:
@@ -52,8 +51,8 @@ class Directives:
                 message.configure = self._configured(action.plan)
             case ms.SendJoin():
                 message.join.CopyFrom(pb.Join(donors=[_member(donor) for donor in action.donors]))
-            case SendSave():
-                message.save.CopyFrom(pb.Save(step=action.step))
+            case ms.SendSave():
+                message.save.CopyFrom(pb.Save(step=action.step, held=action.held))
             case ms.SendExit():
                 authority = wire.state_to_wire(action.authority)
                 message.exit.CopyFrom(pb.Exit(reason=action.reason, heirs=action.heirs, authority=authority))

@@ -27,8 +27,9 @@ class ExitCode(IntEnum):
     RAY = 6  # missing, or the address does not answer
     HOSTS = 7  # fewer than `hosts.min` within `hosts.wait`
     RUNNING = 8  # a job of that name is running
-    FAILED = 9  # too few hosts for too long, ranks that die before they train or hang on, Ray or the coordinator lost
+    FAILED = 9  # hosts out of reach for too long, ranks that die before they train or hang on, Ray or the coordinator lost
     GATE = 10  # a gate of the recipe has failed
+    REQUEUE = 75  # fewer than `hosts.min` for longer than `hosts.replace_wait`: to be started again, with --resume
     STOPPED = 130  # by Ctrl-C or `quantarion stop`, after a checkpoint
 
 

@@ -30,8 +30,9 @@ class HostsConfig(Config):
         300.0, description="Wait for `min` hosts at the start; then exit code 7.", json_schema_extra=unit("seconds")
     )
     replace_wait: Seconds = Field(
-        300.0,
-        description="Wait for others when fewer than `min` hosts are left of a running job; then exit code 9.",
+        600.0,
+        description="Wait for others when fewer than `min` hosts are left of a running job, whose state is saved; then "
+        "exit code 75: start it again, with `--resume`.",
         json_schema_extra=unit("seconds"),
     )
 

@@ -25,6 +25,7 @@ class Remembered:
     formed: bool = False
     launch: float = 0.0
     stopping: bool = False  # somebody asked for the end
+    requeue: str = ""  # why it ends, where it is to be started again
     hosts: dict[str, dict[str, Any]] = field(default_factory=dict)  # host -> address, node_id, group, leaving
     members: dict[str, int] = field(default_factory=dict)  # of the last generation: worker -> rank
     voters: dict[str, str] = field(
@@ -131,7 +132,7 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
                 remembered.save = 0
                 remembered.sound = 0
                 remembered.rolling_back = None
-                remembered.stopping = False
+                remembered.stopping, remembered.requeue = False, ""
                 remembered.formed = False
         case "generation":
             remembered.generation = Generation(*entry["generation"])
@@ -144,7 +145,7 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
             hosts = dict.fromkeys(str(culprit["host"]) for culprit in entry["culprits"])
             remembered.hung += [(float(entry["t"]), host) for host in hosts]
         case "stopping":
-            remembered.stopping = True
+            remembered.stopping, remembered.requeue = True, entry["reason"] if entry.get("requeue") else ""
         case "host":
             remembered.hosts[entry["host"]] = {k: v for k, v in entry.items() if k != "entry"}
             remembered.names[str(entry["node_id"])] = entry["host"]

@@ -56,7 +56,8 @@ def train(spec: JobSpec, *, address: str | None, resume: bool, exact: bool, repo
                 exit_code = _run(folder, cluster, stack.enter_context(view), interrupts, answers)
         except BaseException as error:
             restored = _give_back(folder)
-            if isinstance(error, UserError) and error.exit_code == ExitCode.FAILED and (go_on := _go_on(folder, restored)):
+            lost = (ExitCode.FAILED, ExitCode.REQUEUE)
+            if isinstance(error, UserError) and error.exit_code in lost and (go_on := _go_on(folder, restored)):
                 raise UserError(f"{error}; {go_on}", error.exit_code) from None
             raise
         restored = False

@@ -7,7 +7,7 @@ socket, no Ray: the shell (`coordinator.py`) and the model-checking test drive t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from orchestrator.actions import (
     Action,
@@ -23,6 +23,7 @@ from orchestrator.actions import (
     SendExit,
     SendJoin,
     SendPrepare,
+    SendSave,
     SpawnWorker,
 )
 from orchestrator.hangs import ANSWER_SECONDS, SHOW_SECONDS, Hangs
@@ -54,6 +55,7 @@ __all__ = [
     "SendExit",
     "SendJoin",
     "SendPrepare",
+    "SendSave",
     "SpawnWorker",
     "WorkerView",
 ]
@@ -85,6 +87,7 @@ class Membership:
         self.at_step = 0
         self.round_started = 0.0
         self.stopping = False
+        self.ending: tuple[int, str] = (130, "")  # how a job that is stopped ends: exit code, and why
         self.formed = False
         self.discarded = 0
         self.expected_hosts: set[str] = set()
@@ -456,14 +459,16 @@ class Membership:
         if generation == self.generation:
             self.hangs.heard(worker, collectives, polls, now)
 
-    def stop(self, reason: str, now: float) -> list[Action]:
-        """Finish the step, checkpoint, end."""
+    def stop(self, reason: str, now: float, *, requeue: bool = False) -> list[Action]:
+        """Finish the step, checkpoint, end; `requeue`: with an exit code that says to start the job again."""
         if self.stopping or self.phase is JobPhase.ENDED:
             return []
         self.stopping = True
-        actions: list[Action] = [Record("stopping", {"reason": reason})]
+        if requeue:
+            self.ending = 75, reason
+        actions: list[Action] = [Record("stopping", {"reason": reason, "requeue": requeue})]
         if not self.roster.members:
-            return actions + self._end(130, "stopped before the first step")
+            return actions + self._end_stopped("stopped before the first step")
         return actions + self._begin(reason, now, self.pace.soon(now) if self.phase is JobPhase.TRAINING else 0)
 
     def give_up(self, exit_code: int, message: str) -> list[Action]:
@@ -583,7 +588,7 @@ class Membership:
         actions += self._dismiss(now)
         candidates = self.roster.candidates
         if not candidates and self.stopping:
-            return actions + self._end(130, "stopped; no rank was left to save the last state")
+            return actions + self._end_stopped("stopped; no rank was left to save the last state")
         if not candidates:
             self.phase = JobPhase.WAITING  # everyone is gone: the gang is formed anew, from the newest checkpoint
             for worker in self.workers.values():
@@ -601,8 +606,7 @@ class Membership:
             self.pace.resumed(now)
             actions += self._recovered(now)
         if self.phase is JobPhase.TRAINING and all(w.finished for w in self.roster.members):
-            code, message = (130, "stopped") if self.stopping else (0, "finished")
-            return actions + self._end(code, message)
+            return actions + (self._end_stopped("stopped") if self.stopping else self._end(0, "finished"))
         if self.phase is JobPhase.TRAINING and not self.stopping:
             at_step = self.pace.soon(now)
             can_do = self.roster.can_do_without_the_leaving
@@ -754,19 +758,23 @@ class Membership:
                     worker.role = Role.IDLE
         enough = len({w.host for w in promised}) >= self.rules.hosts_min
         if not promised or not (enough or self.stopping):
-            return self._hold(now)
+            return self._hold(now, promised)
         return self._issue(promised, now)
 
     def _suffice(self, staying: list[WorkerView]) -> bool:
         """The others may go: one of these has the state, or nobody's counts."""
         return any(map(self._eligible, staying)) or (self.rolling_back is not None and bool(staying))
 
-    def _hold(self, now: float) -> list[Action]:
-        """Too few hosts can train: wait for more, but not for ever."""
+    def _hold(self, now: float, promised: Sequence[WorkerView] = ()) -> list[Action]:
+        """Too few hosts can train: save what there is and wait for more, but not for ever (GM-33)."""
         if self.below_min_since is None:
             self.below_min_since = now
+            holders = [worker for worker in promised if self._eligible(worker)]
+            holder = max(holders, key=lambda worker: worker.state.position, default=None)
+            return [] if holder is None else [SendSave(holder.worker, holder.state.step, held=True)]
         if now - self.below_min_since > self.rules.replace_wait:
-            return self._end(9, f"fewer than hosts.min={self.rules.hosts_min} hosts for {self.rules.replace_wait:g} s")
+            reason = f"fewer than hosts.min={self.rules.hosts_min} hosts for {self.rules.replace_wait:g} s"
+            return self.stop(reason, now, requeue=True)
         return []
 
     # ------------------------------------------------------------------ quorum
@@ -920,6 +928,11 @@ class Membership:
         if any(w.busy for w in self.roster.members):
             return self.rules.busy
         return self.hangs.patience(self.pace.patience)
+
+    def _end_stopped(self, message: str) -> list[Action]:
+        """`message` where the ending has no reason of its own."""
+        exit_code, reason = self.ending
+        return self._end(exit_code, reason or message)
 
     def _end(self, exit_code: int, message: str) -> list[Action]:
         self.phase = JobPhase.ENDED

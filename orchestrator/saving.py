@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator import membership as ms
-from orchestrator.actions import SendSave
 
 if TYPE_CHECKING:
     from orchestrator.coordinator import Coordinator
@@ -40,7 +39,7 @@ class Saving:
         machine, now = self._job.machine, self._job.now()
         if self.step and machine.phase is ms.JobPhase.TRAINING and now - self._told_at >= AGAIN_SECONDS:
             self._told_at = now
-            self._job.do([SendSave(worker.worker, self.step) for worker in machine.roster.members])
+            self._job.do([ms.SendSave(worker.worker, self.step) for worker in machine.roster.members])
 
     def published(self, step: int, tier: str) -> None:
         """A checkpoint lies on disk; it may be the one."""

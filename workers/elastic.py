@@ -704,6 +704,9 @@ class Job:
     def relieve(self, seconds: float, above: float) -> None:
         self._keeper.relieve(seconds, above)
 
+    def held(self) -> None:
+        self._keeper.save_held()
+
     def conclude(self, result: dict[str, Any]) -> None:
         """The task has returned: keep its result and the last state, then wait for the others. Does not return."""
         self._rank.ensure_training()

@@ -107,6 +107,11 @@ class Keeper:
             self._told = report, time.monotonic()
             self._rank.post(report)
 
+    def save_held(self) -> None:
+        """Save the present state, exact, while the gang waits for hosts."""
+        if isinstance(self._rank, Rank):
+            self._submit(EXACT)
+
     def save_now(self) -> None:
         """Save the present state, exact, and wait until it lies on disk; a failure is reported, not raised (CK-7)."""
         if isinstance(self._rank, Rank):

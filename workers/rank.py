@@ -67,6 +67,9 @@ class Host(Protocol):
     def relieve(self, seconds: float, above: float) -> None:
         """For so long, while more than this share of the storage is used, keep no more checkpoints than have to be."""
 
+    def held(self) -> None:
+        """The gang waits for hosts, and this rank has its state: checkpoint."""
+
 
 class Rank:
     """The process's place in the job."""
@@ -112,6 +115,7 @@ class Rank:
         self._donor: str = ""
         self._connector = Connector()
         self._graveyard = Graveyard()
+        self._saves_held = False  # what it holds is wanted on disk, while the gang waits
         self._posted: deque[pb.RankReport] = deque()
         self._on_exit: list[Callable[[], None]] = []
 
@@ -222,7 +226,10 @@ class Rank:
                 if self._owner is not None:
                     self._owner.relieve(directive.relieve.seconds, directive.relieve.above)
             elif directive.HasField("save"):
-                self.save_after = directive.save.step
+                if directive.save.held:
+                    self._saves_held = True
+                else:
+                    self.save_after = directive.save.step
             elif directive.HasField("exit"):
                 self._hand_over(list(directive.exit.heirs), wire.state_from_wire(directive.exit.authority))
                 self.leave(directive.exit.reason)
@@ -272,8 +279,11 @@ class Rank:
             elif self._join and self.machine.on_join():
                 self._note_state()
             elif self._configure is not None:
-                configure, self._configure = self._configure, None
+                configure, self._configure, self._saves_held = self._configure, None, False
                 self._enter(configure)
+            elif self._saves_held and self.machine.healed and self._owner is not None:
+                self._saves_held = False
+                self._owner.held()
             else:
                 self.link.wait(0.02 if self.machine.healed else 0.2)
 

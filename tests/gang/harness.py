@@ -86,6 +86,7 @@ class Gang:
     lame: tuple[str, ...] = ()  # hosts that take LAME_SECONDS longer for a micro-batch
     epochs: int = EPOCHS
     checkpoint_every: int = 50
+    replace_wait: float = 600.0
     wide: bool = False  # a model for which links matter
     continued: int = 0  # stopped ranks that were let go on in time
     killed: list[int] = field(default_factory=list)  # workers that the test has killed
@@ -130,7 +131,7 @@ class Gang:
                 "security": self.security,
                 "ranks_per_host": self.ranks_per_host,
                 "spares_per_host": self.spares,
-                "hosts": {"min": self.hosts_min, "max": self.hosts},
+                "hosts": {"min": self.hosts_min, "max": self.hosts, "replace_wait": self.replace_wait},
                 "task": {"script": str(PROGRAM)},
                 "phases": {"fp32_epochs": self.epochs, "qat_epochs": 0},
                 "evaluate_every": 5,

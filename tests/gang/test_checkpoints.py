@@ -40,3 +40,28 @@ def test_ep12_what_is_asked_for_is_saved_although_the_coordinator_dies_of_it(gan
     g.wait_for_step(step + 20)
     assert saved["tier"] == "exact" and len(g.events("checkpoint")) == 1
     g.check()
+
+
+def test_gm33_a_job_that_is_held_for_hosts_saves_what_it_has_and_goes_on_when_one_appears(gang: StartGang) -> None:
+    g = gang(hosts_min=2, checkpoint_every=0, epochs=40)
+    g.wait_for_step(30)
+    g.lose_host("host-2", replace=False)
+    (saved,) = g.wait_for("a checkpoint", lambda: g.events("checkpoint"))
+    assert saved["tier"] == "exact" and saved["step"] - g.step() in (0, 1)  # one rank may have been a step ahead
+    g.set_nodes([g.addresses[0], g.addresses[-1]])
+    g.wait_until_whole()
+    g.check()
+
+
+def test_gm33_without_hosts_it_ends_with_the_exit_code_that_says_to_start_it_again(gang: StartGang) -> None:
+    """And goes on from where it was."""
+    g = gang(hosts_min=2, replace_wait=1.0, checkpoint_every=0, epochs=20)
+    g.wait_for_step(30)
+    g.lose_host("host-2", replace=False)
+    assert g.finish() == 75
+    step = g.step()
+    assert g.events("stopping")[-1]["requeue"] and {event["step"] for event in g.events("checkpoint")} == {step}
+    assert g.events("failed")[-1]["message"] == "fewer than hosts.min=2 hosts for 1 s"
+    g.start(resume=True)
+    g.check()
+    assert g.events("resumed")[-1]["step"] == step

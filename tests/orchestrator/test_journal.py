@@ -110,3 +110,17 @@ def test_a_checkpoint_that_was_asked_for_is_remembered_until_it_lies_on_disk(tmp
     second.write({"entry": "save", "step": 40})
     Journal(tmp_path, launch=2.0).begin()
     assert Journal(tmp_path, launch=2.0).remembered.save == 0
+
+
+def test_gm33_a_job_that_ends_to_be_started_again_does_so_under_the_next_coordinator_too(tmp_path: Path) -> None:
+    first = Journal(tmp_path, launch=1.0)
+    first.begin()
+    first.write({"entry": "stopping", "reason": "an operator asked for it", "requeue": False})
+    found = Journal(tmp_path, launch=1.0).remembered
+    assert (found.stopping, found.requeue) == (True, "")
+    first.write({"entry": "stopping", "reason": "too few hosts", "requeue": True})
+    found = Journal(tmp_path, launch=1.0).remembered
+    assert (found.stopping, found.requeue) == (True, "too few hosts")
+    Journal(tmp_path, launch=2.0).begin()
+    later = Journal(tmp_path, launch=2.0).remembered
+    assert (later.stopping, later.requeue) == (False, "")

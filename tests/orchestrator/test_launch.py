@@ -114,7 +114,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
             if checkpoint:
                 (folder.path / "checkpoints" / f"step-{steps}-gen-1.1").mkdir(parents=True)
             append(folder.path / "control" / "journal.jsonl", {"entry": "ended", "exit_code": code})
-            if code == ExitCode.FAILED:
+            if code in (ExitCode.FAILED, ExitCode.REQUEUE):
                 raise UserError("it is lost", code)
             return code
 
@@ -143,8 +143,9 @@ def test_how_to_go_on_is_said_where_there_is_a_checkpoint(start: Start, capsys: 
     assert start(ExitCode.FAILED, steps=3) == "it is lost"
     assert start(ExitCode.STOPPED, steps=3) == 130
     assert "go on" not in capsys.readouterr().out
-    failed = start(ExitCode.FAILED, steps=3, checkpoint=True)
-    assert isinstance(failed, str) and failed.startswith("it is lost; go on with: ") and failed.endswith(GO_ON)
+    for code in (ExitCode.FAILED, ExitCode.REQUEUE):
+        failed = start(code, steps=3, checkpoint=True)
+        assert isinstance(failed, str) and failed.startswith("it is lost; go on with: ") and failed.endswith(GO_ON)
     assert start(ExitCode.STOPPED, steps=3, checkpoint=True) == 130
     (line,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("go on")]
     assert line.startswith("go on with: ") and line.endswith(GO_ON)

@@ -7,7 +7,7 @@ import pytest
 from orchestrator import membership as ms
 from tests.protocol.simulation import Simulation
 from tests.protocol.test_interleavings import serve, settle
-from tests.protocol.test_membership import machine_of, members
+from tests.protocol.test_membership import ends, machine_of, members
 
 
 @pytest.fixture
@@ -180,6 +180,42 @@ def test_gm33_a_job_below_its_minimum_waits_for_another_host(world: Simulation) 
     world.add_host()
     settle(world)
     assert len(hosts_of(world)) == 2
+
+
+def test_gm33_a_job_below_its_minimum_saves_what_it_has_and_ends_to_be_started_again(
+    world: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once when it is held, by a rank with the newest state, and once when it ends, as a stopped job does."""
+    machine, leaves = machine_of(world), list(world.hosts)[1]
+    machine.rules = machine.roster.rules = ms.Rules(2, 2, 2, 1)
+    done: list[ms.Action] = []
+    do = world.do
+
+    def noted(actions: list[ms.Action]) -> None:
+        done.extend(actions)
+        do(actions)
+
+    monkeypatch.setattr(world, "do", noted)
+    world.do(machine.leave(leaves, "corrupt", world.now, at_once=True))
+    for _ in range(40):
+        world.now += 0.1
+        serve(world)
+    (save,) = [action for action in done if isinstance(action, ms.SendSave)]
+    newest = max(worker.state.position for worker in members(world))
+    assert save.held and machine.workers[save.worker].state.position == newest
+    assert machine.below_min_since is not None
+    world.now = machine.below_min_since + machine.rules.replace_wait
+    assert not machine.stopping and records(machine.tick(world.now), "stopping") == []
+    world.now += 1.0
+    reason = "fewer than hosts.min=2 hosts for 300 s"
+    actions = machine.tick(world.now)
+    assert records(actions, "stopping") == [{"reason": reason, "requeue": True}] and ends(actions) == []
+    world.do(actions)
+    for _ in range(40):
+        serve(world)
+    assert machine.plan is not None and machine.plan.stop and not machine.plan.first
+    last = [machine.finished(worker.worker, world.now) for worker in members(world)]
+    assert [ends(each) for each in last] == [[], [(75, reason)]]
 
 
 def test_gm38_a_host_that_can_wait_no_longer_leaves_before_the_step_ends_and_nobody_waits_for_its_answer(

@@ -81,7 +81,7 @@ def test_ep13_after_a_total_loss_the_job_waits_for_hosts_min_but_not_for_ever(wo
     assert machine.phase is ms.JobPhase.WAITING
     limit = world.now + machine.rules.replace_wait
     assert ends(machine.tick(limit - 1.0)) == []
-    assert ends(machine.tick(limit + 1.0)) == [(9, "fewer than hosts.min=1 hosts for 300 s")]
+    assert ends(machine.tick(limit + 1.0)) == [(75, "fewer than hosts.min=1 hosts for 300 s")]
 
 
 def test_a_process_that_dies_before_its_hello_is_started_again_later_and_later(world: Simulation) -> None:

@@ -246,6 +246,15 @@ def test_ck1_what_is_asked_for_while_there_are_rounds_and_no_steps_is_saved_befo
     assert job.saved == ["step-7-gen-1.1-round-3"]
 
 
+def test_gm33_what_a_rank_holds_while_the_gang_waits_is_saved_whoever_is_the_first(tmp_path: Path) -> None:
+    job = Phases(tmp_path, every=0)
+    job.rank.topology = replace(job.rank.topology, index=1)
+    job.rank.machine.state = StateId(4, 1, FIRST, 401)
+    job.keeper.save_held()
+    job.wait()
+    assert job.saved == ["step-4-gen-1.1-round-1"]
+
+
 def test_cc24_what_is_attached_to_the_state_is_found_again(tmp_path: Path) -> None:
     """The outer momentum, and the Q of PowerSGD; of a job that has neither, they are another model's."""
     job = Phases(tmp_path, every=1)

@@ -495,10 +495,12 @@ class Exit(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., heirs: _Optional[_Iterable[str]] = ..., authority: _Optional[_Union[StateId, _Mapping]] = ...) -> None: ...
 
 class Save(_message.Message):
-    __slots__ = ("step",)
+    __slots__ = ("step", "held")
     STEP_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     step: int
-    def __init__(self, step: _Optional[int] = ...) -> None: ...
+    held: bool
+    def __init__(self, step: _Optional[int] = ..., held: _Optional[bool] = ...) -> None: ...
 
 class Relieve(_message.Message):
     __slots__ = ("seconds", "above")
