@@ -25,6 +25,7 @@ from quantarion.v1 import operator_pb2_grpc as rpc
 
 from orchestrator import membership as ms
 from orchestrator import placement
+from orchestrator.autoscaling import Autoscaling, hosts_wanted
 from orchestrator.commands import Commands
 from orchestrator.digests import Comparison, Digests
 from orchestrator.directives import Directives, Sending, runs
@@ -108,7 +109,8 @@ class Coordinator:
         self._driver_seen = time.monotonic()
         self._agents_lost: dict[str, float] = {}
         self._waiting_since = self.now()
-        self._offered = 0  # hosts that could be taken, seen last
+        self._offered = self._refused = 0  # hosts that could be taken, and such that are kept away, seen last
+        self._autoscaling = Autoscaling(hosts.request) if spec.hosts.autoscale else None
         self._slots: list[placement.HostSlot] = []  # taken by this incarnation
         self._complained = bool(self.journal.remembered.hosts)  # a predecessor took them
         self._probe: LinkProbe | None = None
@@ -218,6 +220,10 @@ class Coordinator:
         loop = asyncio.get_running_loop()
         while True:
             try:
+                if self._autoscaling is not None and not self.machine.stopping:
+                    leaving = len(self.machine.roster.leaving)
+                    wanted = hosts_wanted(self.hosts_max, len(self.ray_hosts.placed), leaving, self._refused)
+                    await loop.run_in_executor(self._ray, self._autoscaling.ask, wanted, self.now())
                 if len(self.ray_hosts.placed) < self.hosts_max and not self.machine.stopping:
                     await loop.run_in_executor(self._ray, self._place)
                 if missing := self.machine.out_of_reach:
@@ -236,8 +242,9 @@ class Coordinator:
     def _place(self) -> None:
         """In the Ray thread."""
         loop = self._loop
-        offers = [slot for slot in self.ray_hosts.offers() if self._may_come(self.ray_hosts.name(slot))]
-        self._offered = len(offers)
+        found = self.ray_hosts.offers()
+        offers = [slot for slot in found if self._may_come(self.ray_hosts.name(slot))]
+        self._offered, self._refused = len(offers), len(found) - len(offers)
         room = self.hosts_max - len(self.ray_hosts.placed)
         if not self.machine.formed and len(offers) + len(self.ray_hosts.placed) < self.spec.hosts.min:
             return  # a gang is held whole or not at all (EP-13)
@@ -299,7 +306,10 @@ class Coordinator:
             await asyncio.sleep(0.05)
         self._spawner.shutdown(wait=False, cancel_futures=True)
         self.drains.close()
-        await asyncio.get_running_loop().run_in_executor(self._ray, self.ray_hosts.drop_all)
+        loop = asyncio.get_running_loop()
+        if self._autoscaling is not None:
+            await loop.run_in_executor(self._ray, self._autoscaling.withdraw)
+        await loop.run_in_executor(self._ray, self.ray_hosts.drop_all)
         self.journal.write({"entry": "ended", "exit_code": self.exit_code})
         self.phase = "finished" if self.exit_code in (0, 130) else "failed"
         deadline = time.monotonic() + 30.0

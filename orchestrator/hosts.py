@@ -83,6 +83,10 @@ class RayHosts:
         dead = placement.dead_nodes()
         return [host for node, host in self._names.known.items() if node in dead and host in hosts]
 
+    def request(self, hosts: int) -> None:
+        """Ask the autoscaler for a cluster with room for so many hosts of this job; 0 takes that back."""
+        placement.request_hosts(hosts, self._ranks)
+
     def name(self, slot: placement.HostSlot) -> str:
         """Of the host that a node is or would be."""
         return self._names.of(slot.node_id)

@@ -35,6 +35,10 @@ class HostsConfig(Config):
         "exit code 75: start it again, with `--resume`.",
         json_schema_extra=unit("seconds"),
     )
+    autoscale: bool = Field(
+        False,
+        description="Ask Ray's autoscaler for the nodes that the job lacks. It knows one such request of a whole cluster.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

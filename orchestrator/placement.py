@@ -74,6 +74,16 @@ def draining_nodes() -> dict[str, float]:
     return {str(node): milliseconds / 1000.0 for node, milliseconds in state.get_draining_nodes().items()}
 
 
+def request_hosts(hosts: int, cpus: int) -> None:
+    """Ask the autoscaler for a cluster with room for so many hosts of `cpus` CPUs, those it has included; 0: for none.
+
+    The request is one for the whole cluster, stays until the next one, and takes the place of what others have asked for.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[{"CPU": float(cpus)}] * hosts)
+
+
 def reserve(slot: HostSlot, bundles: int, name: str) -> PlacementGroup:
     """Ask for a host: a detached STRICT_PACK group of `bundles` of one CPU on exactly that node. Does not wait.
 

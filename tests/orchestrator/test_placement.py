@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -99,6 +100,20 @@ def test_ep13_the_group_of_a_dead_host_does_not_move_to_another(cluster: Embedde
         cluster.revive()
         time.sleep(0.02)
     eventually_free(3, ["127.0.0.2", "127.0.0.3"])
+
+
+@pytest.mark.ray
+def test_gm33_the_autoscaler_is_asked_for_hosts_and_the_request_is_taken_back(cluster: EmbeddedCluster) -> None:
+    from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    def requested() -> object:
+        return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL))
+
+    placement.request_hosts(2, 3)
+    assert requested() == [{"CPU": 3.0}, {"CPU": 3.0}]
+    placement.request_hosts(0, 3)
+    assert requested() == []
 
 
 @pytest.mark.ray
