@@ -71,7 +71,7 @@ class RayHosts:
 
     def draining(self) -> dict[str, float]:
         """Hosts whose nodes Ray drains, and the deadlines: Unix seconds; 0 where there is none."""
-        found = {self._names.known(node): deadline for node, deadline in placement.draining_nodes().items()}
+        found = {self._names.known.get(node): deadline for node, deadline in placement.draining_nodes().items()}
         return {host: deadline for host, deadline in found.items() if host is not None}
 
     def offers(self) -> list[placement.HostSlot]:
@@ -179,10 +179,6 @@ class NodeNames:
             self._last += 1
             self._hosts[node_id] = f"host-{self._last}"
         return self._hosts[node_id]
-
-    def known(self, node_id: str) -> str | None:
-        """None for a node that has no name yet."""
-        return self._hosts.get(node_id)
 
 
 class Newborn:

@@ -113,6 +113,12 @@ def _faults(host: str, message: pb.AgentMessage, known: Known, first: bool) -> I
     match body:
         case "hello":
             yield from _in_hello(host, message.hello, known)
+        case "draining":
+            yield from _number("age", message.draining.age, 0.0, MOST_SECONDS)
+            yield from _number("deadline", message.draining.deadline, 0.0, MOST_SECONDS)
+        case "stacks":
+            for stack in message.stacks.stacks:
+                yield from _foreign(host, stack.worker, known)
         case "beat":
             yield from _in_beat(host, message.beat, known)
         case "worker_up":

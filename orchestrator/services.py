@@ -138,7 +138,7 @@ class OperatorService(rpc.OperatorServicer):
         return self._commands.change("scale", request)
 
     async def Checkpoint(self, request: op.CheckpointRequest, context: Context) -> op.OperatorReply:
-        del context
+        await self._admission.admit(context, Role.OPERATOR)
         return self._commands.change("checkpoint", request)
 
     async def Watch(self, request: op.WatchRequest, context: Context) -> AsyncIterator[op.Event]:

@@ -61,6 +61,6 @@ def test_a_worker_that_dies_before_its_hello_is_told_of(cluster: EmbeddedCluster
 def test_a_node_that_comes_back_has_the_name_that_it_had() -> None:
     names = NodeNames()
     assert [names.of(node) for node in ("a", "b", "a", "c", "b")] == ["host-1", "host-2", "host-1", "host-3", "host-2"]
-    assert [names.known(node) for node in ("b", "d")] == ["host-2", None]
+    assert [names.known.get(node) for node in ("b", "d")] == ["host-2", None]
     again = NodeNames({"b": "host-2", "c": "host-3"})
     assert [again.of(node) for node in ("d", "b")] == ["host-4", "host-2"]

@@ -67,6 +67,8 @@ TAKEN = {
     "a note of a script": note("Anything at all!", '{"t": 1, "loss": NaN}'),
     "an error in an apply": note("apply_failed", "RuntimeError: it is no JSON"),
     "a step that was not finite": note("non_finite", '{"step": 4, "again": false}'),
+    "a notice": pb.AgentMessage(draining=pb.Draining(reason="SIGTERM", age=1.0, deadline=30.0)),
+    "where ranks stand": pb.AgentMessage(stacks=pb.Stacks(stacks=[pb.Stack(worker="w1", frames=["task.py:3 load"])])),
     "a test of the host": pb.AgentMessage(host_tested=pb.HostTested(failures=["bad"], seconds=1.0)),
     "a probe that has failed": pb.AgentMessage(measured_link=pb.MeasuredLink(error="x", sent=math.nan)),
 }
@@ -97,6 +99,9 @@ REFUSED: list[tuple[pb.AgentMessage, Reason]] = [
     *((beat(**{name: value}), Reason.IMPOSSIBLE_NUMBER) for name in ("work", "compared") for value in (math.inf, -1.0)),
     *((beat(cosine=value), Reason.IMPOSSIBLE_NUMBER) for value in (1.1, -1.1, math.inf)),
     (beat(norm=-0.5), Reason.IMPOSSIBLE_NUMBER),
+    *((pb.AgentMessage(draining=pb.Draining(age=value)), Reason.IMPOSSIBLE_NUMBER) for value in OVER),
+    *((pb.AgentMessage(draining=pb.Draining(deadline=value)), Reason.IMPOSSIBLE_NUMBER) for value in OVER),
+    (pb.AgentMessage(stacks=pb.Stacks(stacks=[pb.Stack(worker="w2")])), Reason.FOREIGN_WORKER),
     (beat(step=2**63), Reason.IMPOSSIBLE_NUMBER),
     (beat(generation=LATER), Reason.FUTURE_GENERATION),
     (beat(state="dancing"), Reason.MALFORMED),
