@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,28 +12,18 @@ from orchestrator import rayenv
 
 rayenv.prepare(embedded=True)  # Ray reads how it authenticates when it is imported
 
+from benchmarks.gang.start import start_zygote  # noqa: E402
 from tests.gang.harness import Gang  # noqa: E402
+
+BUCKET_BYTES = 2048
+"""A step of the model of these tests has several."""
 
 
 @pytest.fixture(scope="session")
-def zygote(child_environment: dict[str, str], project: Path) -> Iterator[str]:
+def zygote(child_environment: dict[str, str]) -> Iterator[str]:
     """The path of the socket of the process that forks all others."""
-    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory(prefix="gang-") as folder:
-        path = f"{folder}/zygote"
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.gang.zygote", path],
-            env={**child_environment, **single},
-            cwd=project,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        with process:
-            assert process.stdin is not None and process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            yield path
-            process.stdin.close()
+    with start_zygote(child_environment, bucket_bytes=BUCKET_BYTES) as path:
+        yield path
 
 
 @pytest.fixture

@@ -1,46 +1,40 @@
-"""A gang on real processes without Ray: start it, break it, and see that nobody else noticed.
+"""A gang on real processes without Ray (`benchmarks.gang`): break it, and see that nobody else noticed.
 
-Coordinator, agents and workers are the real ones, each a process of its own forked by `zygote.py`; gRPC, Unix sockets,
-gloo and torch are real as well. A "host" is an address of the loopback network.
+A "host" is an address of the loopback network.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
 
-from orchestrator import status, stop
+from benchmarks.gang import gang
+from benchmarks.gang.control import death_file
+from benchmarks.gang.gang import read_json_lines
+from benchmarks.gang.zygote import Child
+from orchestrator import stop
 from orchestrator.audit import audit
-from orchestrator.folder import prepare
 from orchestrator.jobspec import JobSpec
-from orchestrator.records import Record, read_events, read_steps
-from tests.gang.control import death_file, read_settings
+from orchestrator.records import read_steps
 from tests.gang.program import SAMPLES, learning_rate
-from tests.gang.zygote import Child, ask
 from workers.faults import parse
 from workers.link import page_path
-from workers.memory_file import memory_folder, memory_path
+from workers.memory_file import memory_path
 from workers.page import Page
-from workers.paths import runtime_dir
 
 PROGRAM = Path(__file__).with_name("program.py")
-PATIENCE_SECONDS = 90.0
-"""For anything to happen on a machine that does much else; a test that waits this long has failed."""
 
 GLOBAL_BATCH = 32
 STEPS_PER_EPOCH = SAMPLES // GLOBAL_BATCH
@@ -50,28 +44,18 @@ WORLD = 4
 IMPATIENT = {"prepare": 5.0, "patience": 4.0}
 """Limits for a gang in which a rank is stopped for good."""
 
-CONTROL_ADDRESS = "127.0.0.1"
 ADDRESSES = [f"127.0.0.{number}" for number in range(2, 10)]
-
-T = TypeVar("T")
 
 
 @dataclass
-class Gang:
+class Gang(gang.Gang):
     """Two hosts with two ranks and an idle worker each, unless told otherwise."""
 
-    zygote: str
-    storage: Path
     faults: tuple[str, ...] = ()
-    coordinator_deaths: tuple[str, ...] = ()
-    hosts: int = 2
     hosts_min: int = 1
-    ranks_per_host: int = 2
     spares: int = 1
-    limits: dict[str, float] = field(default_factory=dict)  # prepare, patience: seconds, for the coordinator
     agent_grace: float = 20.0
     exits_allowed: int = 5
-    nodes: int | None = None  # machines there are at first; as many as hosts where None
     own_seeds: bool = False
     odd_rounds: bool = False
     full: tuple[str, ...] = ()  # hosts whose /dev/shm has no room
@@ -93,11 +77,7 @@ class Gang:
     agents_killed: int = 0
     coordinators_killed: int = 0
 
-    def start(self, *, resume: bool = False) -> Gang:
-        """Start the coordinator; it starts everything else."""
-        self.folder = prepare(self._spec(), cluster=None, resume=resume, exact=resume)
-        for name in ("logs", "digests"):
-            (self.folder / name).mkdir(exist_ok=True)
+    def _furnish(self) -> None:
         (self.folder / "hurry").unlink(missing_ok=True)
         if self.own_seeds:
             (self.folder / "own-seeds").touch()
@@ -111,10 +91,6 @@ class Gang:
             (self.folder / f"{host}.lame").touch()
         for host in self.full:
             (self.folder / f"{host}.full").touch()
-        self.set_nodes(self.addresses[: self.hosts if self.nodes is None else self.nodes])
-        self._ask(do="begin")
-        self._ask(do="fork", kind="coordinator")
-        return self
 
     def _spec(self) -> JobSpec:
         return JobSpec.model_validate(
@@ -146,76 +122,6 @@ class Gang:
         """Of all machines that there could be."""
         return ADDRESSES
 
-    def set_nodes(self, addresses: list[str]) -> None:
-        """The machines that could be hosts, from now on."""
-        settings = {
-            "zygote": self.zygote,
-            "address": CONTROL_ADDRESS,
-            "out_of_reach": [],
-            "draining": {},
-            "nodes": addresses,
-            "limits": self.limits,
-            "deaths": list(self.coordinator_deaths),
-            **self.settings(),
-        }
-        self._write_settings(settings)
-
-    def drain_nodes(self, deadlines: dict[str, float]) -> None:
-        """The hosts whose machines Ray drains from now on, and no others: until when (Unix seconds; 0: it does not say)."""
-        addresses = {child.host: child.address for child in self.processes("agent")}
-        draining = {addresses[host]: deadline for host, deadline in deadlines.items()}
-        self._write_settings(read_settings(self.folder) | {"draining": draining})
-
-    def _write_settings(self, settings: dict[str, Any]) -> None:
-        temporary = self.folder / "gang.json.new"
-        temporary.write_text(json.dumps(settings))
-        temporary.replace(self.folder / "gang.json")
-
-    def settings(self) -> dict[str, Any]:
-        """What `gang.json` says of this kind of gang beside."""
-        return {}
-
-    def status(self) -> dict[str, Any] | None:
-        """What the coordinator answers; None where it does not."""
-        return status.fetch(self.folder, driver=True)
-
-    def _ask(self, **request: str) -> Any:
-        return ask(self.zygote, gang=str(self.folder), **request)
-
-    # ------------------------------------------------------------------ looking
-
-    def processes(self, kind: str | None = None) -> list[Child]:
-        """Every process that this gang ever had."""
-        children = [Child(**entry) for entry in self._ask(do="processes")]
-        return [child for child in children if kind in (None, child.kind)]
-
-    def events(self, kind: str) -> list[Record]:
-        return [event for event in read_events(self.folder) if event["kind"] == kind]
-
-    def step(self) -> int:
-        """The last step on record."""
-        steps = read_steps(self.folder)
-        return int(steps[-1]["step"]) if steps else 0
-
-    def members(self) -> dict[int, Record]:
-        """Rank to {rank, host, pid, worker} of the last generation."""
-        generations = self.events("generation")
-        return {int(m["rank"]): m for m in generations[-1]["members"]} if generations else {}
-
-    def wait_for(self, what: str, look: Callable[[], T | None]) -> T:
-        """The first thing that `look` finds; meanwhile we are the driver that asks how it goes."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        asked = 0.0
-        while not (found := look()):
-            if time.monotonic() > deadline:
-                raise AssertionError(f"waited {PATIENCE_SECONDS:g} s in vain for {what}\n{self.story()}")
-            if time.monotonic() > asked + 2.0:
-                asked = time.monotonic()
-                if self._ended() is not None and not look():
-                    raise AssertionError(f"the job ended before {what}\n{self.story()}")
-            time.sleep(0.03)
-        return found
-
     def wait_for_step(self, step: int) -> None:
         self.wait_for(f"step {step}", lambda: self.step() >= step)
 
@@ -244,11 +150,6 @@ class Gang:
         """Until `world` living members train in a generation after the first."""
         self.wait_for(f"{self.world} ranks that train again", self._is_whole)
 
-    @property
-    def world(self) -> int:
-        """Ranks of a gang that lacks nobody."""
-        return self.hosts * self.ranks_per_host
-
     def _is_whole(self) -> bool:
         made = self.events("generation")
         dead = {c.pid for c in self.processes("worker") if c.status is not None}
@@ -262,13 +163,6 @@ class Gang:
         state = self.status()
         training = state is not None and state["phase"] == "training"
         return training and {r["rank"] for r in running} == set(range(self.world))
-
-    def story(self) -> str:
-        """What a failed test needs to show."""
-        logs = sorted((self.folder / "logs").glob("*"))
-        lines = [f"== {log.name}\n{log.read_text(errors='replace')[-3500:]}" for log in logs]
-        processes = [f"{c.kind} {c.host} {c.pid} {c.status} removed={c.removed}" for c in self.processes()]
-        return "\n".join([*processes, *lines])
 
     # ------------------------------------------------------------------ breaking
 
@@ -307,12 +201,8 @@ class Gang:
         """The file that this rank shows to the others of its host."""
         return memory_path(self.memory_folder, str(self.members()[rank]["worker"]))
 
-    @property
-    def memory_folder(self) -> Path:
-        return memory_folder(runtime_dir("gang", self.folder))
-
     def _page(self, rank: int) -> Page:
-        return Page(page_path(runtime_dir("gang", self.folder), str(self.members()[rank]["worker"])))
+        return Page(page_path(self._runtime, str(self.members()[rank]["worker"])))
 
     def idle(self, host: str) -> int | None:
         """The pid of the spare of a host, once it is up."""
@@ -388,17 +278,6 @@ class Gang:
         self.clear()
         return int(answer["exit_code"])
 
-    def _ended(self) -> Record | None:
-        answer = self.status()
-        return answer if answer is not None and answer["phase"] in ("finished", "failed") else None
-
-    def clear(self) -> None:
-        """Kill what there is, and wait until it is gone."""
-        self._ask(do="end")
-        self.wait_for("the end of every process", lambda: all(c.status is not None for c in self.processes()))
-        for folder in (runtime_dir("gang", self.folder), self.memory_folder):
-            shutil.rmtree(folder, ignore_errors=True)
-
     def check(self, *, same_as: str | None = None) -> None:
         """Run to the end and assert everything that must hold whatever was broken. What was rolled back is no state.
 
@@ -467,12 +346,6 @@ class Gang:
         assert len(states) == 1
         (digest,) = by_state[states.pop()]
         return digest
-
-
-def read_json_lines(path: Path) -> Iterable[dict[str, Any]]:
-    """The lines of a file whose writer may have been killed in the middle of the last one."""
-    for line in path.read_text().split("\n")[:-1]:
-        yield json.loads(line)
 
 
 def _kills(fault: str) -> bool:

@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -22,14 +23,16 @@ from typing import Any, cast
 
 from quantarion.v1 import control_pb2 as pb
 
+from benchmarks.gang.gang import LIMITS, read_settings
+from benchmarks.gang.zygote import ask
 from orchestrator import membership as ms
-from orchestrator import status
+from orchestrator import operator_commands, status, stop
 from orchestrator.coordinator import Coordinator, CoordinatorActor, logger
+from orchestrator.errors import UserError
 from orchestrator.hosts import NodeNames, PlacedHost, RayHosts
 from orchestrator.jobspec import JobSpec
 from orchestrator.pace import Pace
 from orchestrator.placement import HostSlot
-from tests.gang.zygote import ask
 from workers import wire
 from workers.actors import settle
 from workers.identity import Generation
@@ -101,6 +104,16 @@ class GangCoordinator(Coordinator):
         self._deaths = deaths
         self._seen: Counter[str] = Counter()
         self._half: str | None = None
+        self._limits: tuple[float, float] = (0.0, 0.0)
+
+    def govern(self) -> None:
+        super().govern()
+        limits = round(self.governing.dead_limit, 3), round(self.machine.pace.patience, 3)
+        if limits != self._limits:
+            self._limits = limits
+            line = {"t": self.now(), "dead": limits[0], "hang": limits[1]}
+            with (self.folder / LIMITS).open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
     def do(self, actions: list[ms.Action]) -> None:
         for action in actions:
@@ -202,14 +215,27 @@ def observe(folder: Path) -> None:
     threading.Thread(target=body, daemon=True).start()
 
 
+def operate(folder: Path, command: str, host: str = "") -> None:
+    """`quantarion drain`, `readmit` or `stop`, from a process that reaches the coordinator, which ends with it."""
+    code = 0
+    try:
+        match command:
+            case "drain":
+                code = operator_commands.drain(folder.name, host, "the host is to be looked at", folder.parent)
+            case "readmit":
+                code = operator_commands.readmit(folder.name, host, folder.parent)
+            case "stop":
+                stop.ask(folder, False, "the benchmark is over")
+    except UserError as error:
+        print(f"{command} {host}: {error}")
+        code = int(error.exit_code)
+    sys.stdout.flush()
+    os._exit(int(code))
+
+
 def _limit(owner: type, name: str, seconds: float) -> None:
     assert isinstance(getattr(owner, name), property)
     setattr(owner, name, property(lambda _: seconds))
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """`gang.json`."""
-    return dict(json.loads((folder / "gang.json").read_text()))
 
 
 def death_file(folder: Path, point: str) -> Path:

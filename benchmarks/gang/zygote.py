@@ -1,9 +1,9 @@
-"""The parent of every process of these tests' gangs: it has imported everything once, and forks.
+"""The parent of every process of a gang: it has imported everything once, and forks.
 
 Stands in for Ray: starts agents, workers and coordinators as processes of their own, starts an agent or a coordinator
 again when it dies, and removes a host with all its processes. It knows nothing of the protocol.
 
-    python -m tests.gang.zygote SOCKET    # ends with the process that holds its standard input
+    python -m benchmarks.gang.zygote SOCKET [BUCKET_BYTES]    # ends with the process that holds its standard input
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from typing import Any
 RESTART_SECONDS = 0.3
 """From the death of an agent or a coordinator to its next start; Ray takes a second or two."""
 
+SERVICES = ("agent", "coordinator", "observer")
+"""Kinds that are started again when they end."""
+
 PDEATHSIG = 1
 CLONE_NEWNET = 0x40000000
 
@@ -37,7 +40,7 @@ class Child:
     """One process, alive or not."""
 
     gang: str  # folder of its job
-    kind: str  # worker, agent, coordinator, observer
+    kind: str  # worker, agent, coordinator, observer; or drain, readmit, stop: what an operator asks
     host: str
     address: str
     pid: int
@@ -138,7 +141,7 @@ class Zygote:
                 pid, raw = found
                 child = next(c for c in self.children if c.pid == pid and c.status is None)
                 child.status = os.waitstatus_to_exitcode(raw)
-                if child.kind != "worker" and not child.removed:
+                if child.kind in SERVICES and not child.removed:
                     self.due.append((time.monotonic() + RESTART_SECONDS, child))
 
     def _start_again(self) -> None:
@@ -172,16 +175,19 @@ def _enter_namespace(gang: Path, kind: str, address: str) -> None:
 
 def _bodies() -> dict[str, Any]:
     """Each starts a thread of its own, as in a Ray actor, and leaves the main thread to the caller."""
-    from tests.gang.control import GangCoordinatorActor, observe
+    from benchmarks.gang.control import GangCoordinatorActor, observe, operate
     from workers.actors import AgentActor, WorkerActor
 
     return {
         "agent": lambda gang, host, address: AgentActor(
-            job="gang", job_folder=str(gang), host=host, node_id=f"node-{address}", address=address
+            job=gang.name, job_folder=str(gang), host=host, node_id=f"node-{address}", address=address
         ),
         "worker": lambda gang, host, address: WorkerActor(job_folder=str(gang), host=host, address=address),
         "coordinator": lambda gang, host, address: GangCoordinatorActor(gang),
         "observer": lambda gang, host, address: observe(gang),
+        "drain": lambda gang, host, address: operate(gang, "drain", host),
+        "readmit": lambda gang, host, address: operate(gang, "readmit", host),
+        "stop": lambda gang, host, address: operate(gang, "stop"),
     }
 
 
@@ -193,25 +199,30 @@ def ask(path: str, **request: str) -> Any:
         return json.loads(link.makefile().readline())
 
 
-def _import_everything() -> None:
-    """What a worker needs, without starting a thread of torch, gRPC or Ray; small buckets, so that a step has several."""
+def _import_everything(bucket_bytes: int | None) -> None:
+    """What a worker needs, without starting a thread of torch, gRPC or Ray.
+
+    Args:
+        bucket_bytes: of the largest bucket, so that a step of a small model has several; None for what ranks usually take.
+    """
     from functools import partial
 
     import torch.utils.data
 
     import workers.engine
     import workers.tasks.script
-    from tests.gang import control  # noqa: F401
+    from benchmarks.gang import control  # noqa: F401
     from workers.collectives.buckets import plan_buckets
 
     torch.set_num_threads(1)
     parameter = torch.nn.Parameter(torch.zeros(1))
     torch.optim.lr_scheduler.LambdaLR(torch.optim.AdamW([parameter]), lambda _: 1.0)
-    workers.engine.plan_buckets = partial(plan_buckets, first_bytes=1024, bucket_bytes=2048)
+    if bucket_bytes is not None:
+        workers.engine.plan_buckets = partial(plan_buckets, first_bytes=bucket_bytes // 2, bucket_bytes=bucket_bytes)
 
 
 if __name__ == "__main__":
-    _import_everything()
+    _import_everything(int(sys.argv[2]) if len(sys.argv) > 2 else None)
     zygote = Zygote(Path(sys.argv[1]))
     if len(os.listdir("/proc/self/task")) > 1:
         raise SystemExit("an import has started a thread: forking is not safe")
