@@ -5,18 +5,23 @@ in progress, `round` after it, `generation` (counter of the last one entered, 0 
 `inner` and `attempt` in `in_backward` (the batch inside the step, from 0; of the step), `snapshot` 0 or 1 in `in_serve`.
 The action says what happens there: `kill` (SIGKILL to itself), `stop` (SIGSTOP to itself; goes on after SIGCONT), `hang`
 (never returns), `raise`, `flip` (a bit of a parameter in its memory, as a cosmic ray might), `nan` (its next loss, and
-what follows from it). Each fault happens once in the life of a job: a file in the job's folder remembers it, so a
-replacement does not die of the same fault again.
+what follows from it). Each fault happens once in the life of a job: a file in the job's folder remembers it, with when and
+in which process it was, so a replacement does not die of the same fault again.
+
+A drill that chooses its moments as it goes writes `armed=N` among the conditions: then the fault waits until `arm` has put
+the file `armed-N` beside those that remember, with the number of the rank that it is meant for.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +45,9 @@ POINTS = (
     "at_finish",
 )
 ACTIONS = ("kill", "stop", "hang", "raise", "flip", "nan")
+
+ARMED = "armed"
+"""The condition that says that a file has to be there."""
 
 _FORM = re.compile(r"^(?P<point>[a-z_]+)(@(?P<conditions>[a-z_]+=\d+(,[a-z_]+=\d+)*))?=(?P<action>[a-z]+)$")
 
@@ -75,6 +83,31 @@ def parse(text: str) -> Fault:
     return Fault(text, match["point"], conditions, match["action"])
 
 
+def arm(folder: Path, number: int, rank: int) -> None:
+    """From now on the fault with the condition `armed=number` may happen, in the process that has this rank.
+
+    Args:
+        folder: in which the faults of the job are remembered.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{ARMED}-{number}"
+    partial.write_text(str(rank))
+    partial.replace(folder / f"{ARMED}-{number}")
+
+
+def disarm(folder: Path, number: int) -> None:
+    """It may not happen any more, where it has not."""
+    (folder / f"{ARMED}-{number}").unlink(missing_ok=True)
+
+
+def armed(folder: Path, number: int) -> int | None:
+    """The rank that this fault is meant for; None where it is not armed."""
+    try:
+        return int((folder / f"{ARMED}-{number}").read_text())
+    except FileNotFoundError:
+        return None
+
+
 class Faults:
     """The faults of one process. `where` gives the rank and step of the moment."""
 
@@ -96,8 +129,16 @@ class Faults:
         for fault in self._faults:
             if fault.point == point:
                 known = {**self._where(), **values}
-                if all(known.get(key) == value for key, value in fault.conditions) and self._first_time(fault):
+                if all(self._holds(key, value, known) for key, value in fault.conditions) and self._first_time(
+                    fault, known
+                ):
                     self._act(fault)
+
+    def _holds(self, key: str, value: int, known: Mapping[str, int]) -> bool:
+        if key == ARMED:
+            rank = armed(self._folder, value)
+            return rank is not None and rank == known.get("rank")
+        return known.get(key) == value
 
     def _act(self, fault: Fault) -> None:
         if fault.action == "flip":
@@ -107,12 +148,15 @@ class Faults:
         else:
             _act(fault)
 
-    def _first_time(self, fault: Fault) -> bool:
+    def _first_time(self, fault: Fault, known: Mapping[str, int]) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            os.close(os.open(fault.mark(self._folder), os.O_CREAT | os.O_EXCL))
+            mark = os.open(fault.mark(self._folder), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
+        with contextlib.suppress(OSError):  # a full disk: that it has happened is told by the file alone
+            os.write(mark, json.dumps({"t": time.time(), "pid": os.getpid(), **known}).encode())
+        os.close(mark)
         return True
 
 
