@@ -33,6 +33,12 @@ from benchmarks.storm.watch import Watch, read_limits
 from orchestrator.records import Record
 from workers.faults import parse as parse_fault
 
+
+def approx(value: Any, **tolerance: Any) -> Any:
+    """As pytest's; mypy takes a comparison with that for one that cannot hold."""
+    return pytest.approx(value, **tolerance)
+
+
 ALL = list(Kind)
 PLANS = {
     "seed": st.integers(0, 2**32),
@@ -192,8 +198,8 @@ def test_a_killed_rank_is_missed_in_time_and_another_process_is_not_it() -> None
     steps = [step(100.2, 20), step(100.9, 21, 2), step(102.5, 22, 3)]
     (found,) = findings([fault(Kind.KILL)], events, steps, [], 50)
     assert (found.outcome, found.by, found.in_time) == (Outcome.NOTICED, "worker_exit", True)
-    assert (found.noticed, found.limit) == (pytest.approx(0.3), 0.5)
-    assert (found.trained, found.full) == (pytest.approx(0.9), pytest.approx(2.5))
+    assert (found.noticed, found.limit) == (approx(0.3), 0.5)
+    assert (found.trained, found.full) == (approx(0.9), approx(2.5))
 
 
 @pytest.mark.parametrize(("news", "in_time"), [(100.51, True), (100.6, False), (None, False)])
@@ -227,7 +233,7 @@ def test_a_host_whose_processes_are_killed_is_lost_in_time() -> None:
     lost = {"t": 100.46, "kind": "host_lost", "host": "host-2", "reason": ""}
     other = {"t": 100.1, "kind": "host_lost", "host": "host-1", "reason": ""}
     (found,) = findings([fault(Kind.KILL_HOST, seconds=5.0, ended=105.0)], [BEGUN, other, lost], [], [], 50)
-    assert (found.noticed, found.in_time, found.by) == (pytest.approx(0.46), True, "host_lost")
+    assert (found.noticed, found.in_time, found.by) == (approx(0.46), True, "host_lost")
 
 
 @pytest.mark.parametrize(
@@ -271,8 +277,8 @@ def test_a_rank_that_hangs_is_noticed_when_nothing_moves(hang: float, in_time: b
     ]
     limits = [{"t": 1.0, "dead": 3.0, "hang": hang}]
     (found,) = findings([fault(Kind.STOP, seconds=30.0)], events, [step(118.9, 21, 2)], limits, 50)
-    assert (found.by, found.noticed, found.in_time) == ("prepare", pytest.approx(13.0), in_time)
-    assert (found.trained, found.full) == (pytest.approx(18.9), None)
+    assert (found.by, found.noticed, found.in_time) == ("prepare", approx(13.0), in_time)
+    assert (found.trained, found.full) == (approx(18.9), None)
 
 
 def flip(**fields: Any) -> Fault:
@@ -289,7 +295,7 @@ def test_a_flipped_bit_is_found_by_the_digest_of_the_next_checkpoint(at: int, in
     events = [BEGUN, differ(105.0, at), generation(105.5, 2, {"host-1": 2}), rolled]
     (found,) = findings([flip()], events, [step(106.5, 101, 2)], [], 50)
     assert (found.noticed_step, found.limit_step, found.in_time) == (at, 150, in_time)
-    assert (found.outcome, found.trained) == (Outcome.NOTICED, pytest.approx(6.5))
+    assert (found.outcome, found.trained) == (Outcome.NOTICED, approx(6.5))
 
 
 @pytest.mark.parametrize(
@@ -338,8 +344,8 @@ def test_a_nan_a_full_disk_an_agent_a_drain_and_a_coordinator() -> None:
     ]
     found = findings(faults, events, [step(100.4, 20)], [], 50)
     assert [each.outcome for each in found] == [Outcome.NOTICED] * 5
-    assert [each.noticed for each in found] == pytest.approx([0.1, 2.0, 0.1, 0.0, 0.8])
-    assert [each.trained for each in found] == pytest.approx([0.4, 1.5, 0.6, 2.0, 0.8])
+    assert [each.noticed for each in found] == approx([0.1, 2.0, 0.1, 0.0, 0.8])
+    assert [each.trained for each in found] == approx([0.4, 1.5, 0.6, 2.0, 0.8])
     assert [each.in_time for each in found] == [None, None, True, None, None]
 
 
@@ -349,7 +355,7 @@ def test_what_the_next_fault_does_to_a_host_is_no_news_of_the_one_before() -> No
     found = findings([slow, stopped], [BEGUN, verdict(113.6, "host-2", act="suspect")], [], [], 50)
     assert found[0].outcome is Outcome.RODE_OUT
     (alone,) = findings([slow], [BEGUN, verdict(113.6, "host-2", act="suspect")], [], [], 50)
-    assert (alone.outcome, alone.noticed) == (Outcome.NOTICED, pytest.approx(13.6))
+    assert (alone.outcome, alone.noticed) == (Outcome.NOTICED, approx(13.6))
 
 
 # ---------------------------------------------------------------------- false evictions
@@ -410,10 +416,10 @@ def steady(begin: float, end: float, first: int, generation: int = 1, per_second
 
 def test_without_faults_all_is_kept() -> None:
     summary = summarise(run(steps=steady(0.0, 40.0, 1)))
-    assert summary["throughput_kept"] == pytest.approx(1.0, abs=0.02)
-    assert (summary["goodput"], summary["goodput_quiet"]) == pytest.approx((1.0, 1.0))
+    assert summary["throughput_kept"] == approx(1.0, abs=0.02)
+    assert (summary["goodput"], summary["goodput_quiet"]) == approx((1.0, 1.0))
     assert summary["step_efficiency"] == 1.0
-    assert summary["samples_per_second_quiet"] == pytest.approx([2560, 2560], rel=0.02)
+    assert summary["samples_per_second_quiet"] == approx([2560, 2560], rel=0.02)
     assert summary["faults"] == {"planned": 0, "done": 0, "skipped": {}, "by_kind": {}}
     assert kept_its_promises(summary)
 
@@ -438,11 +444,11 @@ def test_a_job_that_never_trained_has_no_figures() -> None:
 def test_a_pause_costs_throughput_and_goodput_and_slow_steps_only_throughput() -> None:
     pause = [*steady(0.0, 20.0, 1), step(25.0, 201, 2, 0.1), *steady(25.0, 40.0, 202, 2)]
     summary = summarise(run(steps=pause))
-    assert summary["throughput_kept"] == pytest.approx(0.755, abs=0.02)
-    assert summary["goodput"] == pytest.approx(0.755, abs=0.02)
+    assert summary["throughput_kept"] == approx(0.755, abs=0.02)
+    assert summary["goodput"] == approx(0.755, abs=0.02)
     slow = [*steady(0.0, 10.0, 1), *steady(10.0, 30.0, 101, per_second=5), *steady(30.0, 40.0, 201)]
     summary = summarise(run(steps=slow))
-    assert summary["throughput_kept"] == pytest.approx(0.5, abs=0.02) and summary["goodput"] == pytest.approx(1.0)
+    assert summary["throughput_kept"] == approx(0.5, abs=0.02) and summary["goodput"] == approx(1.0)
 
 
 def test_steps_that_were_gone_back_over_count_once() -> None:
@@ -450,8 +456,8 @@ def test_steps_that_were_gone_back_over_count_once() -> None:
     steps = [*steady(0.0, 20.0, 1), *steady(22.0, 40.0, 151, 2)]
     summary = summarise(run(steps=steps, discarded=50))
     assert summary["steps"] == 50 + 80
-    assert summary["step_efficiency"] == pytest.approx(130 / 180)
-    assert summary["goodput"] == pytest.approx((5.0 + 8.0) / 20.0, abs=0.01)
+    assert summary["step_efficiency"] == approx(130 / 180)
+    assert summary["goodput"] == approx((5.0 + 8.0) / 20.0, abs=0.01)
 
 
 def test_a_step_that_was_computed_once_more_counts_from_then() -> None:
@@ -459,18 +465,18 @@ def test_a_step_that_was_computed_once_more_counts_from_then() -> None:
     earlier = {"t": 5.0, "kind": "non_finite", "step": 130, "rank": 3, "again": False}
     steps = [step(12.0, 120, seconds=0.1), step(12.5, 121, seconds=0.5), step(12.6, 122, seconds=None)]
     (found,) = [pace(Stretch(12.0, 13.0), steps, [again, earlier])]
-    assert (found.steps, found.goodput) == (2, pytest.approx(0.2))
+    assert (found.steps, found.goodput) == (2, approx(0.2))
 
 
 def test_a_step_counts_in_a_stretch_by_its_seconds_there() -> None:
     found = pace(Stretch(10.0, 20.0), [step(10.5, 1, seconds=1.0), step(20.4, 2, seconds=1.0)], [])
-    assert (found.steps, found.goodput) == (1, pytest.approx((0.5 + 0.6) / 10.0))
+    assert (found.steps, found.goodput) == (1, approx((0.5 + 0.6) / 10.0))
 
 
 def test_stretches_together_weigh_by_their_length() -> None:
     short, long = pace(Stretch(0.0, 1.0), steady(0.0, 1.0, 1), []), pace(Stretch(0.0, 3.0), [], [])
     both = together([short, long])
-    assert (both.seconds, both.steps, both.samples_per_second) == (4.0, 10, pytest.approx(640.0))
+    assert (both.seconds, both.steps, both.samples_per_second) == (4.0, 10, approx(640.0))
     assert together([]).samples_per_second == 0.0
 
 
@@ -537,9 +543,9 @@ def test_of_steps_that_a_peer_goes_back_over_the_last_time_counts() -> None:
     lines += [commit(5.0 + n, n, rank, 20 + rank) for n in range(3, 6) for rank in range(2)]
     assert peers.kept(lines) == {1: 1.0, 2: 2.0, 3: 8.0, 4: 9.0, 5: 10.0}
     whole = Stretch(0.0, 10.0)
-    assert peers.rate(lines, whole) == pytest.approx(5 * 256 / 10)
-    assert peers.efficiency(lines, whole) == pytest.approx(5 / 7)
-    assert peers.rate(lines, Stretch(0.0, 4.0)) == pytest.approx(2 * 256 / 4)
+    assert peers.rate(lines, whole) == approx(5 * 256 / 10)
+    assert peers.efficiency(lines, whole) == approx(5 / 7)
+    assert peers.rate(lines, Stretch(0.0, 4.0)) == approx(2 * 256 / 4)
     assert peers.efficiency(lines, Stretch(20.0, 30.0)) is None
 
 
@@ -583,7 +589,7 @@ def test_a_watch_knows_who_is_in_the_job(tmp_path: Path) -> None:
     assert [event["kind"] for event in watch.look()] == ["host_up", "generation"]
     assert watch.hosts == {"host-1", "host-2"} and watch.ranks_on("host-2") == [2, 3]
     assert (watch.generation, watch.step, watch.ranks) == ((1, 2), 10, 8)
-    assert watch.rate == pytest.approx(10.0)
+    assert watch.rate == approx(10.0)
     assert (watch.host_at("10.77.0.2"), watch.host_at("10.77.0.9")) == ("host-2", None)
     assert watch.ended is None
     lines(tmp_path / "events.jsonl", {"t": 2.0, "kind": "finished", "message": "stopped"})
