@@ -411,6 +411,9 @@ class Coordinator:
                 self.governing.convict(host, Code.NONFINITE_HOST, now)
         for removal in self.governing.removals(machine.hosts, self.ray_hosts.placed, now):
             self._remove(removal)
+        if self.governing.emergency:
+            self.governing.emergency = False
+            self.saving.ask()
         self._test_the_quarantined()
         for host in [host for host, each in self._tested.items() if now - each.since > TEST_SECONDS]:
             self.give_up_test(host, f"no answer for {TEST_SECONDS:g} s")

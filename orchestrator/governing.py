@@ -72,6 +72,9 @@ class Governing:
         self._longest_gap = 0.0  # of those that were in time
         self._silent_since: dict[str, float] = {}  # of those that were given up: their last beat
         self._watched_at = self._ticked_at = 0.0
+        self.emergency = False
+        """So many hosts have left the healthy state at once that the job is to be saved (GM-32); whoever does so takes it
+        back."""
 
     @property
     def records(self) -> Hosts:
@@ -91,6 +94,7 @@ class Governing:
             self._say("governor_failed", {"event": type(event).__name__, "error": f"{type(error).__name__}: {error}"})
             return
         for verdict in verdicts:
+            self.emergency = self.emergency or (verdict.is_in_force and Code.MASS_FAILURE in verdict.reasons)
             self._say("verdict", {key: value for key, value in verdict.record().items() if key != "t"})
 
     # ------------------------------------------------------------------ what happens to hosts

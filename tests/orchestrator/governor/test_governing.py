@@ -277,6 +277,17 @@ def test_gm10_a_full_disk_delays_the_log_and_loses_nothing_of_it(
     assert (found.difference, found.events) == (None, 6)
 
 
+@pytest.mark.parametrize(("certain", "emergency"), [(Mode.ENFORCE, True), (Mode.SHADOW, False)])
+def test_gm32_when_many_hosts_go_at_once_the_job_is_to_be_saved(path: Path, certain: Mode, emergency: bool) -> None:
+    job = Job(path, config=GovernorConfig(certain=certain))
+    job.governing.generation(HOSTS, 0.0, first=True)
+    for number in (1, 2):
+        job.governing.lost(f"host-{number}", 10.0 + number)
+    assert not job.governing.emergency
+    job.governing.lost("host-3", 13.0)
+    assert job.governing.emergency is emergency
+
+
 def test_gm33_with_fewer_hosts_than_the_job_needs_none_is_removed_on_noisy_evidence(tmp_path: Path) -> None:
     acts = {}
     for least in (1, 8):
