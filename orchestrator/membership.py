@@ -490,6 +490,7 @@ class Membership:
         actions: list[Action] = []
         if self.hangs.stood_still(now):
             self.pace.progress_at = now
+        actions += self._watch_quorum(now)
         for host in self.roster.away:
             grace = self.rules.agent_grace if host.met else self.rules.spawn_timeout
             if now - host.detached_at > grace:
@@ -515,7 +516,6 @@ class Membership:
         actions += self._look_for_hang(now)
         if self.phase is JobPhase.SYNCING and now - self.pace.progress_at > max(30.0, self._patience):
             actions += self._begin("a member did not get running", now)
-        actions += self._watch_quorum(now)
         return actions + self._decide(now)
 
     # ------------------------------------------------------------------ inside
@@ -795,6 +795,8 @@ class Membership:
         if self.quorum.lost_at is None:
             return []
         if self._has_quorum():
+            for view in self.roster.away:  # hosts that were out of reach together come back one after the other
+                view.detached_at = now
             return self.quorum.is_back(now)
         hopeless = self.quorum.given_up(self._votes(), self.pace.progress_at, now)
         return self._end(9, hopeless) if hopeless else []

@@ -59,6 +59,26 @@ def test_gm30_a_minority_waits_for_hosts_that_are_out_of_reach_and_goes_on_with_
     assert len(records(world.taken, "quorum_back")) == 1 and machine.quorum.lost_at is None
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_gm30_of_hosts_that_were_out_of_reach_together_the_last_one_has_its_time_again(comes_back: bool) -> None:
+    """The first one that is back makes a quorum; that says nothing against the other."""
+    world = Told(3)
+    machine, (_, second, third) = machine_of(world), world.hosts
+    for host in (second, third):
+        world.partition(host)
+    found = world.pass_time(machine.rules.agent_grace + 5.0)
+    assert len(records(found, "quorum_lost")) == 1
+    world.mend(second)
+    world.attach(second)
+    found = world.pass_time(machine.rules.agent_grace - 2.0)
+    assert len(records(found, "quorum_back")) == 1 and records(found, "host_lost") == []
+    if comes_back:
+        world.mend(third)
+        world.attach(third)
+    found = world.pass_time(4.0)
+    assert [each["host"] for each in records(found, "host_lost")] == ([] if comes_back else [third])
+
+
 def test_gm30_a_majority_gives_up_who_is_out_of_reach() -> None:
     world = Told(3)
     machine, (_, _, third) = machine_of(world), world.hosts
