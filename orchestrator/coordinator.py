@@ -225,7 +225,11 @@ class Coordinator:
                     wanted = hosts_wanted(self.hosts_max, len(self.ray_hosts.placed), leaving, self._refused)
                     await loop.run_in_executor(self._ray, self._autoscaling.ask, wanted, self.now())
                 if len(self.ray_hosts.placed) < self.hosts_max and not self.machine.stopping:
-                    await loop.run_in_executor(self._ray, self._place)
+                    self.machine.placing = True
+                    try:
+                        await loop.run_in_executor(self._ray, self._place)
+                    finally:
+                        self.machine.placing = False
                 if missing := self.machine.out_of_reach:
                     self._died(await loop.run_in_executor(self._ray, self.ray_hosts.dead, missing))
                 self._say_what_is_missing()

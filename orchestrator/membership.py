@@ -96,6 +96,7 @@ class Membership:
         self.exchange_error_at: float | None = None
         self.below_min_since: float | None = None
         self.incidents, self._staffing = Incidents(), Staffing(self.roster)
+        self.placing = False  # hosts are being started: a first generation waits until it is known which (EP-13)
         self.probe_until: float | None = None  # a first generation waits for the probe; None: none has begun
         self.recovering_until: float | None = None  # a restarted coordinator waits for its hosts
         self.apply_failures: deque[float] = deque()  # when
@@ -682,7 +683,7 @@ class Membership:
 
     def _try_first(self, now: float) -> list[Action]:
         """The gang is held until hosts.min are ready, and those that are being started with them (EP-13)."""
-        if not self.formed and self._awaits_a_host():
+        if not self.formed and (self.placing or self._awaits_a_host()):
             return []
         ready_hosts = [h for h in self.hosts if self.roster.complete(h)]
         if len(ready_hosts) < self.rules.hosts_min:

@@ -171,7 +171,8 @@ def test_cc21_the_plan_follows_a_link_that_slows_down_and_recovers(lab_gang: Sta
     print([(step, round(seconds[step], 2)) for step in range(slow_from - 5, slow_from + 25)])
 
 
-@pytest.mark.parametrize("codec", ["none", pytest.param("int8", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("codec", ["none", "int8"])
 def test_gm30_the_host_with_the_slow_cable_is_who_all_its_peers_find_slow(codec: str, lab_gang: StartGang) -> None:
     """In a ring, and where all hosts exchange with all; by what agents read of the sockets of ranks."""
     g = lab_gang(
