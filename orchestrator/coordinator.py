@@ -35,8 +35,8 @@ from orchestrator.errors import ExitCode, UserError
 from orchestrator.governing import Governing, Removal, Way
 from orchestrator.governor.codes import Code
 from orchestrator.governor.config import Mode
-from orchestrator.governor.events import HostTested
 from orchestrator.governor.log import Governor, Outset
+from orchestrator.host_tests import HostTests
 from orchestrator.hosts import RayHosts
 from orchestrator.jobspec import JobSpec
 from orchestrator.journal import Journal
@@ -60,11 +60,6 @@ LOOK_AT_JOURNAL_TICKS = 10
 LOOK_FOR_HOSTS_SECONDS = 0.5
 RECOVERY_SETTLE_SECONDS = 6.0
 DRIVER_LEASE_SECONDS = 60.0
-TEST_SECONDS = 60.0
-"""For a host to come up and pass its test."""
-
-AGAIN_SECONDS = 30.0
-"""After a test that could not be done."""
 
 
 @dataclass
@@ -74,15 +69,6 @@ class Seen:
     step: int = 0
     state: str = "starting"
     moved: tuple[int, int] = (0, 0)
-
-
-@dataclass
-class Tested:
-    """A host that is placed for the host test which it has to pass to come back."""
-
-    address: str
-    group: str
-    since: float
 
 
 class Coordinator:
@@ -122,10 +108,7 @@ class Coordinator:
         self.digests, self.non_finite = Digests(self.journal.remembered.sound), NonFinite()
         self._observed_at = self.now()
         self.hosts_max = self.journal.remembered.hosts_max or spec.hosts.max
-        self._tested: dict[str, Tested] = {}
-        self._in_test: set[str] = set()  # hosts of the job that were asked to test themselves
-        self._not_before: dict[str, float] = {}  # when a host that could not be tested may be tested again
-        self.drains, self.saving = Drains(self), Saving(self)
+        self.drains, self.saving, self.host_tests = Drains(self), Saving(self), HostTests(self)
 
     def now(self) -> float:
         """Unix seconds that never jump, nor fall behind what the governor was told before."""
@@ -178,7 +161,7 @@ class Coordinator:
         known = {host: entry for host, entry in remembered.hosts.items() if not self.governing.is_cooling(host)}
         for host in remembered.hosts.keys() - known.keys():
             entry = remembered.hosts[host]
-            self._tested[host] = Tested(str(entry["address"]), str(entry["group"]), now)
+            self.host_tests.place(host, str(entry["address"]), str(entry["group"]))
         self.machine.recover(
             {host: str(entry["address"]) for host, entry in known.items()},
             remembered.generation,
@@ -262,17 +245,13 @@ class Coordinator:
                 loop.call_soon_threadsafe(self._expect, placed.host, placed.address, group)
 
     def _may_come(self, host: str) -> bool:
-        kept_away = host in self.journal.remembered.drained or self._has_to_wait(host) or self.drains.keeps_away(host)
-        return not kept_away and self.governing.may_come(host)
-
-    def _has_to_wait(self, host: str) -> bool:
-        """A test of it could not be done a moment ago."""
-        return self.now() < self._not_before.get(host, 0.0)
+        is_drained = host in self.journal.remembered.drained or self.drains.keeps_away(host)
+        return not is_drained and not self.host_tests.has_to_wait(host) and self.governing.may_come(host)
 
     def _expect(self, host: str, address: str, group: str) -> None:
         self.event("host_up", {"host": host, "address": address, "group": group})
         if not self.governing.is_in(host):
-            self._tested[host] = Tested(address, group, self.now())
+            self.host_tests.place(host, address, group)
             return
         self.do(self.machine.expect_host(host, address, self.now(), group))
 
@@ -336,7 +315,7 @@ class Coordinator:
                 case ms.SpawnWorker(host, delay):
                     self._loop.call_later(delay, self._spawn, host)
                 case ms.DropHost(host):
-                    self._drop(host)
+                    self.drop(host)
                 case ms.MeasureLinks(addresses):
                     self._probing = asyncio.create_task(self._measure_links(addresses))
                 case ms.Record(kind, fields):
@@ -418,9 +397,7 @@ class Coordinator:
         if self.governing.emergency:
             self.governing.emergency = False
             self.saving.ask()
-        self._test_the_quarantined()
-        for host in [host for host, each in self._tested.items() if now - each.since > TEST_SECONDS]:
-            self.give_up_test(host, f"no answer for {TEST_SECONDS:g} s")
+        self.host_tests.tick()
 
     def _compared(self, found: Comparison) -> None:
         """All members have told what they hold (GM-17). Where that differs, who deviates is out of the generation that goes
@@ -465,42 +442,7 @@ class Coordinator:
             heirs = removal.is_trusted
             self.do(self.machine.leave(removal.host, removal.reason, self.now(), at_once=at_once, bequeaths=heirs))
 
-    # ------------------------------------------------------------------ host tests
-
-    def _test_the_quarantined(self) -> None:
-        """On the stream of their agents."""
-        to_test = {host for host in self.governing.to_test(self.machine.hosts) if not self._has_to_wait(host)}
-        begun = self.relief.testable(to_test - self._in_test, self.now())
-        for host in sorted(begun):
-            self.streams.post(host, pb.CoordinatorMessage(host_test=pb.HostTest()))
-        self._in_test = (self._in_test & to_test) | begun
-
-    def _host_tested(self, host: str, result: pb.HostTested) -> None:
-        if result.error:  # it tells nothing of the host
-            self._not_before[host] = self.now() + AGAIN_SECONDS
-            self.give_up_test(host, result.error)
-            return
-        now, tested, failures = self.now(), self._tested.pop(host, None), list(result.failures)
-        self.event("host_test", {"host": host, "passed": not failures, "failures": failures, "seconds": result.seconds})
-        self.governing.tell(HostTested(now, host, not failures))
-        if tested is None:
-            return
-        if not self.governing.is_in(host):
-            self._drop(host)
-            return
-        self.do(self.machine.expect_host(host, tested.address, now, tested.group))
-        self.do(self.machine.attach(host, tested.address, [], now))
-
-    def give_up_test(self, host: str, reason: str) -> None:
-        """If it is being tested to come back. It is tried again after a while, as a node that is offered."""
-        if host not in self._tested:
-            return
-        since = self._tested.pop(host).since
-        self._not_before[host] = self.now() + AGAIN_SECONDS
-        self.event("host_test", {"host": host, "passed": False, "failures": [reason], "seconds": self.now() - since})
-        self._drop(host)
-
-    def _drop(self, host: str) -> None:
+    def drop(self, host: str) -> None:
         """Take its agent and its placement away."""
         self.journal.write({"entry": "host_dropped", "host": host})
         self.streams.detach(host)
@@ -561,14 +503,14 @@ class Coordinator:
 
     def attach(self, hello: pb.HostHello, stream: HostStream) -> bool:
         """An agent's first message, on a stream of its own or its leader's; False where its host is not part of the job."""
-        is_tested = hello.host in self._tested
+        is_tested = self.host_tests.awaits(hello.host)
         if not is_tested and hello.host not in self.machine.hosts:
             return False
         self.streams.attach(hello.host, stream, hello.agent_pid)
         welcome = pb.Welcome(incarnation=self.journal.incarnation)
         self.streams.post(hello.host, pb.CoordinatorMessage(welcome=welcome))
         if is_tested:  # it wants to come back
-            self.streams.post(hello.host, pb.CoordinatorMessage(host_test=pb.HostTest()))
+            self.host_tests.begin(hello.host)
             return True
         lost_at = self._agents_lost.pop(hello.host, None)
         if lost_at is not None:
@@ -588,7 +530,7 @@ class Coordinator:
             self.streams.detach(host)
             if self._probe is not None:
                 self._probe.lost(host)
-            self.give_up_test(host, "its agent's stream was reset")
+            self.host_tests.give_up(host, "its agent's stream was reset")
             self.do(self.machine.detach(host, self.now()))
 
     def refuses(self, host: str, message: pb.AgentMessage, *, first: bool = False) -> str | None:
@@ -627,7 +569,7 @@ class Coordinator:
                 for stack in message.stacks.stacks:
                     self.machine.hangs.shown(stack.worker, stack.frames)
             case "host_tested":
-                self._host_tested(host, message.host_tested)
+                self.host_tests.told(host, message.host_tested)
             case "draining":
                 self.drains.told_by_agent(host, message.draining)
             case "probe_port" if self._probe is not None:

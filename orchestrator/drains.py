@@ -62,7 +62,7 @@ class Drains:
     def _hear(self, notice: Notice) -> None:
         """The event is the acknowledgement."""
         job = self._job
-        job.give_up_test(notice.host, notice.reason)
+        job.host_tests.give_up(notice.host, notice.reason)
         if notice.host not in job.machine.hosts or (known := self.notices.hear(notice)) is None:
             return
         job.journal.write({"entry": "notice", **known.record()})

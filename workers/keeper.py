@@ -59,9 +59,8 @@ class Keeper:
         self._begun: StateId | None = None  # the state with which the present phase began
         self._exact: tuple[StateId, int] | None = None  # the last one saved exactly, and how often this rank was healed
         self._served: tuple[int, int] | None = None  # the last one that was asked for, likewise
-        self._told: tuple[pb.RankReport, float] | None = (
-            None  # the last exact one on disk, and when that was said (monotonic)
-        )
+        self._told: tuple[pb.RankReport, float] | None = None
+        """The last exact one on disk, and when that was said, seconds of the monotonic clock."""
 
     def after_step(self, step: int) -> None:
         """Save every `checkpoint.every` steps, and where somebody has asked for it, beside training (CK-3)."""

@@ -84,11 +84,14 @@ def test_gm28_an_evicted_host_is_out_of_the_very_next_generation_and_nobody_wait
     assert hosts_of(world) == {stays}
 
 
-def test_gm35_the_last_host_with_the_state_stays_until_another_has_it() -> None:
+@pytest.mark.parametrize("hasty", [False, True])
+def test_gm35_gm38_the_last_host_with_the_state_stays_until_another_has_it_in_haste_too(hasty: bool) -> None:
     world = Simulation(0, hosts=1, ranks=2)
     settle(world)
     machine, (only,) = machine_of(world), world.hosts
     world.do(machine.leave(only, "drained", world.now))
+    if hasty:
+        world.do(machine.hasten(only, world.now))
     settle_but_for_the_leaving(world)
     assert hosts_of(world) == {only}
     step = machine.pace.step
@@ -245,18 +248,3 @@ def test_gm38_hosts_that_leave_at_once_together_cost_one_generation_and_nobody_w
     assert {machine.workers[worker].host for worker in machine.waiting} == set(others)
     settle(world)
     assert hosts_of(world) == set(others) and len(world.plans) == before + 1
-
-
-def test_gm38_gm35_a_host_in_haste_that_alone_has_the_state_leaves_as_soon_as_another_has_it() -> None:
-    world = Simulation(0, hosts=1, ranks=2)
-    settle(world)
-    machine, (only,) = machine_of(world), world.hosts
-    world.do(machine.leave(only, "drained", world.now))
-    world.do(machine.hasten(only, world.now))
-    settle_but_for_the_leaving(world)
-    assert hosts_of(world) == {only}
-    step = machine.pace.step
-    world.add_host()
-    settle(world)
-    assert only not in machine.hosts and len(hosts_of(world)) == 1
-    assert machine.pace.step > step and not machine.plan.first  # type: ignore[union-attr]
