@@ -6,8 +6,8 @@
     python -m benchmarks.links --keep --change
     python -m benchmarks.links --model mlp --only '4x1,100,ddp-*'
 
-Cells are measured one after the other, all methods in turn, in rounds. Every cell is written to --out at once; with --keep
-those that stand there are not measured again, and the page is made of all of them.
+The timing part measures all methods of one layout and speed together, in turns; the others one cell after the other. What
+is done is written to --out at once; with --keep that is not measured again, and the page is made of all of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.lab import Lab, LabError
@@ -30,8 +30,9 @@ from benchmarks.links.cells import (
     Effort,
     Record,
     accuracy_cells,
+    contests,
     measure_accuracy,
-    measure_time,
+    measure_times,
     timing_cells,
 )
 from benchmarks.links.change import ChangeCell, change_cells, draw_change, measure_change
@@ -58,27 +59,32 @@ def chosen(options: argparse.Namespace) -> list[Cell]:
     elif options.accuracy:
         cells = list(accuracy_cells(options.model, options.seeds, options.accuracy_layout))
     else:
-        cells = list(timing_cells(options.model, options.rounds))
+        cells = list(timing_cells(options.model))
     ours_is_here = METHODS[NONE.key].available
     found = [cell for cell in cells if cell.matches(options.only)]
     return [cell for cell in found if ours_is_here or not cell.method.startswith("ours-")]
 
 
-def measure(hosts: Hosts, cell: Cell, effort: Effort, options: argparse.Namespace) -> Record:
-    """The cell's record; with `error` in it where a rank failed."""
+def measure(hosts: Hosts, cells: Sequence[Cell], effort: Effort, options: argparse.Namespace) -> Iterator[Record]:
+    """The records of cells that are measured together; with `error` where a rank failed."""
     begun = time.monotonic()
+    if cells[0].kind == "time":
+        found = measure_times(hosts, cells, effort)
+    else:
+        found = ((cell, measure_alone(hosts, cell, options)) for cell in cells)
+    for cell, record in found:
+        yield cell.key | record | {"took": round(time.monotonic() - begun, 2), "command": options.command}
+
+
+def measure_alone(hosts: Hosts, cell: Cell, options: argparse.Namespace) -> Record:
     try:
         if isinstance(cell, LimitCell):
-            found = measure_limit(hosts, cell)
-        elif isinstance(cell, ChangeCell):
-            found = measure_change(hosts, cell)
-        elif cell.kind == "accuracy":
-            found = measure_accuracy(hosts, cell, options.train_steps or TASKS[cell.model].steps)
-        else:
-            found = measure_time(hosts, cell, effort)
+            return measure_limit(hosts, cell)
+        if isinstance(cell, ChangeCell):
+            return measure_change(hosts, cell)
+        return measure_accuracy(hosts, cell, options.train_steps or TASKS[cell.model].steps)
     except CellFailed as error:
-        found = {"error": str(error)}
-    return cell.key | found | {"took": round(time.monotonic() - begun, 2), "command": options.command}
+        return {"error": str(error)}
 
 
 def progress(done: int, total: int, record: Record) -> str:
@@ -97,7 +103,7 @@ def progress(done: int, total: int, record: Record) -> str:
 
 
 def measure_all(cells: Sequence[Cell], records: Records, effort: Effort, options: argparse.Namespace) -> None:
-    """Every cell that is not there yet.
+    """Every cell that is not there yet, those of a contest together.
 
     Raises:
         LabError: there can be no lab.
@@ -110,11 +116,15 @@ def measure_all(cells: Sequence[Cell], records: Records, effort: Effort, options
         try:
             with Hosts(lab, folder, options.model, options.folder) as hosts:
                 print(", ".join(names), flush=True)
-                for number, cell in enumerate(cells, 1):
-                    if cell not in records:
-                        record = measure(hosts, cell, effort, options)
+                missing = [cell for cell in cells if cell not in records]
+                done = len(cells) - len(missing)
+                for together in contests(missing):
+                    if len(together) > 1:
+                        print(f"{together[0].title} and {len(together) - 1} more, in turns", flush=True)
+                    for record in measure(hosts, together, effort, options):
                         records.add(record)
-                        print(progress(number, len(cells), record), flush=True)
+                        done += 1
+                        print(progress(done, len(cells), record), flush=True)
         finally:
             words = (folder / "output.log").read_text(errors="replace")
             print(words[-4000:], file=sys.stderr, end="")
@@ -142,7 +152,7 @@ def command_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     words = ["python", "-m", "benchmarks.links"]
     words += [f"--{part}" for part in ("accuracy", "limit", "change") if getattr(options, part)]
     words += [word for pattern in options.only for word in ("--only", pattern)]
-    for name in ("model", "steps", "least", "seconds", "rounds", "react", "seeds", "train_steps", "accuracy_layout"):
+    for name in ("model", "steps", "least", "seconds", "react", "seeds", "train_steps", "accuracy_layout"):
         value = getattr(options, name)
         if value != parser.get_default(name):
             words += [f"--{name.replace('_', '-')}", str(value)]
@@ -162,13 +172,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     part.add_argument("--page-only", action="store_true", help="measure nothing; make the page of what --out holds")
     parser.add_argument("--model", default=",".join(TASKS), help="names, separated by commas")
     parser.add_argument("--only", action="append", default=[], metavar="LAYOUT,RATE,METHOD", help="* stands for any")
-    parser.add_argument("--steps", type=int, default=usual.steps, help=f"of a cell, over all rounds ({usual.steps})")
+    parser.add_argument("--steps", type=int, default=usual.steps, help=f"of a cell ({usual.steps})")
     parser.add_argument("--least", type=int, default=usual.least, help=f"of a cell that is slow ({usual.least})")
     parser.add_argument(
         "--seconds", type=float, default=usual.seconds, help=f"beyond these a cell is slow ({usual.seconds:g})"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=usual.rounds, help=f"in which everything is measured ({usual.rounds})"
     )
     parser.add_argument(
         "--react",
@@ -195,8 +202,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--only: {pattern!r} is not LAYOUT,RATE,METHOD; write for example '4x1,100,*'")
     if options.train_steps is not None and (options.train_steps < 1 or options.train_steps % EVALUATE_EVERY):
         parser.error(f"--train-steps: {options.train_steps} is not a multiple of {EVALUATE_EVERY}")
-    if min(options.steps, options.least, options.rounds) < 1 or options.seconds <= 0:
-        parser.error("--steps, --least, --rounds and --seconds are numbers above zero")
+    if min(options.steps, options.least) < 1 or options.seconds <= 0:
+        parser.error("--steps, --least and --seconds are numbers above zero")
     return options
 
 
@@ -215,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not METHODS[NONE.key].available:
         print(f"ours is left out: {COMM} cannot be imported", file=sys.stderr)
     records = Records(options.out, keep=options.keep or options.page_only)
-    effort = Effort(options.steps, options.least, options.seconds, options.rounds, options.react)
+    effort = Effort(options.steps, options.least, options.seconds, options.react)
     try:
         if any(cell not in records for cell in cells):
             measure_all(cells, records, effort, options)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import groupby
 from statistics import fmean
 from typing import Any
 
-from benchmarks.links.gang import Gang, Hosts
+from benchmarks.links.gang import CellFailed, Gang, Hosts
 from benchmarks.links.methods import ALONE, METHODS, Method
 
 Record = dict[str, Any]
@@ -29,6 +31,10 @@ REACT_STEPS = 300
 in which a bucket changes once (CC-21)."""
 SLOW_STEP = 0.5
 """Seconds; steps that take longer are asked for one by one."""
+TURN_STEPS, TURN_SECONDS = 20, 1.5
+"""Of a turn at most, but for a single step."""
+LEAD_STEPS, LEAD_SECONDS = 5, 0.5
+"""The same of the steps that go before them and do not count: caches are filled again."""
 CHUNK = 5
 EVALUATE_EVERY = 10
 LAST_STEPS, LAST_EVALUATIONS = 20, 3
@@ -37,27 +43,25 @@ LAST_STEPS, LAST_EVALUATIONS = 20, 3
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured of a timing cell, over all of its rounds.
+    """How much is measured of a timing cell.
 
     steps: unless they take longer than `seconds`; then fewer, but `least`. react_seconds: what a method that reacts gets at
-    most, in each round, before the steps that count.
+    most before the steps that count.
     """
 
-    steps: int = 30
+    steps: int = 60
     least: int = 8
     seconds: float = 30.0
-    rounds: int = 2
     react_seconds: float = 60.0
 
-    def steps_of_round(self, pace: float) -> int:
+    def steps_at(self, pace: float) -> int:
         """For steps of `pace` seconds."""
-        wanted = self.seconds / self.rounds / pace
-        return math.ceil(max(self.least / self.rounds, min(wanted, self.steps / self.rounds)))
+        return math.ceil(max(self.least, min(self.seconds / pace, self.steps)))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One method on one layout over links of one speed. `number` is a round of the timing part or a seed of the other."""
+    """One method on one layout over links of one speed. `number` is a seed of the accuracy part, and 0 in the timing."""
 
     kind: str
     model: str
@@ -82,15 +86,23 @@ class Cell:
         return not patterns or any(all(map(fnmatchcase, found, part)) for part in parts)
 
 
-def timing_cells(models: Sequence[str], rounds: int) -> Iterator[Cell]:
-    """Every method comes in turn at each speed, and everything again in the next round: a busy moment hits several."""
-    for number in range(rounds):
-        for model in models:
-            for layout in LAYOUTS:
-                for rate in RATES:
-                    for method in METHODS.values():
-                        if rate == "unshaped" or method is not ALONE:
-                            yield Cell("time", model, layout, rate, method.key, number)
+def timing_cells(models: Sequence[str]) -> Iterator[Cell]:
+    """Those of a contest follow each other: all methods on one layout at one speed."""
+    for model in models:
+        for layout in LAYOUTS:
+            for rate in RATES:
+                for method in METHODS.values():
+                    yield Cell("time", model, layout, rate, method.key, 0)
+
+
+def contests(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Those that are measured together: timing cells of one layout and speed; the others each by itself."""
+
+    def place(cell: Cell) -> tuple[object, ...]:
+        here = (cell.kind, cell.model, cell.layout, cell.rate)
+        return here if cell.kind == "time" else (*here, cell.method, cell.number)
+
+    return [list(found) for _, found in groupby(cells, key=place)]
 
 
 def accuracy_cells(models: Sequence[str], seeds: Sequence[int], layout: str) -> Iterator[Cell]:
@@ -103,32 +115,91 @@ def accuracy_cells(models: Sequence[str], seeds: Sequence[int], layout: str) -> 
                         yield Cell("accuracy", model, layout, rate, method.key, seed)
 
 
-def measure_time(hosts: Hosts, cell: Cell, effort: Effort) -> Record:
-    """Seconds of each step (mean over ranks), and bytes per step and host (mean over hosts).
+def measure_times(hosts: Hosts, cells: Sequence[Cell], effort: Effort) -> Iterator[tuple[Cell, Record]]:
+    """Of each cell of a contest the seconds of its steps (mean over ranks), and bytes per step and host (mean over hosts);
+    or its error.
 
-    Raises CellFailed.
+    The ranks of all methods live side by side and train in turns: a machine is faster now and slower then, and none has the
+    better hour.
     """
-    num_hosts, ranks = LAYOUTS[cell.layout]
-    method = METHODS[cell.method]
-    hosts.lab.set_rate(None)
-    with hosts.start(num_hosts, ranks, {"model": cell.model, "method": cell.method, "seed": 1}) as gang:
-        run_steps(gang, WARM_UP)
-        hosts.lab.set_rate(RATES[cell.rate])
-        settled = settle(gang, method, effort)
-        before = hosts.traffic(num_hosts)
-        timed = run_steps(gang, effort.steps_of_round(settled.seconds[-1]))
-        after = hosts.traffic(num_hosts)
+    with ExitStack() as stack:
         hosts.lab.set_rate(None)
-        gang.ask({"close": True})
-    steps = len(timed.seconds)
-    payload = fmean(b.sent_payload - a.sent_payload for a, b in zip(before, after, strict=True)) / steps
-    claims = [b - a for a, b in zip(settled.claimed, timed.claimed, strict=True) if a is not None and b is not None]
-    return {
-        "seconds": timed.seconds,
-        "payload": payload,
-        "claimed": sum(claims) / num_hosts / steps if claims else None,
-        "settled": len(settled.seconds),
-    }
+        contestants = [_Contestant(hosts, cell, effort, stack) for cell in cells]
+        for each in contestants:
+            each.tries(each.start)
+        hosts.lab.set_rate(RATES[cells[0].rate])
+        for each in contestants:
+            each.tries(each.settle)
+        while waiting := [each for each in contestants if not each.done]:
+            for each in waiting:
+                each.tries(each.turn)
+        hosts.lab.set_rate(None)
+        for each in contestants:
+            each.tries(each.close)
+    for each in contestants:
+        yield each.cell, each.record()
+
+
+class _Contestant:
+    """A method of a contest; once it has failed it does nothing any more. Its ranks end with `stack`."""
+
+    def __init__(self, hosts: Hosts, cell: Cell, effort: Effort, stack: ExitStack) -> None:
+        self.cell = cell
+        self._hosts, self._effort, self._stack = hosts, effort, stack
+        self._num_hosts, self._ranks = LAYOUTS[cell.layout]
+        self._error: str | None = None
+        self._seconds: list[float] = []
+        self._wanted = self._settled = self._all_steps = 0
+        self._sent = self._claimed = 0.0
+
+    def tries(self, part: Callable[[], None]) -> None:
+        """Do it, unless it has failed before."""
+        if self._error is None:
+            try:
+                part()
+            except CellFailed as error:
+                self._error = str(error)
+
+    @property
+    def done(self) -> bool:
+        return self._error is not None or len(self._seconds) >= self._wanted
+
+    def start(self) -> None:
+        message = {"model": self.cell.model, "method": self.cell.method, "seed": 1}
+        self._gang = self._stack.enter_context(self._hosts.start(self._num_hosts, self._ranks, message))
+        run_steps(self._gang, WARM_UP)
+
+    def settle(self) -> None:
+        settled = settle(self._gang, METHODS[self.cell.method], self._effort)
+        self._settled, self._claims = len(settled.seconds), settled.claimed
+        self._pace = settled.seconds[-1]
+        self._wanted = self._effort.steps_at(self._pace)
+
+    def turn(self) -> None:
+        lead = min(LEAD_STEPS, int(LEAD_SECONDS / self._pace))
+        steps = max(1, min(TURN_STEPS, int(TURN_SECONDS / self._pace), self._wanted - len(self._seconds)))
+        before = self._hosts.traffic(self._num_hosts)
+        timed = run_steps(self._gang, lead + steps)
+        after = self._hosts.traffic(self._num_hosts)
+        self._seconds += timed.seconds[lead:]
+        self._all_steps += lead + steps
+        self._sent += fmean(b.sent_payload - a.sent_payload for a, b in zip(before, after, strict=True))
+        pairs = zip(self._claims, timed.claimed, strict=True)
+        self._claimed += sum(b - a for a, b in pairs if a is not None and b is not None) / self._num_hosts
+        self._claims = timed.claimed
+
+    def close(self) -> None:
+        self._gang.ask({"close": True})
+
+    def record(self) -> Record:
+        if self._error is not None:
+            return {"error": self._error}
+        return {
+            "seconds": self._seconds,
+            "payload": self._sent / self._all_steps,
+            "claimed": None if self._claims[0] is None else self._claimed / self._all_steps,
+            "settled": self._settled,
+        }
 
 
 def measure_accuracy(hosts: Hosts, cell: Cell, steps: int) -> Record:

@@ -52,7 +52,7 @@ class Hosts:
         self._stack.close()
 
     def start(self, hosts: int, ranks: int, cell: Message) -> Gang:
-        """Fork `ranks` ranks on each of the first `hosts` hosts. Raises CellFailed when they do not come up."""
+        """Fork `ranks` ranks on each of the first `hosts` hosts, beside other gangs. Raises CellFailed."""
         port = FIRST_PORT + self._cells % NUM_PORTS
         self._cells += 1
         place = {"hosts": hosts, "ranks": ranks, "address": self.lab.hosts[0].address, "port": port}
@@ -61,10 +61,10 @@ class Hosts:
             line.send({"start": cell | place})
         try:
             greeted = sorted(self._accept(hosts * ranks, port), key=lambda pair: int(pair[0]["rank"]))
-            gang = Gang([line for _, line in greeted], ranks, lines)
+            gang = Gang([line for _, line in greeted], ranks, lines, port)
             gang.answers()
         except BaseException:
-            _end(lines)
+            _end(lines, port)
             raise
         return gang
 
@@ -92,8 +92,8 @@ class Hosts:
 class Gang:
     """The ranks of one cell, in rank order; a context that ends them."""
 
-    def __init__(self, ranks: list[Line], ranks_per_host: int, hosts: list[Line]) -> None:
-        self._ranks, self._ranks_per_host, self._hosts = ranks, ranks_per_host, hosts
+    def __init__(self, ranks: list[Line], ranks_per_host: int, hosts: list[Line], port: int) -> None:
+        self._ranks, self._ranks_per_host, self._hosts, self._port = ranks, ranks_per_host, hosts, port
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +101,7 @@ class Gang:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for line in self._ranks:
             line.close()
-        _end(self._hosts)
+        _end(self._hosts, self._port)
 
     def ask(self, message: Message) -> list[Message]:
         """Tell all ranks, and wait for all. Raises CellFailed as soon as one has an error, is gone, or is silent."""
@@ -150,11 +150,11 @@ class Gang:
         return answer
 
 
-def _end(hosts: Sequence[Line]) -> None:
-    """Kill the ranks on these hosts, and wait until they are gone. Raises CellFailed where a host is gone itself."""
+def _end(hosts: Sequence[Line], port: int) -> None:
+    """Kill a gang's ranks on these hosts, and wait until they are gone. Raises CellFailed where a host is gone itself."""
     try:
         for line in hosts:
-            line.send({"end": True})
+            line.send({"end": port})
         for line in hosts:
             line.receive(START_SECONDS)
     except Lost as error:

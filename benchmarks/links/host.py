@@ -2,7 +2,8 @@
 
     python -m benchmarks.links.host SOCKET INDEX FOLDER MODEL...
 
-It does what `Gangs` (gang.py) sends: {"start": …} forks this host's ranks of a cell, {"end": true} kills them.
+It does what `Hosts` (gang.py) sends: {"start": …} forks this host's ranks of a cell, {"end": PORT} kills those that have
+this port.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -45,7 +47,7 @@ def fork_ranks(path: Path, cell: Message, index: int, data: dict[str, Data]) -> 
     return pids
 
 
-def end(pids: list[int]) -> None:
+def end(pids: Iterable[int]) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
         os.waitpid(pid, 0)
@@ -58,18 +60,17 @@ def main(path: Path, index: int, folder: Path | None, models: list[str]) -> None
     warm_up()
     line = Line.to(path)
     line.send({"host": index, "port": 0})
-    pids: list[int] = []
+    pids: dict[int, list[int]] = {}
     try:
         while True:
             message = line.receive()
             if "start" in message:
-                pids += fork_ranks(path, message["start"], index, data)
+                pids[int(message["start"]["port"])] = fork_ranks(path, message["start"], index, data)
             else:
-                end(pids)
-                pids.clear()
+                end(pids.pop(int(message["end"]), ()))
                 line.send({"host": index, "ended": True})
     except Lost:
-        end(pids)
+        end(pid for ranks in pids.values() for pid in ranks)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, median, stdev
 
-from benchmarks.links.cells import LAST_EVALUATIONS, LAST_STEPS, RATES, REACT_STEPS, TITLES, WARM_UP, Record
+from benchmarks.links.cells import (
+    LAST_EVALUATIONS,
+    LAST_STEPS,
+    LEAD_STEPS,
+    RATES,
+    REACT_STEPS,
+    TITLES,
+    TURN_STEPS,
+    WARM_UP,
+    Record,
+)
 from benchmarks.links.change import change_section
 from benchmarks.links.limit import BOUND, EXCHANGES, WAYS, least_seconds
 from benchmarks.links.methods import ADAPTIVE, ALONE, FP32, METHODS, START
@@ -35,10 +45,12 @@ def page(records: Records, accuracy_layout: str) -> str:
         "Hosts of a lab on this machine (`benchmarks/lab`), links shaped with tbf, one thread per rank. First come "
         f"{WARM_UP} unshaped steps, so that compressors have left their dense start; then the link gets its speed. What "
         f"chooses by its measurements gets up to {REACT_STEPS} steps there before those that count, the others one or two. "
-        "A step's time is the mean over ranks; the table has the median and the 95th percentile over the steps of all "
-        "rounds. Slow cells have fewer steps; the column says how many.",
+        "All methods of a layout and a speed live side by side and train in turns, since this machine is faster now and "
+        f"slower then; a turn is up to {TURN_STEPS} steps, after up to {LEAD_STEPS} that do not count. A step's time is "
+        "the mean over ranks; the table has the median and the 95th percentile. Slow cells have fewer steps; the column "
+        "says how many.",
         "",
-        "*Exposed* is the median less that of the same compute without any exchange, on as many ranks and in the same run. "
+        "*Exposed* is the median less that of the same compute without any exchange, which takes its turns too. "
         "*kB* are the payload of TCP on a host's interface, per step; beside it what our metric claims. *× peer* is the "
         "median over that of the fastest peer at this speed.",
         "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import median
 
 from benchmarks.links.cells import LAYOUTS, RATES, Record
 from benchmarks.links.methods import ADAPTIVE, ALONE, FP16, FP32, METHODS, PEERS, POWERSGD, START, Method
@@ -19,7 +19,7 @@ SLOW_BOUNDS = {"100": 1 / 2, "10": 1 / 3.5}
 
 @dataclass(frozen=True)
 class Timing:
-    """All rounds of a cell: steps measured, median and 95th percentile of their seconds, bytes per step and host."""
+    """A cell: steps measured, median and 95th percentile of their seconds, bytes per step and host."""
 
     steps: int
     median: float
@@ -50,30 +50,26 @@ def layouts_of(records: Sequence[Record], model: str) -> list[str]:
 
 
 def timings(records: Sequence[Record], model: str, layout: str) -> Table:
-    """Of every cell, all rounds."""
-    found: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        if (record["model"], record["layout"]) == (model, layout):
-            found.setdefault((record["rate"], record["method"]), []).append(record)
-    return {key: _timing(rounds) for key, rounds in found.items()}
+    """Of every cell."""
+    here = (record for record in records if (record["model"], record["layout"]) == (model, layout))
+    return {(record["rate"], record["method"]): _timing(record) for record in here}
 
 
-def _timing(rounds: Sequence[Record]) -> Timing:
-    seconds = sorted(second for each in rounds for second in each["seconds"])
-    claims = [each["claimed"] for each in rounds if each["claimed"] is not None]
+def _timing(record: Record) -> Timing:
+    seconds = sorted(record["seconds"])
     return Timing(
         steps=len(seconds),
         median=median(seconds),
         p95=seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))],
-        payload=fmean(each["payload"] for each in rounds),
-        claimed=fmean(claims) if claims else None,
-        settled=min(each["settled"] for each in rounds),
+        payload=record["payload"],
+        claimed=record["claimed"],
+        settled=record["settled"],
     )
 
 
 def exposed(table: Table, rate: str, method: str) -> float | None:
-    """Seconds of a step beyond the same compute without any exchange."""
-    alone = table.get(("unshaped", ALONE.key))
+    """Seconds of a step beyond the same compute without any exchange, which was measured beside it."""
+    alone = table.get((rate, ALONE.key))
     return None if alone is None else max(0.0, table[rate, method].median - alone.median)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.links.cells import LAYOUTS, RATES, Cell, Effort, accuracy_cells, timing_cells
+from benchmarks.links.cells import LAYOUTS, RATES, Cell, Effort, accuracy_cells, contests, timing_cells
 from benchmarks.links.change import STEPS, change_cells, change_section, spent
 from benchmarks.links.limit import duration, least_seconds
 from benchmarks.links.methods import ADAPTIVE, ALONE, FP16, FP32, METHODS, NONE, PEERS, POWERSGD, START
@@ -25,8 +24,8 @@ from workers.compression.choice import FACTOR_CODECS
 from workers.compression.registry import CODECS
 
 
-def time_record(rate: str, method: str, *seconds: float, number: int = 0, **more: Any) -> dict[str, Any]:
-    cell = Cell("time", "mlp", "4x1", rate, method, number)
+def time_record(rate: str, method: str, *seconds: float, **more: Any) -> dict[str, Any]:
+    cell = Cell("time", "mlp", "4x1", rate, method, 0)
     return {
         **cell.key,
         "seconds": list(seconds),
@@ -57,7 +56,7 @@ def table(**seconds: tuple[float, ...]) -> Table:
 
 
 def test_cc27_there_is_a_cell_for_every_codec_policy_and_peer_at_every_speed_and_layout() -> None:
-    cells = list(timing_cells(["mlp"], rounds=1))
+    cells = list(timing_cells(["mlp"]))
     assert len(cells) == len(set(cells))
     wanted = {f"ours-{codec}" for codec in (*CODECS, *FACTOR_CODECS)} | {
         "ours-adaptive",
@@ -71,10 +70,13 @@ def test_cc27_there_is_a_cell_for_every_codec_policy_and_peer_at_every_speed_and
             assert found - {ALONE.key} == wanted
 
 
-def test_cc27_a_method_never_has_a_whole_round_to_itself() -> None:
-    order = [cell.method for cell in timing_cells(["mlp", "transformer"], rounds=2)]
-    assert all(a != b for a, b in itertools.pairwise(order))
-    assert order[: len(order) // 2] == order[len(order) // 2 :]
+def test_cc27_all_methods_of_a_layout_and_speed_are_measured_together_and_what_is_no_timing_by_itself() -> None:
+    found = contests(timing_cells(["mlp", "transformer"]))
+    assert len(found) == 2 * len(LAYOUTS) * len(RATES)
+    for cells in found:
+        assert [cell.method for cell in cells] == list(METHODS)
+        assert len({(cell.model, cell.layout, cell.rate) for cell in cells}) == 1
+    assert all(len(cells) == 1 for cells in contests(accuracy_cells(["mlp"], [1, 2], "4x1")))
 
 
 def test_cc27_every_method_learns_unshaped_and_the_adaptive_policy_at_every_speed() -> None:
@@ -90,17 +92,16 @@ def test_cc27_every_method_learns_unshaped_and_the_adaptive_policy_at_every_spee
     steps=st.integers(1, 60),
     least=st.integers(1, 60),
     seconds=st.floats(0.1, 100.0),
-    rounds=st.integers(1, 4),
 )
 def test_cc27_a_cell_has_its_steps_unless_it_is_slow_and_then_the_least(
-    pace: float, steps: int, least: int, seconds: float, rounds: int
+    pace: float, steps: int, least: int, seconds: float
 ) -> None:
-    total = rounds * Effort(steps, least, seconds, rounds).steps_of_round(pace)
-    assert min(steps, least) <= total < max(steps, least) + rounds
+    total = Effort(steps, least, seconds).steps_at(pace)
+    assert least <= total <= max(steps, least)
     if pace * steps <= seconds:
         assert total >= steps
-    if total >= max(steps, least) + rounds - 1 and least < steps:
-        assert pace * (total - rounds) <= max(seconds, pace * least)
+    if total > least:
+        assert pace * (total - 1) <= seconds
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.key)
@@ -124,19 +125,17 @@ def test_cells_are_chosen_by_layout_rate_and_method() -> None:
     assert not cell.matches(["4x1,1000,*", "*,*,ddp-*"])
 
 
-def test_rounds_of_a_cell_are_put_together() -> None:
+def test_a_timing_is_of_its_own_layout() -> None:
     records = [
-        time_record("100", "ours-int8", 0.1, 0.3, claimed=900.0),
-        time_record("100", "ours-int8", 0.2, 0.4, 0.5, number=1, claimed=1000.0),
+        time_record("100", "ours-int8", 0.1, 0.3, 0.2, 0.4, 0.5, claimed=900.0),
         time_record("100", "ours-int8", 9.0) | {"layout": "2x1"},
     ]
     (found,) = timings(records, "mlp", "4x1").values()
-    assert (found.steps, found.median, found.p95) == (5, 0.3, 0.5)
-    assert found.claimed == 950.0
+    assert (found.steps, found.median, found.p95, found.claimed) == (5, 0.3, 0.5, 900.0)
 
 
 def test_cc27_exposed_is_what_a_step_takes_beyond_its_compute() -> None:
-    found = table(alone=(0.02,), ddp_fp32=(0.05, 0.08), ddp_fp16=(0.019,))
+    found = table(alone=(0.02, 0.02), ddp_fp32=(0.05, 0.08), ddp_fp16=(0.019,))
     assert exposed(found, "1000", FP32.key) == pytest.approx(0.06)
     assert exposed(found, "unshaped", FP16.key) == 0.0
     assert exposed(table(ddp_fp32=(0.05,)), "unshaped", FP32.key) is None

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.lab import Lab, can_run, namespaces
-from benchmarks.links.cells import Cell, Effort, measure_time, run_steps
+from benchmarks.links.cells import Cell, Effort, measure_times, run_steps
 from benchmarks.links.gang import CellFailed, Hosts
 from benchmarks.links.limit import LimitCell, measure_limit
-from benchmarks.links.methods import ALONE, FP32
+from benchmarks.links.methods import ALONE, FP32, NONE
 from benchmarks.links.tasks import TASKS, parameters
 
 MODEL = "transformer"
@@ -40,17 +40,27 @@ def ranks_of(hosts: Hosts) -> set[int]:
 
 @pytest.mark.root
 def test_cc27_ddp_sends_what_a_ring_sends_and_nothing_is_sent_without_an_exchange(hosts: Hosts) -> None:
-    effort = Effort(steps=4, least=4, rounds=1)
     ring = 2 * (2 - 1) / 2 * parameters(TASKS[MODEL]) * 4
     idle = ranks_of(hosts)
     for rate in ("unshaped", "1000"):
-        found = measure_time(hosts, Cell("time", MODEL, "2x1", rate, FP32.key, 0), effort)
-        assert len(found["seconds"]) == 4
-        assert ring <= found["payload"] <= 1.05 * ring
-        assert found["claimed"] is None
+        cells = [Cell("time", MODEL, "2x1", rate, method, 0) for method in (ALONE.key, FP32.key, NONE.key)]
+        alone, peer, ours = (found for _, found in measure_times(hosts, cells, Effort(steps=7, least=7)))
+        assert [len(found["seconds"]) for found in (alone, peer, ours)] == [7, 7, 7]
+        assert ring <= peer["payload"] <= 1.05 * ring
+        assert peer["claimed"] is None
+        assert ours["claimed"] == pytest.approx(ours["payload"], rel=0.05)
+        assert alone["payload"] < 0.001 * ring
         assert ranks_of(hosts) == idle
-    alone = measure_time(hosts, Cell("time", MODEL, "2x1", "unshaped", ALONE.key, 0), effort)
-    assert alone["payload"] < 0.001 * ring
+
+
+@pytest.mark.root
+def test_cc27_a_method_that_fails_leaves_the_others_of_its_contest_alone(hosts: Hosts) -> None:
+    idle = ranks_of(hosts)
+    cells = [Cell("time", MODEL, "2x1", "unshaped", method, 0) for method in ("nothing", FP32.key)]
+    failed, found = (record for _, record in measure_times(hosts, cells, Effort(steps=2, least=2)))
+    assert failed == {"error": "rank 0: KeyError: 'nothing'"} or failed == {"error": "rank 1: KeyError: 'nothing'"}
+    assert len(found["seconds"]) == 2
+    assert ranks_of(hosts) == idle
 
 
 @pytest.mark.root

@@ -139,7 +139,7 @@ class Collected:
 
     def _add(self, start: int, exact: Tensor, decoded: Tensor) -> None:
         assert self._into is not None
-        self._into[start : start + len(exact)].add_(exact).sub_(decoded)
+        self._into[start : start + exact.numel()].add_(exact).sub_(decoded)
 
 
 UNTOUCHED = Collected()

@@ -121,9 +121,9 @@ class LinkExchange:
     def sum_directly(self, number: int, values: Tensor, phase: int, *, largest: bool) -> Way:
         """Everybody sends `values`, float32 [n], to everybody: one exchange for what is small."""
         world = self._exchange.topology.world
-        if world == 1 or not len(values):
+        if world == 1 or not values.numel():
             return
-        sizes = [len(values)] * world
+        sizes = [values.numel()] * world
         received, sent = torch.empty(sum(sizes)), values.repeat(world)
         begun = time.perf_counter()
         yield from self._transfer(number, phase, received, sent, sizes, sizes, answered=False)
@@ -165,10 +165,10 @@ class LinkExchange:
             left_out.begin(cut.shard.start, local, codec)
             payload = self._encode(codec, local, left_out, "")
             self._decode(codec, payload, decoded, left_out)
-            left_out.of_held([Encoded(cut.shard.start, local, decoded)] if len(local) else [], codec)
+            left_out.of_held([Encoded(cut.shard.start, local, decoded)] if local.numel() else [], codec)
             left_out.known()
             values = payload.view(codec.sums_in)
-        if not len(local):
+        if not local.numel():
             self.turns.over(phases[0], number)
             return
         yield from self.sum_in_ring(number, values, phases[0])
@@ -211,7 +211,7 @@ class LinkExchange:
         sent, receive, send = self._pieces(cut, local, NONE_CODEC, UNTOUCHED, None)
         received = torch.empty(sum(receive), dtype=torch.uint8)
         yield from self._transfer(number, phase, received, sent, receive, send, meanwhile)
-        inbox = list(received.split(receive))
+        inbox = list(received.split_with_sizes(receive))
         for piece, total in _shared(cut, local):
             self._add_up(piece, inbox, NONE_CODEC, total, UNTOUCHED)
 
@@ -235,7 +235,7 @@ class LinkExchange:
         left_out.of_held(held, codec)
         received = torch.empty(sum(receive), dtype=torch.uint8)
         yield from self._transfer(number, phases[0], received, sent, receive, send)
-        inbox = list(received.split(receive))
+        inbox = list(received.split_with_sizes(receive))
         payloads = []
         for piece, total in _shared(cut, local):
             self._add_up(piece, inbox, codec, total, left_out)
@@ -262,18 +262,18 @@ class LinkExchange:
         ]
         flat = [payloads[i] for lanes in shared for i in lanes]
         sent = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
-        sizes = [sum(len(payloads[i]) for i in lanes) for lanes in shared]
+        sizes = [sum(payloads[i].numel() for i in lanes) for lanes in shared]
         received = torch.empty(sum(sizes), dtype=torch.uint8)
         yield from self._transfer(number, phases[0], received, sent, sizes, sizes, left_out.known, answered=False)
-        inbox = list(received.split(sizes))
+        inbox = list(received.split_with_sizes(sizes))
         for i, (lane, place) in enumerate(zip(cut.mine, here, strict=True)):
-            parts = []
+            mail = []
             for member in lane.members:
-                parts.append(held[i].decoded)
                 if member != cut.index:
-                    payload, inbox[member] = _take(inbox[member], len(payloads[i]))
-                    parts[-1] = torch.empty(lane.stop - lane.start)
-                    self._decode(codec, payload, parts[-1], left_out)
+                    payload, inbox[member] = _take(inbox[member], payloads[i].numel())
+                    mail.append(payload)
+            parts = self._decode_all(codec, mail, lane.stop - lane.start, left_out)
+            parts.insert(lane.members.index(cut.index), held[i].decoded)
             local[place] = _in_order(parts)
 
     def _pieces(
@@ -341,7 +341,7 @@ class LinkExchange:
         receive = [sum(codec.nbytes(_length(part)) for part in parts) for parts in cut.others]
         received = torch.empty(sum(receive), dtype=torch.uint8)
         yield from self._transfer(number, phase, received, sent, receive, send, meanwhile)
-        for mail, parts in zip(received.split(receive), cut.others, strict=True):
+        for mail, parts in zip(received.split_with_sizes(receive), cut.others, strict=True):
             for part in parts:
                 payload, mail = _take(mail, codec.nbytes(_length(part)))
                 self._decode(codec, payload, local[part.start - start : part.stop - start], left_out)
@@ -406,13 +406,22 @@ class LinkExchange:
     def _encode(self, codec: Codec, x: Tensor, left_out: LeftOut, key: str, out: Tensor | None = None) -> Tensor:
         begun = time.perf_counter()
         payload = codec.encode(x, key=key, out=out)
-        left_out.encoded_in(len(x), time.perf_counter() - begun)
+        left_out.encoded_in(x.numel(), time.perf_counter() - begun)
         return payload
+
+    def _decode_all(self, codec: Codec, payloads: Sequence[Tensor], n: int, left_out: LeftOut) -> list[Tensor]:
+        """Of n elements each: float32 [n]."""
+        if not payloads:
+            return []
+        begun = time.perf_counter()
+        decoded = codec.decode_all(torch.stack(list(payloads)), n)
+        left_out.decoded_in(decoded.numel(), time.perf_counter() - begun)
+        return list(decoded.unbind())
 
     def _decode(self, codec: Codec, payload: Tensor, out: Tensor, left_out: LeftOut) -> None:
         begun = time.perf_counter()
-        codec.decode(payload, len(out), out=out)
-        left_out.decoded_in(len(out), time.perf_counter() - begun)
+        codec.decode(payload, out.numel(), out=out)
+        left_out.decoded_in(out.numel(), time.perf_counter() - begun)
 
 
 class _Operands(NamedTuple):

@@ -147,7 +147,7 @@ class Reducer:
         exact, memory = codec.name == "none", self._compression.memory
         if exact and self._compression.alters(bucket):
             memory.settle_all(bucket)
-        cut = self._levels_of(len(gradient), codec.granularity)
+        cut = self._levels_of(gradient.numel(), codec.granularity)
         in_ring = self.goes_in_ring(bucket)
         refused = math.nan if in_ring and self._nan_tells else 0.0
         self._compensate(bucket, gradient, cut.between.shard if self._in_shards(cut) else None, refused=refused)
@@ -168,7 +168,7 @@ class Reducer:
 
     def _encoded_in_ring(self, number: int, bucket: int, gradient: Tensor, codec: Codec, dtype: torch.dtype) -> Way:
         """What ranks have encoded is added up, and rounded, as it is."""
-        compression, n = self._compression, len(gradient)
+        compression, n = self._compression, gradient.numel()
         begun = time.perf_counter()
         payload = codec.encode(gradient)
         between = time.perf_counter()
@@ -202,17 +202,17 @@ class Reducer:
             draft = self._compression.memory.draft(bucket)
             iteration.rest(left_p, left_q, self._compression.views(bucket, draft))
             self._compression.encoded(bucket)
-            self._compression.encoded_in(bucket, len(gradient), spent + time.perf_counter() - begun)
+            self._compression.encoded_in(bucket, gradient.numel(), spent + time.perf_counter() - begun)
 
         yield from self._over_hosts(number, q, codec, (OUT_AGAIN, BACK_AGAIN), ON_HOST + 2, Collected(left_q, settle))
         begun = time.perf_counter()
         iteration.finish(q, out=views)
-        self._compression.decoded_in(bucket, len(gradient), time.perf_counter() - begun)
+        self._compression.decoded_in(bucket, gradient.numel(), time.perf_counter() - begun)
 
     def _exact(self, number: int, values: Tensor, largest: bool) -> Way:
         self._skip(number, ON_HOST + 1, ON_HOST + 2)
-        if len(values) > DIRECT_ELEMENTS and not largest:
-            self._spread(number, self._levels_of(len(values), NONE_CODEC.granularity), NONE_CODEC)
+        if values.numel() > DIRECT_ELEMENTS and not largest:
+            self._spread(number, self._levels_of(values.numel(), NONE_CODEC.granularity), NONE_CODEC)
             yield from self._over_hosts(number, values, NONE_CODEC, (OUT, BACK), ON_HOST, UNTOUCHED)
         else:
             self._skip(number, INSIDE + OUT, BACK, OUT_AGAIN, BACK_AGAIN, ON_HOST)
@@ -222,7 +222,7 @@ class Reducer:
         self, number: int, values: Tensor, codec: Codec, phases: tuple[int, int], on_host: int, left_out: LeftOut
     ) -> Way:
         """Sum `values`, float32 [n], in place; `left_out` gets what the codec leaves out."""
-        cut = self._levels_of(len(values), codec.granularity)
+        cut = self._levels_of(values.numel(), codec.granularity)
         operation, local = None, values
         if self._on_host is not None:
             yield self._turns.turn(on_host, number)

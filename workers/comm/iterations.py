@@ -33,7 +33,8 @@ CHECK_SECONDS = 0.1
 """How long a dead neighbour goes unnoticed."""
 
 QUIET_STEPS = 2
-"""Where no rank needs to be told that a gradient was refused, in one pass of so many ranks tell each other how they are."""
+"""Where no rank needs to be told that a gradient was refused, in one pass of so many ranks tell each other whether their
+links have collapsed."""
 
 NORM_STEPS = 2
 """In one pass of so many the norm of the gradient is computed."""
@@ -202,7 +203,7 @@ class Iterations:
         if not self._compressed:
             return
         controller, step = self.compression.controller, self.steps + 1
-        if not self._quiet or step % QUIET_STEPS == 0:
+        if not self._quiet or (controller is not None and step % QUIET_STEPS == 0):
             self._tell_flags()
         if controller is not None and self._reducer is self._encoding:
             if controller.is_due(step):

@@ -157,8 +157,9 @@ class CommState:
                 "workers.comm exchanges dense float32, float16 and bfloat16 gradients on the CPU and on CUDA devices, not "
                 f"{gradient.layout} {gradient.dtype} on {gradient.device.type}: write sparse=False, or leave the hook out"
             )
-        self._thread.put(ready)
-        return ready.reduced.then(_opened)
+        opened = ready.reduced.then(_opened)
+        self._thread.put(ready)  # last: the other thread can go on when this one has let go of the interpreter
+        return opened
 
 
 def _opened(reduced: Future[Tensor | Exception]) -> Tensor:

@@ -44,21 +44,28 @@ class BlockCodec(Codec):
         return -(-n // self.block)
 
     def _split(self, payload: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """The scales, bfloat16 [blocks], and the codes, uint8."""
+        """The scales, bfloat16 [..., blocks], and the codes, uint8, of a payload, or of several, [..., nbytes]."""
         cut = 2 * self._num_blocks(n)
-        return payload[:cut].view(torch.bfloat16), payload[cut : self._size(n)]
+        return payload.narrow(-1, 0, cut).view(torch.bfloat16), payload.narrow(-1, cut, self._size(n) - cut)
 
     def _rows(self, flat: Tensor, scales: Tensor) -> list[tuple[Tensor, Tensor]]:
         """`flat`, [n], as [blocks, block] and, where n is no multiple of the block, the rest as [1, rest]; with scales."""
-        whole = len(flat) // self.block
+        n = flat.numel()
+        whole = n // self.block
         cut = whole * self.block
         rows = [(flat[:cut].view(whole, self.block), scales[:whole])] if whole else []
-        return [*rows, (flat[cut:].view(1, -1), scales[whole:])] if cut < len(flat) else rows
+        return [*rows, (flat[cut:].view(1, -1), scales[whole:])] if cut < n else rows
 
     def _scale(self, out: Tensor, scales: Tensor) -> None:
-        """Multiply each block of `out` by its scale, in place."""
-        for rows, each in self._rows(out, scales.float()):
-            rows.mul_(each.unsqueeze(1))
+        """Multiply each block of `out`, [..., n], by its scale, in place."""
+        n, scales = out.shape[-1], scales.float()
+        whole = n // self.block
+        cut = whole * self.block
+        if whole:
+            blocks = out.narrow(-1, 0, cut).view(*out.shape[:-1], whole, self.block)
+            blocks.mul_(scales.narrow(-1, 0, whole).unsqueeze(-1))
+        if cut < n:
+            out.narrow(-1, cut, n - cut).mul_(scales.narrow(-1, whole, 1))
 
 
 class _Quantizer(BlockCodec):
@@ -77,7 +84,7 @@ class _Quantizer(BlockCodec):
 
     def _quantize(self, x: Tensor, codes: Tensor, scales: Tensor) -> None:
         """Fill int8 `codes`, [n], and the scales of its blocks."""
-        for part in chunks(len(x)):
+        for part in chunks(x.numel()):
             blocks = slice(part.start // self.block, self._num_blocks(part.stop))
             pairs = zip(self._rows(x[part], scales[blocks]), self._rows(codes[part], scales[blocks]), strict=True)
             for (rows, each), (out, _) in pairs:
@@ -99,13 +106,16 @@ class Int8Codec(_Quantizer):
         super().__init__(block)
 
     def _encode(self, x: Tensor, payload: Tensor, key: str) -> None:
-        scales, codes = self._split(payload, len(x))
+        scales, codes = self._split(payload, x.numel())
         self._quantize(x, codes.view(torch.int8), scales)
 
     def _decode(self, payload: Tensor, out: Tensor) -> None:
-        scales, codes = self._split(payload, len(out))
+        scales, codes = self._split(payload, out.shape[-1])
         out.copy_(codes.view(torch.int8))
         self._scale(out, scales)
+
+    def _decode_all(self, payloads: Tensor, out: Tensor) -> None:
+        self._decode(payloads, out)
 
 
 class Int4Codec(_Quantizer):
@@ -127,31 +137,31 @@ class Int4Codec(_Quantizer):
         return min(n, -(-self._num_blocks(n) // 2) * self.block)
 
     def _encode(self, x: Tensor, payload: Tensor, key: str) -> None:
-        scales, packed = self._split(payload, len(x))
-        half = len(packed)
-        if len(x) <= CHUNK:
-            codes = code_scratch(len(x))
+        scales, packed = self._split(payload, x.numel())
+        half = packed.numel()
+        if x.numel() <= CHUNK:
+            codes = code_scratch(x.numel())
             self._quantize(x, codes, scales)
             _pack(codes[:half], codes[half:], packed)
             return
         cut = half // self.block
         low = packed.view(torch.int8)
         self._quantize(x[:half], low, scales[:cut])
-        for part in chunks(len(x) - half):
+        for part in chunks(x.numel() - half):
             high = code_scratch(part.stop - part.start)
             blocks = slice(cut + part.start // self.block, cut + self._num_blocks(part.stop))
             self._quantize(x[half:][part], high, scales[blocks])
             _pack(low[part], high, packed[part])
-        packed[len(x) - half :].bitwise_and_(15)
+        packed[x.numel() - half :].bitwise_and_(15)
 
     def _decode(self, payload: Tensor, out: Tensor) -> None:
-        scales, packed = self._split(payload, len(out))
-        codes, half = packed.view(torch.int8), len(packed)
+        scales, packed = self._split(payload, out.numel())
+        codes, half = packed.view(torch.int8), packed.numel()
         for part in chunks(half):
             low = code_scratch(part.stop - part.start)
             torch.bitwise_left_shift(codes[part], 4, out=low)
             out[part] = low.bitwise_right_shift_(4)  # of int8, so the sign comes back
-        for part in chunks(len(out) - half):
+        for part in chunks(out.numel() - half):
             high = code_scratch(part.stop - part.start)
             out[half:][part] = torch.bitwise_right_shift(codes[part], 4, out=high)
         self._scale(out, scales)
@@ -160,7 +170,7 @@ class Int4Codec(_Quantizer):
 def _pack(low: Tensor, high: Tensor, out: Tensor) -> None:
     """uint8 `out`: the codes `low`, int8, in the low halves, and `high`, of which there may be fewer, in the high ones."""
     torch.bitwise_and(low.view(torch.uint8), 15, out=out)
-    out[: len(high)].bitwise_or_(high.view(torch.uint8).bitwise_left_shift_(4))
+    out[: high.numel()].bitwise_or_(high.view(torch.uint8).bitwise_left_shift_(4))
 
 
 class SignCodec(BlockCodec):
@@ -177,9 +187,9 @@ class SignCodec(BlockCodec):
         super().__init__(block)
 
     def _encode(self, x: Tensor, payload: Tensor, key: str) -> None:
-        scales, packed = self._split(payload, len(x))
+        scales, packed = self._split(payload, x.numel())
         np.copyto(packed.numpy(), np.packbits(np.signbit(x.numpy())))
-        for part in chunks(len(x)):
+        for part in chunks(x.numel()):
             blocks = slice(part.start // self.block, self._num_blocks(part.stop))
             for rows, each in self._rows(x[part], scales[blocks]):
                 magnitudes = torch.abs(rows, out=float_scratch(rows.numel()).view(rows.shape))
@@ -189,7 +199,7 @@ class SignCodec(BlockCodec):
                 each.copy_(means.clamp_(max=LARGEST_BF16))
 
     def _decode(self, payload: Tensor, out: Tensor) -> None:
-        scales, packed = self._split(payload, len(out))
-        negative = torch.from_numpy(np.unpackbits(packed.numpy(), count=len(out))).view(torch.int8)
+        scales, packed = self._split(payload, out.numel())
+        negative = torch.from_numpy(np.unpackbits(packed.numpy(), count=out.numel())).view(torch.int8)
         out.copy_(negative.mul_(-2).add_(1))
         self._scale(out, scales)

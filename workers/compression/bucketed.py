@@ -31,7 +31,7 @@ class Encoded(NamedTuple):
 
     @property
     def stop(self) -> int:
-        return self.start + len(self.compensated)
+        return self.start + self.compensated.numel()
 
 
 class BucketMemory:

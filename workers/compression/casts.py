@@ -43,12 +43,12 @@ class BF16Codec(Codec):
 
     def _encode(self, x: Tensor, payload: Tensor, key: str) -> None:
         codes = payload.view(torch.bfloat16)
-        for part in chunks(len(x)):
+        for part in chunks(x.numel()):
             within = float_scratch(part.stop - part.start)
             codes[part] = torch.clamp(x[part], -LARGEST_BF16, LARGEST_BF16, out=within)
 
     def _decode(self, payload: Tensor, out: Tensor) -> None:
-        out.copy_(payload.view(torch.bfloat16)[: len(out)])
+        out.copy_(payload.view(torch.bfloat16)[: out.numel()])
 
 
 class BF16RingCodec(BF16Codec):
@@ -80,12 +80,12 @@ class FP16Codec(Codec):
         exponent = max(math.frexp(largest_magnitude(x))[1] - 15, -126)  # f stays a normal float32, and so does 1/f
         payload[:4].view(torch.float32)[0] = math.ldexp(1.0, exponent)
         codes = payload[4:].view(torch.float16)
-        for part in chunks(len(x)):
+        for part in chunks(x.numel()):
             scaled = float_scratch(part.stop - part.start)
             torch.mul(x[part], math.ldexp(1.0, -exponent), out=scaled)
             # Near float32's end a magnitude would be rounded up to 2^15 · f = 2^128, which is Inf.
             codes[part] = scaled.clamp_(-BELOW_2_15, BELOW_2_15) if exponent == 113 else scaled
 
     def _decode(self, payload: Tensor, out: Tensor) -> None:
-        out.copy_(payload[4:].view(torch.float16)[: len(out)])
+        out.copy_(payload[4:].view(torch.float16)[: out.numel()])
         out.mul_(float(payload[:4].view(torch.float32)))

@@ -55,7 +55,7 @@ class Codec(ABC):
         """
         if x.dtype != torch.float32 or x.dim() != 1:
             raise TypeError(f"{self.name} encodes float32 [n], not {x.dtype} {list(x.shape)}")
-        length = self.nbytes(len(x))
+        length = self.nbytes(x.numel())
         if out is None:
             out = torch.empty(length, dtype=torch.uint8)
         self._check(out, length)
@@ -81,6 +81,19 @@ class Codec(ABC):
             self._decode(payload.clone() if payload.storage_offset() % ALIGNMENT else payload, out)
         return out
 
+    def decode_all(self, payloads: Tensor, n: int) -> Tensor:
+        """What `payloads`, uint8 [m, nbytes(n)], stand for, one in a row: float32 [m, n], the bits that `decode` gives."""
+        length = self.nbytes(n)
+        if payloads.dtype != torch.uint8 or payloads.dim() != 2 or payloads.shape[1] != length:
+            raise ValueError(
+                f"these payloads of {self.name} have to be uint8 [m, {length}], not {payloads.dtype} {list(payloads.shape)}"
+            )
+        out = torch.empty(payloads.shape[0], n)
+        if out.numel():
+            aligned = payloads.is_contiguous() and payloads.storage_offset() % ALIGNMENT == 0
+            self._decode_all(payloads if aligned else payloads.clone(memory_format=torch.contiguous_format), out)
+        return out
+
     def _check(self, payload: Tensor, length: int) -> None:
         if payload.dtype != torch.uint8 or payload.shape != (length,) or not payload.is_contiguous():
             raise ValueError(
@@ -99,6 +112,11 @@ class Codec(ABC):
     @abstractmethod
     def _decode(self, payload: Tensor, out: Tensor) -> None:
         """Fill `out`; n > 0."""
+
+    def _decode_all(self, payloads: Tensor, out: Tensor) -> None:
+        """Fill `out`, [m, n], m and n > 0."""
+        for payload, row in zip(payloads.unbind(), out.unbind(), strict=True):
+            self._decode(payload, row)
 
 
 def chunks(n: int) -> Iterator[slice]:

@@ -38,7 +38,7 @@ class Ledger:
         """float32 [count], to be filled: what elements `start` on of `name` become with the commit of this step."""
         self._check(name, start, count)
         tensor = self._spare.pop((name, start), None)
-        if tensor is None or len(tensor) != count:
+        if tensor is None or tensor.numel() != count:
             tensor = torch.empty(count)
         self._pending[name, start] = tensor
         return tensor
@@ -59,14 +59,14 @@ class Ledger:
                 if len(self._pending.get((name, 0), ())) != len(tensor):
                     tensor.mul_(scale)
         for (name, start), tensor in self._pending.items():
-            whole = len(tensor) == self.sizes[name]
+            whole = tensor.numel() == self.sizes[name]
             kept = self._committed.get(name)
             if whole:
                 self._committed[name] = tensor
             else:
                 if kept is None:
                     kept = self._committed[name] = torch.zeros(self.sizes[name])
-                kept[start : start + len(tensor)] = tensor
+                kept[start : start + tensor.numel()] = tensor
             spare = kept if whole else tensor
             if spare is not None:
                 self._spare[name, start] = spare

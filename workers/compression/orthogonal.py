@@ -43,11 +43,11 @@ def orthonormalise(rows: Tensor, *, alike: bool = False) -> None:
 def _by_lapack(rows: Tensor) -> bool:
     """False where it cannot, which leaves `rows` as they were. LAPACK works on a copy, which torch aligns: so where in
     memory `rows` begin makes no difference to the bits."""
-    if len(rows) > rows.shape[1]:
+    if rows.shape[0] > rows.shape[1]:
         return False
     q, r = torch.linalg.qr(rows.T)
-    norms, left = r.norm(dim=0), r.diagonal().abs()
-    if not bool(((left > CLEAR * norms) & (norms < PLAIN) & (norms > 1 / PLAIN)).all()):
+    norms, left = torch.linalg.vector_norm(r, dim=0).tolist(), r.diagonal().abs().tolist()
+    if not all(here > CLEAR * norm and 1 / PLAIN < norm < PLAIN for here, norm in zip(left, norms, strict=True)):
         return False
     rows.copy_(q.T)
     return True

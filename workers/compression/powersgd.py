@@ -125,9 +125,9 @@ class PowerSGD:
         """Begin the step after this one with the `reduced` Q^T, [r, columns], orthonormal so that P keeps its scale."""
         q = reduced.clone()
         orthonormalise(q, alike=alike)
-        dead = (q == 0).all(dim=1)
-        if bool(dead.any()):
-            q[dead] = self._begin(name)[dead]
+        alive = q.any(dim=1)
+        if not bool(alive.all()):
+            q[~alive] = self._begin(name)[~alive]
         self._pending[name] = q
 
     def drafts(self) -> Mapping[str, Tensor]:
@@ -155,7 +155,8 @@ class Iteration:
     def __init__(self, codec: PowerSGD, gradients: Mapping[str, Tensor], alike: bool) -> None:
         self._codec, self._gradients, self._alike = codec, gradients, alike
         self._low = {name: found for name in gradients if (found := codec.matrix(name))}
-        self._dense = [name for name in gradients if name not in self._low]
+        self._dense = {name: gradients[name].shape for name in gradients if name not in self._low}
+        self._dense_sizes = [shape.numel() for shape in self._dense.values()]
         self._num_p, self._num_q = codec.sizes(list(gradients))
         self._reduced_p = self._own_q = torch.empty(0)
         self.p = torch.empty(self._num_p)
@@ -226,9 +227,10 @@ class Iteration:
 
     def _uncompressed(self, flat: Tensor) -> dict[str, Tensor]:
         """Views, of the parameters' shapes, of what lies behind P."""
-        sizes = [self._gradients[name].numel() for name in self._dense]
-        parts = flat[len(flat) - sum(sizes) :].split(sizes) if sizes else ()
-        return {name: part.view(self._gradients[name].shape) for name, part in zip(self._dense, parts, strict=True)}
+        if not self._dense:
+            return {}
+        parts = flat[flat.numel() - sum(self._dense_sizes) :].split_with_sizes(self._dense_sizes)
+        return {name: part.view(shape) for (name, shape), part in zip(self._dense.items(), parts, strict=True)}
 
 
 def _columns(shape: Size) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -169,7 +170,11 @@ def test_cc7_a_dead_rank_ends_backward_with_an_error_on_all_others(
     assert ranks
     for heard in ranks:
         assert heard.startswith("5 ") and "ExchangeError: " in heard
-    assert left_in_memory() == before
+    new = left_in_memory() - before  # tests beside this one have theirs there too, which go away
+    deadline = time.monotonic() + 30
+    while new & left_in_memory() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not new & left_in_memory()
 
 
 def left_in_memory() -> set[str]:

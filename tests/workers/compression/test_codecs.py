@@ -191,6 +191,20 @@ def test_cc16_payloads_may_lie_one_behind_another(name: str) -> None:
         assert torch.equal(which.decode(oddly, len(part)), expected)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n", [0, 1, 255, 256, 512, 1000, 4099])
+@pytest.mark.parametrize("members", [1, 2, 3])
+def test_cc4_what_is_decoded_together_has_the_bits_of_what_is_decoded_alone(name: str, n: int, members: int) -> None:
+    which = codec(name)
+    payloads = torch.stack([which.encode(torch.randn(n) * 10.0**i) for i in range(members)])
+    alone = torch.stack([which.decode(payload, n) for payload in payloads])
+    assert torch.equal(which.decode_all(payloads, n), alone)
+    shifted = torch.cat([torch.zeros(members, 1, dtype=torch.uint8), payloads], dim=1)[:, 1:]
+    assert torch.equal(which.decode_all(shifted, n), alone)
+    with pytest.raises(ValueError, match=f"payloads of {which.name}"):
+        which.decode_all(payloads[0], n)
+
+
 @pytest.mark.parametrize("n", [1, 10, 20_000, 100_000])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32), density=st.floats(0.0005, 1.0), distinct=st.sampled_from([1, 3, 50, 10**9]))
