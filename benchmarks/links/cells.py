@@ -26,7 +26,7 @@ WARM_UP = 20
 """Unshaped steps before a link gets its speed: DDP has rebuilt its buckets, every compressor has left its dense start."""
 SETTLE_STEPS = 2
 """Steps at the speed before those that count, where nothing has to be found out."""
-REACT_STEPS = 300
+REACT_STEPS = 500
 """The same for a method that reacts: plans that promised more than they kept are known by then, each after the 100 steps
 in which a bucket changes once (CC-21)."""
 SLOW_STEP = 0.5
