@@ -119,8 +119,8 @@ def measure_times(hosts: Hosts, cells: Sequence[Cell], effort: Effort) -> Iterat
     """Of each cell of a contest the seconds of its steps (mean over ranks), and bytes per step and host (mean over hosts);
     or its error.
 
-    The ranks of all methods live side by side and train in turns: a machine is faster now and slower then, and none has the
-    better hour.
+    The ranks of all methods live side by side and train in turns, stopped in between: a machine is faster now and slower
+    then, and none has the better hour.
     """
     with ExitStack() as stack:
         hosts.lab.set_rate(None)
@@ -168,9 +168,11 @@ class _Contestant:
         message = {"model": self.cell.model, "method": self.cell.method, "seed": 1}
         self._gang = self._stack.enter_context(self._hosts.start(self._num_hosts, self._ranks, message))
         run_steps(self._gang, WARM_UP)
+        self._gang.stop()
 
     def settle(self) -> None:
-        settled = settle(self._gang, METHODS[self.cell.method], self._effort)
+        with self._gang.running():
+            settled = settle(self._gang, METHODS[self.cell.method], self._effort)
         self._settled, self._claims = len(settled.seconds), settled.claimed
         self._pace = settled.seconds[-1]
         self._wanted = self._effort.steps_at(self._pace)
@@ -178,9 +180,10 @@ class _Contestant:
     def turn(self) -> None:
         lead = min(LEAD_STEPS, int(LEAD_SECONDS / self._pace))
         steps = max(1, min(TURN_STEPS, int(TURN_SECONDS / self._pace), self._wanted - len(self._seconds)))
-        before = self._hosts.traffic(self._num_hosts)
-        timed = run_steps(self._gang, lead + steps)
-        after = self._hosts.traffic(self._num_hosts)
+        with self._gang.running():
+            before = self._hosts.traffic(self._num_hosts)
+            timed = run_steps(self._gang, lead + steps)
+            after = self._hosts.traffic(self._num_hosts)
         self._seconds += timed.seconds[lead:]
         self._all_steps += lead + steps
         self._sent += fmean(b.sent_payload - a.sent_payload for a, b in zip(before, after, strict=True))
@@ -189,7 +192,8 @@ class _Contestant:
         self._claims = timed.claimed
 
     def close(self) -> None:
-        self._gang.ask({"close": True})
+        with self._gang.running():
+            self._gang.ask({"close": True})
 
     def record(self) -> Record:
         if self._error is not None:

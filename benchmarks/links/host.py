@@ -2,8 +2,8 @@
 
     python -m benchmarks.links.host SOCKET INDEX FOLDER MODEL...
 
-It does what `Hosts` (gang.py) sends: {"start": …} forks this host's ranks of a cell, {"end": PORT} kills those that have
-this port.
+It does what `Hosts` (gang.py) sends: {"start": …} forks this host's ranks of a cell, {"stop": PORT} and {"go on": PORT}
+stop those that have this port and let them go on, {"end": PORT} kills them.
 """
 
 from __future__ import annotations
@@ -47,6 +47,12 @@ def fork_ranks(path: Path, cell: Message, index: int, data: dict[str, Data]) -> 
     return pids
 
 
+def tell(pids: Iterable[int], number: int) -> None:
+    """This signal, to all."""
+    for pid in pids:
+        os.kill(pid, number)
+
+
 def end(pids: Iterable[int]) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)  # not reaped yet, so the pid is still its own
@@ -66,9 +72,14 @@ def main(path: Path, index: int, folder: Path | None, models: list[str]) -> None
             message = line.receive()
             if "start" in message:
                 pids[int(message["start"]["port"])] = fork_ranks(path, message["start"], index, data)
-            else:
+                continue
+            if "end" in message:
                 end(pids.pop(int(message["end"]), ()))
-                line.send({"host": index, "ended": True})
+            elif "stop" in message:
+                tell(pids[int(message["stop"])], signal.SIGSTOP)
+            else:
+                tell(pids[int(message["go on"])], signal.SIGCONT)
+            line.send({"host": index, "done": True})
     except Lost:
         end(pid for ranks in pids.values() for pid in ranks)
 
