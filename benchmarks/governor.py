@@ -52,6 +52,11 @@ class Result:
     log_bytes: int
     replayed: bool
 
+    @property
+    def failed(self) -> bool:
+        """A host that is well was evicted, or the log does not say what was decided."""
+        return self.evicted > 0 or not self.replayed
+
 
 def observations(hosts: int, chance: np.random.Generator) -> dict[str, Observation]:
     """A window of hosts that are well."""
@@ -139,7 +144,8 @@ def _row(each: Result) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def main() -> None:
+def main() -> int:
+    """1 where a host that is well was evicted, or a replay differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", type=int, nargs="+", default=[888, 10_000], help="fleets, one after the other")
     parser.add_argument("--hours", type=float, default=24.0, help="simulated, of the first fleet (24)")
@@ -166,7 +172,8 @@ def main() -> None:
     if options.hours != parser.get_default("hours"):
         words.append(f"--hours {options.hours:g}")
     options.page.write_text(page(results, made_by(" ".join(words))))
+    return int(any(result.failed for result in results))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -60,6 +60,24 @@ def train(
 
 
 @app.command()
+def preflight(
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="A JobSpec (.yaml), or a script (.py).")],
+    address: Annotated[str | None, typer.Option(help="Ray cluster to test; without it Ray starts in here.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as with train. Repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put the hosts of a job to the test, in 3 minutes at most, and sign a pass for them. Ends with 93 where they fail."""
+    from orchestrator import jobspec
+
+    spec = jobspec.load(job, sets or [])
+    from orchestrator.preflight import gate
+
+    raise typer.Exit(gate.run(spec, address=address, as_json=as_json))
+
+
+@app.command()
 def status(
     job: Annotated[
         str | None, typer.Argument(metavar="JOB", help="Name of the job; without it all jobs are listed.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from quantarion.v1 import control_pb2 as pb
@@ -45,7 +46,8 @@ class Commands:
         )
         reply.ranks.extend(map(self._rank, sorted(machine.workers.values(), key=lambda w: (w.rank is None, w.rank or 0))))
         names = [*machine.hosts, *(host for host in job.governing.records if host not in machine.hosts)]
-        reply.hosts.extend(map(self._host, names))
+        spares = set(machine.roster.spares)
+        reply.hosts.extend(self._host(name, spares) for name in names)
         return reply
 
     def _rank(self, view: ms.WorkerView) -> op.RankStatus:
@@ -55,12 +57,13 @@ class Commands:
         state = state if is_member else view.role.value
         return op.RankStatus(rank=rank, host=view.host, pid=view.pid, state=state, step=step, worker=view.worker)
 
-    def _host(self, name: str) -> op.HostStatus:
+    def _host(self, name: str, spares: Collection[str]) -> op.HostStatus:
         job = self._job
         view, record = job.machine.hosts.get(name), job.governing.records.get(name)
         reply = op.HostStatus(host=name, state="gone")
         if view is not None:
-            state = "leaving" if view.leaving else "healthy" if view.attached else "detached" if view.met else "starting"
+            here = "spare" if name in spares else "healthy"
+            state = "leaving" if view.leaving else here if view.attached else "detached" if view.met else "starting"
             reply.state, reply.address, reply.group = state, view.address, view.group
             reply.agent_pid = job.agent_pid(name)
             if view.attached:

@@ -13,19 +13,17 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from quantarion.v1 import control_pb2 as pb
 from quantarion.v1 import operator_pb2_grpc as rpc
 
 from orchestrator import membership as ms
-from orchestrator import placement
-from orchestrator.autoscaling import Autoscaling, hosts_wanted
 from orchestrator.commands import Commands
 from orchestrator.digests import Comparison, Digests
 from orchestrator.directives import Directives, Sending, runs
@@ -34,30 +32,32 @@ from orchestrator.entrance import Entrance
 from orchestrator.errors import ExitCode, UserError
 from orchestrator.governing import Governing, Removal, Way
 from orchestrator.governor.codes import Code
-from orchestrator.governor.config import Mode
+from orchestrator.governor.config import Mode, Pools
 from orchestrator.governor.log import Governor, Outset
 from orchestrator.host_tests import HostTests
 from orchestrator.hosts import RayHosts
 from orchestrator.jobspec import JobSpec
 from orchestrator.journal import Journal
+from orchestrator.link_measurement import LinkMeasurement
 from orchestrator.messages import Known, check
 from orchestrator.non_finite import NonFinite
 from orchestrator.observing import Observing
-from orchestrator.probe import BUDGET_SECONDS, Findings, LinkProbe
+from orchestrator.recruitment import Recruitment
 from orchestrator.relief import Relief
 from orchestrator.saving import Saving
 from orchestrator.services import SERVER_OPTIONS, ControlService, OperatorService
 from orchestrator.streams import HostStream, Streams
-from orchestrator.topology import complaints, told_group
 from orchestrator.violations import Violations
+from orchestrator.wrong_sums import WrongSums
 from workers import wire
 from workers.protocol import Answer, RankState
 
 logger = logging.getLogger("quantarion.coordinator")
 
+Result = TypeVar("Result")
+
 TICK_SECONDS = 0.1
 LOOK_AT_JOURNAL_TICKS = 10
-LOOK_FOR_HOSTS_SECONDS = 0.5
 RECOVERY_SETTLE_SECONDS = 6.0
 DRIVER_LEASE_SECONDS = 60.0
 
@@ -94,21 +94,17 @@ class Coordinator:
         self._spawner = ThreadPoolExecutor(1, "spawn")
         self._driver_seen = time.monotonic()
         self._agents_lost: dict[str, float] = {}
-        self._waiting_since = self.now()
-        self._offered = self._refused = 0  # hosts that could be taken, and such that are kept away, seen last
-        self._autoscaling = Autoscaling(hosts.request) if spec.hosts.autoscale else None
-        self._slots: list[placement.HostSlot] = []  # taken by this incarnation
-        self._complained = bool(self.journal.remembered.hosts)  # a predecessor took them
-        self._probe: LinkProbe | None = None
-        self._probing: asyncio.Task[None] | None = None
         self._events = os.open(folder / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self.governing = Governing(governor, self.event)
         self.observing, self._violations = Observing(), Violations()
         self.relief = Relief(spec.governor, self.governing, self.machine, self._post)
         self.digests, self.non_finite = Digests(self.journal.remembered.sound), NonFinite()
+        self._wrong_sums = WrongSums(self)
         self._observed_at = self.now()
         self.hosts_max = self.journal.remembered.hosts_max or spec.hosts.max
+        self.machine.roster.most_hosts = self.hosts_max
         self.drains, self.saving, self.host_tests = Drains(self), Saving(self), HostTests(self)
+        self.recruitment, self._links = Recruitment(self), LinkMeasurement(self)
 
     def now(self) -> float:
         """Unix seconds that never jump, nor fall behind what the governor was told before."""
@@ -125,8 +121,7 @@ class Coordinator:
         rpc.add_OperatorServicer_to_server(operators, server)
         remembered = self.journal.remembered
         took_over = self.journal.begin()
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._ray, self.ray_hosts.adopt, remembered.hosts, remembered.names)
+        await self.in_ray(self.ray_hosts.adopt, remembered.hosts, remembered.names)
         if took_over:
             self._recover()
         try:
@@ -139,7 +134,7 @@ class Coordinator:
         await server.start()
         self.journal.announce(self.entrance.address, time.time(), self.entrance.server_name)
         self.event("coordinator_started", {"incarnation": self.journal.incarnation, "recovered": took_over})
-        looking = asyncio.create_task(self._look_for_hosts())
+        looking = asyncio.create_task(self.recruitment.look())
         ticking = asyncio.create_task(self._tick())
         watching = asyncio.create_task(self.drains.watch())
         await self.done.wait()
@@ -198,78 +193,12 @@ class Coordinator:
                 self._driver_seen = float("inf")
                 self.do(self.machine.stop("the process that started the job is gone", self.now()))
 
-    async def _look_for_hosts(self) -> None:
-        """Take hosts that appear, as many as there are to be; say what is missing; give up after hosts.wait."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                if self._autoscaling is not None and not self.machine.stopping:
-                    leaving = len(self.machine.roster.leaving)
-                    wanted = hosts_wanted(self.hosts_max, len(self.ray_hosts.placed), leaving, self._refused)
-                    await loop.run_in_executor(self._ray, self._autoscaling.ask, wanted, self.now())
-                if len(self.ray_hosts.placed) < self.hosts_max and not self.machine.stopping:
-                    self.machine.placing = True
-                    try:
-                        await loop.run_in_executor(self._ray, self._place)
-                    finally:
-                        self.machine.placing = False
-                if missing := self.machine.out_of_reach:
-                    self._died(await loop.run_in_executor(self._ray, self.ray_hosts.dead, missing))
-                self._say_what_is_missing()
-            except Exception:
-                logger.exception("looking for hosts failed; trying again")
-            await asyncio.sleep(LOOK_FOR_HOSTS_SECONDS)
-
-    def _died(self, hosts: Iterable[str]) -> None:
-        """As Ray knows of their nodes."""
-        for host in hosts:
-            if host in self.machine.out_of_reach and not self.done.is_set():
-                self.do(self.machine.node_died(host, self.now()))
-
-    def _place(self) -> None:
-        """In the Ray thread."""
-        loop = self._loop
-        found = self.ray_hosts.offers()
-        offers = [slot for slot in found if self._may_come(self.ray_hosts.name(slot))]
-        self._offered, self._refused = len(offers), len(found) - len(offers)
-        room = self.hosts_max - len(self.ray_hosts.placed)
-        if not self.machine.formed and len(offers) + len(self.ray_hosts.placed) < self.spec.hosts.min:
-            return  # a gang is held whole or not at all (EP-13)
-        for slot in offers[:room]:
-            self.entrance.issue(self.ray_hosts.name(slot))
-            placed = self.ray_hosts.start(slot)
-            if placed is not None:
-                group = told_group(slot, self.spec.topology) or self.journal.remembered.probed.get(slot.address, "")
-                self.journal.write({"entry": "host", **asdict(placed), "group": group})
-                self._slots.append(slot)
-                loop.call_soon_threadsafe(self._expect, placed.host, placed.address, group)
-
-    def _may_come(self, host: str) -> bool:
-        is_drained = host in self.journal.remembered.drained or self.drains.keeps_away(host)
-        return not is_drained and not self.host_tests.has_to_wait(host) and self.governing.may_come(host)
-
-    def _expect(self, host: str, address: str, group: str) -> None:
-        self.event("host_up", {"host": host, "address": address, "group": group})
-        if not self.governing.is_in(host):
-            self.host_tests.place(host, address, group)
-            return
-        self.do(self.machine.expect_host(host, address, self.now(), group))
-
-    def _say_what_is_missing(self) -> None:
-        if self.machine.phase is ms.JobPhase.WAITING and not self.machine.formed:
-            found = len(self.ray_hosts.placed)
-            if found >= self.spec.hosts.min:
-                self.message = f"starting {found} host{'s' if found != 1 else ''}"
-                return
-            message = placement.missing(self.spec.hosts.min, found + self._offered, self.spec.ranks_per_host)
-            if message != self.message:
-                self.message = message
-                self.event("waiting", {"message": message})
-            if self.now() - self._waiting_since > self.spec.hosts.wait:
-                self.do([ms.EndJob(7, f"{message}; gave up after {self.spec.hosts.wait:g} s (hosts.wait)")])
+    def in_ray(self, function: Callable[..., Result], *arguments: Any) -> asyncio.Future[Result]:
+        """What may block on Ray, in a thread of its own."""
+        return self.loop.run_in_executor(self._ray, function, *arguments)
 
     @property
-    def _loop(self) -> asyncio.AbstractEventLoop:
+    def loop(self) -> asyncio.AbstractEventLoop:
         return self.__loop
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -279,7 +208,7 @@ class Coordinator:
 
     def _stillborn(self, host: str) -> None:
         """In a thread of `RayHosts`."""
-        self._loop.call_soon_threadsafe(lambda: self.do(self.machine.stillborn(host, self.now())))
+        self.loop.call_soon_threadsafe(lambda: self.do(self.machine.stillborn(host, self.now())))
 
     async def _wind_down(self) -> None:
         """Everybody has been told to leave: wait for them a little, remove the hosts, stay for the last question."""
@@ -289,10 +218,8 @@ class Coordinator:
             await asyncio.sleep(0.05)
         self._spawner.shutdown(wait=False, cancel_futures=True)
         self.drains.close()
-        loop = asyncio.get_running_loop()
-        if self._autoscaling is not None:
-            await loop.run_in_executor(self._ray, self._autoscaling.withdraw)
-        await loop.run_in_executor(self._ray, self.ray_hosts.drop_all)
+        await self.recruitment.close()
+        await self.in_ray(self.ray_hosts.drop_all)
         self.journal.write({"entry": "ended", "exit_code": self.exit_code})
         self.phase = "finished" if self.exit_code in (0, 130) else "failed"
         deadline = time.monotonic() + 30.0
@@ -313,11 +240,11 @@ class Coordinator:
                 case ms.AskStacks(host, workers):
                     self.streams.post(host, pb.CoordinatorMessage(ask_stacks=pb.AskStacks(workers=workers)))
                 case ms.SpawnWorker(host, delay):
-                    self._loop.call_later(delay, self._spawn, host)
+                    self.loop.call_later(delay, self._spawn, host)
                 case ms.DropHost(host):
                     self.drop(host)
                 case ms.MeasureLinks(addresses):
-                    self._probing = asyncio.create_task(self._measure_links(addresses))
+                    self._links.begin(addresses)
                 case ms.Record(kind, fields):
                     self._record(kind, fields)
                 case ms.EndJob(code, message):
@@ -340,7 +267,7 @@ class Coordinator:
     def _record(self, kind: str, fields: dict[str, object]) -> None:
         self._tell_governor(kind, fields)
         if kind == "generation":
-            self._complain()
+            self.recruitment.complain()
             self.non_finite.forget()
             self.journal.write({"entry": "generation", **fields})
             self.journal.fence(self.machine.generation)
@@ -386,14 +313,13 @@ class Coordinator:
         elif now - self._observed_at >= self.spec.governor.evaluation:
             self._observed_at = now
             addresses = {host: machine.hosts[host].address for host in sorted(attached)}
-            observations = self.observing.window(addresses)
-            self.governing.observed(observations, machine.pace.step, now)
+            singles = self.observing.singles(addresses) if self.spec.governor.pool is Pools.STEPS else ()
+            self.governing.observed(self.observing.window(addresses), machine.pace.step, now, singles)
             self.relief.give()
         for host in self.non_finite.guilty(now):
             if machine.can_spare(host):
                 self.governing.convict(host, Code.NONFINITE_HOST, now)
-        for removal in self.governing.removals(machine.hosts, self.ray_hosts.placed, now):
-            self._remove(removal)
+        self.remove_convicted()
         if self.governing.emergency:
             self.governing.emergency = False
             self.saving.ask()
@@ -415,8 +341,7 @@ class Coordinator:
             self.governing.convict(host, Code.SDC_DIGEST, self.now())
         if self.spec.governor.certain is not Mode.ENFORCE:
             return
-        for removal in self.governing.removals(self.machine.hosts, self.ray_hosts.placed, self.now()):
-            self._remove(removal)
+        self.remove_convicted()
         self.journal.distrust(sound)
         if self.digests.leave(found):
             text = f"ranks hold other bytes after step {step}, and did so before: something changes them on each by itself"
@@ -424,6 +349,11 @@ class Coordinator:
             return
         code = "DIGEST_SPLIT" if found.split else "SDC_DIGEST"
         self.do(self.machine.roll_back(sound, f"ranks hold other bytes after step {step} ({code})", self.now()))
+
+    def remove_convicted(self) -> None:
+        """The hosts that the governor wants to go."""
+        for removal in self.governing.removals(self.machine.hosts, self.ray_hosts.placed, self.now()):
+            self._remove(removal)
 
     def _agreed(self, step: int) -> None:
         """What all hold after it is the same."""
@@ -447,33 +377,6 @@ class Coordinator:
         self.journal.write({"entry": "host_dropped", "host": host})
         self.streams.detach(host)
         self._spawner.submit(_logged, self.ray_hosts.drop, host)
-
-    async def _measure_links(self, addresses: dict[str, str]) -> None:
-        """Whatever comes of it, the job goes on (CC-9)."""
-        findings, found = Findings(addresses), dict[str, str]()
-        told = {host.host: host.group for host in self.machine.hosts.values() if host.group}
-        try:
-            self._probe = LinkProbe(addresses, self.streams.post)
-            findings = self._probe.findings
-            await asyncio.wait_for(self._probe.run(), BUDGET_SECONDS + 1.0)
-            found = findings.groups(told)
-        except Exception as error:
-            logger.exception("the probe failed")
-            findings.failures.append(f"the probe failed: {error or type(error).__name__}")
-        self._probe = None
-        by_address = {addresses[host]: group for host, group in found.items()}
-        self.journal.write({"entry": "probed", "groups": found, "by_address": by_address})
-        self.journal.remembered.probed = by_address
-        self.event("topology", findings.record(told, found))
-        self.do(self.machine.probed(found, self.now()))
-
-    def _complain(self) -> None:
-        """Once, as the job starts: about hosts that it names and has not."""
-        if self._complained:
-            return
-        self._complained = True
-        for message in complaints(self._slots, self.spec.topology):
-            self.event("topology_warning", {"message": message})
 
     def event(self, kind: str, fields: dict[str, object]) -> None:
         """A line of events.jsonl and of the log."""
@@ -528,8 +431,7 @@ class Coordinator:
         """The stream broke, or the leader whose it is has lost the host."""
         if self.streams.carries(stream, host):
             self.streams.detach(host)
-            if self._probe is not None:
-                self._probe.lost(host)
+            self._links.lost(host)
             self.host_tests.give_up(host, "its agent's stream was reset")
             self.do(self.machine.detach(host, self.now()))
 
@@ -572,10 +474,8 @@ class Coordinator:
                 self.host_tests.told(host, message.host_tested)
             case "draining":
                 self.drains.told_by_agent(host, message.draining)
-            case "probe_port" if self._probe is not None:
-                self._probe.port(host, message.probe_port)
-            case "measured_link" if self._probe is not None:
-                self._probe.measured(host, message.measured_link)
+            case "probe_port" | "measured_link":
+                self._links.told(host, message)
 
     def _beat(self, beat: pb.Beat) -> None:
         now = self.now()
@@ -641,6 +541,8 @@ class Coordinator:
             self.do(self.machine.apply_failed(worker, note.json, now))
         elif note.kind == "join_failed":
             self.do(self.machine.join_failed(worker, now))
+        elif note.kind == "wrong_sums":
+            self._wrong_sums.told(json.loads(note.json))
         else:
             fields = json.loads(note.json)
             if note.kind == "plan":
@@ -701,12 +603,14 @@ class Coordinator:
         self.hosts_max = hosts
         self.event("scaled", {"hosts": hosts})
         self.governing.scaled(hosts, self.now())
-        staying = [host.host for host in self.machine.hosts.values() if not host.leaving]
+        spares = self.machine.roster.spares
+        staying = [view.host for view in self.machine.hosts.values() if not view.leaving and view.host not in spares]
         places = {host: place for place, host in enumerate(staying)}
         staying.sort(key=lambda host: (self.governing.trust(host), -places[host]))
         leaving = staying[: max(0, len(staying) - hosts)]
         for host in leaving:
             self.do(self.machine.leave(host, f"the job was scaled to {hosts} hosts", self.now()))
+        self.do(self.machine.scaled(hosts, self.now()))
         return leaving
 
 
@@ -781,7 +685,13 @@ class CoordinatorActor:
 
         address = ray.util.get_node_ip_address()
         store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        hosts = RayHosts(job=spec.name, job_folder=folder, ranks_per_host=spec.ranks_per_host, namespace=namespace)
+        hosts = RayHosts(
+            job=spec.name,
+            job_folder=folder,
+            ranks_per_host=spec.ranks_per_host,
+            namespace=namespace,
+            only=spec.hosts.only,
+        )
         coordinator = Coordinator(spec, folder, hosts, f"{address}:{store.port}", address)
         coordinator.bind_loop(asyncio.get_running_loop())
         await coordinator.run()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class ExitCode(IntEnum):
     FAILED = 9  # hosts out of reach for too long, ranks that die before they train or hang on, Ray or the coordinator lost
     GATE = 10  # a gate of the recipe has failed
     REQUEUE = 75  # fewer than `hosts.min` for longer than `hosts.replace_wait`: to be started again, with --resume
+    PREFLIGHT = 93  # the hosts have not passed the pre-flight gate: to start again changes nothing
     STOPPED = 130  # by Ctrl-C or `quantarion stop`, after a checkpoint
 
 
@@ -51,6 +53,22 @@ def again(*words: str) -> str:
     """The command line of this process with `words` at its end, where they do not stand in it yet."""
     given = sys.argv[1:]
     return shlex.join([*_program(), *given, *(word for word in words if word not in given)])
+
+
+def likewise(name: str, *, less: Mapping[str, int]) -> str:
+    """The command line of this process as that of the command `name`, less the options in `less`, each with so many words
+    after it; where it is none of `quantarion train`, a sketch of one."""
+    if sys.argv[1:2] != ["train"]:
+        return shlex.join([*_program(), name]) + " JOB.yaml"
+    kept, words = list[str](), iter(sys.argv[2:])
+    for word in words:
+        option, equals, _ = word.partition("=")
+        if option not in less:
+            kept.append(word)
+        elif not equals:
+            for _ in range(less[option]):
+                next(words, None)
+    return shlex.join([*_program(), name, *kept])
 
 
 def _program() -> list[str]:

@@ -54,11 +54,7 @@ class JobFolder:
         """Raises UserError: relative storage on a cluster, a folder that cannot be written, a job of that name that
         runs, nothing to resume from.
         """
-        if self._cluster is not None and not self.spec.storage.is_absolute():
-            raise UserError(
-                f"storage is '{self.spec.storage}', but the hosts of a cluster do not share this folder; write an absolute "
-                "path on storage that every host sees, for example --set storage=/mnt/shared/runs"
-            )
+        refuse_relative(self.spec, self._cluster)
         try:
             self._refuse_running()
             if self.resume:
@@ -217,6 +213,15 @@ def prepare(spec: JobSpec, *, cluster: str | None, resume: bool, exact: bool) ->
         folder.take()
         folder.keep()
         return folder.path
+
+
+def refuse_relative(spec: JobSpec, cluster: str | None) -> None:
+    """Raises UserError: relative storage on a cluster."""
+    if cluster is not None and not spec.storage.is_absolute():
+        raise UserError(
+            f"storage is '{spec.storage}', but the hosts of a cluster do not share this folder; write an absolute "
+            "path on storage that every host sees, for example --set storage=/mnt/shared/runs"
+        )
 
 
 def _free(folder: Path) -> Path:

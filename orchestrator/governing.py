@@ -128,10 +128,20 @@ class Governing:
 
     # ------------------------------------------------------------------ windows
 
-    def observed(self, observations: Mapping[str, Observation], steps: int, now: float) -> None:
-        """The end of a window, after so many committed steps; and which shortages begin and end with it (GM-21)."""
+    def observed(
+        self,
+        observations: Mapping[str, Observation],
+        steps: int,
+        now: float,
+        singles: tuple[Mapping[str, Observation], ...] = (),
+    ) -> None:
+        """The end of a window, after so many committed steps; and which shortages begin and end with it (GM-21).
+
+        Args:
+            singles: what was seen in single steps of it, where pools are made of those (GM-40).
+        """
         before = set(self._governor.state.shortages)
-        self.tell(Observed(now, observations, steps))
+        self.tell(Observed(now, observations, steps, singles))
         after = set(self._governor.state.shortages)
         for host, code in sorted(before ^ after):
             value = level(observations[host], code) if host in observations else None
@@ -164,6 +174,12 @@ class Governing:
         record = self.records.get(host)
         if record is not None and record.late is not None:
             self.tell(Beat(now, host))
+
+    def is_silent(self, host: str, now: float) -> bool:
+        """For longer than a live host ever is, while we hear others."""
+        heard = [at for other, at in self._beats.items() if other != host]
+        age = now - self._beats.get(host, now)
+        return age >= self.dead_limit and any(now - at < LATE_SECONDS for at in heard)
 
     @property
     def dead_limit(self) -> float:

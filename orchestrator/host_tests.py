@@ -18,6 +18,9 @@ TEST_SECONDS = 60.0
 AGAIN_SECONDS = 30.0
 """After a test that could not be done."""
 
+SPARE_SECONDS = 600.0
+"""Between two tests of a spare host; one that fails is not taken again for as long (GM-37)."""
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -36,6 +39,7 @@ class HostTests:
         self._placed: dict[str, Placed] = {}
         self._asked: set[str] = set()  # hosts of the job that were asked to test themselves
         self._not_before: dict[str, float] = {}  # when a host that could not be tested may be tested again
+        self._spares: dict[str, float] = {}  # when each was tested last, or became one
 
     def place(self, host: str, address: str, group: str) -> None:
         """Its agent is being started; it is no part of the job yet."""
@@ -61,8 +65,20 @@ class HostTests:
         for host in sorted(begun):
             self.begin(host)
         self._asked = (self._asked & to_test) | begun
+        self._test_spares()
         for host in [host for host, each in self._placed.items() if now - each.since > TEST_SECONDS]:
             self.give_up(host, f"no answer for {TEST_SECONDS:g} s")
+
+    def _test_spares(self) -> None:
+        """Who waits to help has to be able to; and is no help if nothing is heard of it."""
+        job, now = self._job, self._job.now()
+        self._spares = {host: self._spares.get(host, now) for host in job.machine.roster.spares}
+        for host, last in list(self._spares.items()):
+            if job.governing.is_silent(host, now):
+                job.do(job.machine.host_lost(host, "a spare host fell silent", now, certain=False))
+            elif now - last >= SPARE_SECONDS:
+                self._spares[host] = now
+                self.begin(host)
 
     def told(self, host: str, result: pb.HostTested) -> None:
         """What came of it. An error tells nothing of the host."""
@@ -75,6 +91,9 @@ class HostTests:
         job.event("host_test", {"host": host, "passed": not failures, "failures": failures, "seconds": result.seconds})
         job.governing.tell(HostTested(now, host, not failures))
         if placed is None:
+            if failures and host in self._spares:
+                self._not_before[host] = now + SPARE_SECONDS
+                job.do(job.machine.host_lost(host, "a spare host has failed its test", now))
             return
         if not job.governing.is_in(host):
             job.drop(host)

@@ -52,8 +52,11 @@ class RayHosts:
         job_folder: Path,
         ranks_per_host: int,
         namespace: str,
+        only: Collection[str] = (),
         on_dead: Callable[[str], None] = lambda host: None,
     ) -> None:
+        """`only`: names of the nodes that may be taken; () for all."""
+        self._only = only
         self._job, self._folder, self._ranks, self._namespace = job, job_folder, ranks_per_host, namespace
         self.on_dead = on_dead
         self.placed: dict[str, PlacedHost] = {}
@@ -76,7 +79,8 @@ class RayHosts:
 
     def offers(self) -> list[placement.HostSlot]:
         """Nodes of the cluster that could become hosts of this job."""
-        return placement.free_hosts(self._ranks, {placed.node_id for placed in self.placed.values()})
+        free = placement.free_hosts(self._ranks, {placed.node_id for placed in self.placed.values()})
+        return [slot for slot in free if not self._only or not slot.names.isdisjoint(self._only)]
 
     def dead(self, hosts: Collection[str]) -> list[str]:
         """Those of `hosts` whose nodes are dead, given up already or not."""

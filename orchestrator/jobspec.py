@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from orchestrator import jobfile
 from orchestrator.errors import UserError
@@ -14,6 +14,7 @@ from orchestrator.governor.config import GovernorConfig
 from orchestrator.refusals import refusal
 from orchestrator.schema import fields
 from orchestrator.security import SecurityConfig
+from orchestrator.spares import spares_for
 from orchestrator.topology import TopologyConfig
 from workers.config import TrainingConfig
 from workers.settings import Config, Count, unit
@@ -21,11 +22,26 @@ from workers.settings import Config, Count, unit
 Seconds = Annotated[float, Field(ge=0)]
 
 
+def _off_is_a_word(value: Any) -> Any:
+    """YAML takes a bare `off` for false."""
+    return "off" if value is False else value
+
+
+Asked = Annotated[Literal["off", "advise", "require"] | None, BeforeValidator(_off_is_a_word)]
+"""Of a pass of the pre-flight gate."""
+
+
 class HostsConfig(Config):
     """On how many hosts the job runs, and how long it waits for them."""
 
     min: Count = Field(1, description="With fewer than these nothing is trained.", json_schema_extra=unit("hosts"))
-    max: Count = Field(1, description="More than these are never taken.", json_schema_extra=unit("hosts"))
+    max: Count = Field(1, description="More than these never train.", json_schema_extra=unit("hosts"))
+    spares: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        0,
+        description="Hosts beside `max` that are kept ready, and take the place of one that is lost within seconds; "
+        "`auto`: as many as are enough in 99 of 100 cases, where a host fails once in 1000 hours and is replaced in 2.",
+        json_schema_extra=unit("hosts"),
+    )
     wait: Seconds = Field(
         300.0, description="Wait for `min` hosts at the start; then exit code 7.", json_schema_extra=unit("seconds")
     )
@@ -39,6 +55,21 @@ class HostsConfig(Config):
         False,
         description="Ask Ray's autoscaler for the nodes that the job lacks. It knows one such request of a whole cluster.",
     )
+    only: list[str] = Field(
+        default=[],
+        description="Only these become hosts of the job, by address, Ray node id or node name; empty: all that have room.",
+        examples=[["10.0.0.1", "10.0.0.2"]],
+    )
+
+    @property
+    def num_spares(self) -> int:
+        """Of `max` hosts; those who scale the job do not change it."""
+        return spares_for(self.max) if self.spares == "auto" else self.spares
+
+    @property
+    def most(self) -> int:
+        """That the job ever holds."""
+        return self.max + self.num_spares
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -92,6 +123,12 @@ class JobSpec(TrainingConfig):
     )
     security: SecurityConfig = Field(
         default_factory=SecurityConfig, description="Who may talk to the coordinator (docs/security.md)."
+    )
+    preflight: Asked = Field(
+        None,
+        description="Whether the job asks for a pass of `quantarion preflight`: `require` does not start without one (exit "
+        "code 93), `advise` says so and goes on. null: `off` where Ray starts in here, `advise` on a cluster.",
+        examples=["require"],
     )
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,8 @@ from orchestrator.embedded import HEAD_ADDRESS, EmbeddedCluster
 from orchestrator.errors import ExitCode, UserError, again
 from orchestrator.folder import JobFolder
 from orchestrator.jobspec import JobSpec
+from orchestrator.preflight import admission
+from orchestrator.preflight.hosts import hosts_of_cluster, hosts_of_machine
 from orchestrator.records import signal_name
 from orchestrator.view import View
 from workers.actors import log_to
@@ -51,7 +54,7 @@ def train(spec: JobSpec, *, address: str | None, resume: bool, exact: bool, repo
     with JobFolder(spec, cluster=cluster, resume=resume, exact=exact) as folder:
         try:
             with ExitStack() as stack:
-                interrupts, answers = stack.enter_context(_interrupts()), _Answers(folder.path)
+                interrupts, answers = stack.enter_context(listening()), _Answers(folder.path)
                 view = View(folder.path, status=lambda: answers.last, phases=_has_phases(spec))
                 exit_code = _run(folder, cluster, stack.enter_context(view), interrupts, answers)
         except BaseException as error:
@@ -110,37 +113,65 @@ def _go_on(folder: JobFolder, restored: bool) -> str:
     return f"go on with{earlier}: {again('--resume')}"
 
 
+@dataclass(frozen=True)
+class Site:
+    """Where a job is to run, and how this process is connected to Ray there.
+
+    Attributes:
+        keep: looks after it from time to time; a sentence where it is lost.
+        pinned: Ray resources of the node that the coordinator must be on; it prefers the driver's.
+        sweep: removes what the job has left there.
+    """
+
+    connection: rayenv.Connection
+    keep: Callable[[], str | None]
+    pinned: dict[str, float]
+    sweep: Callable[[], None]
+
+
+def on_embedded(cluster: EmbeddedCluster, job: str) -> Site:
+    """Connect to a cluster of this process, for one job of it. Raises UserError."""
+    connection = rayenv.connect(cluster.address, rayenv.namespace(job), node_address=HEAD_ADDRESS)
+    sweep = partial(sweep_actors, connection.namespace)
+    return Site(connection, partial(_look_after, cluster), {f"node:{HEAD_ADDRESS}": 0.001}, sweep)
+
+
+def on_cluster(address: str, job: str) -> Site:
+    """Connect to a cluster that runs already, for one job. Raises UserError."""
+    connection = rayenv.connect(address, rayenv.namespace(job))
+    head = _Head(connection.address)
+    return Site(connection, head.look, {}, partial(head.sweep, connection.namespace))
+
+
 def _run(folder: JobFolder, cluster: str | None, view: View, interrupts: Interrupts, answers: _Answers) -> int:
     spec = folder.spec
     with ExitStack() as stack:
         stack.callback(_remove_runtime, folder)
         if cluster is None:
-            view.note(f"starting Ray with {spec.hosts.max} host{'s' if spec.hosts.max > 1 else ''} in this machine")
+            admission.admit(spec, hosts_of_machine, cluster=False, note=view.note)
+            view.note(f"starting Ray with {spec.hosts.most} host{'s' if spec.hosts.most > 1 else ''} in this machine")
             embedded = stack.enter_context(
                 EmbeddedCluster(
-                    spec.hosts.max,
+                    spec.hosts.most,
                     spec.ranks_per_host + spec.spares_per_host,
                     folder.path,
-                    left_behind=_left_behind(folder),
+                    left_behind=left_behind(folder),
                 )
             )
-            connection = rayenv.connect(embedded.address, rayenv.namespace(spec.name), node_address=HEAD_ADDRESS)
-            keep: Callable[[], str | None] = partial(_look_after, embedded)
-            pinned = {f"node:{HEAD_ADDRESS}": 0.001}
+            site = on_embedded(embedded, spec.name)
         else:
-            connection = rayenv.connect(cluster, rayenv.namespace(spec.name))
+            site = on_cluster(cluster, spec.name)
             stack.callback(rayenv.disconnect)
-            head = _Head(connection.address)
-            keep, pinned = head.look, {}
+            admission.admit(spec, hosts_of_cluster, cluster=True, note=view.note)
         interrupts.listen()  # Ray has put its own handlers in their place
         if interrupts.signals:
             return ExitCode.STOPPED
         folder.take()
-        _start_coordinator(folder, connection, pinned)
-        if cluster is not None:
-            stack.callback(head.sweep, connection.namespace)
+        start_coordinator(folder, site)
+        if cluster is not None:  # an embedded one goes as a whole
+            stack.callback(site.sweep)
         log_to(folder.path / "logs" / "launch.log")
-        return _watch(spec, folder.path, view, interrupts, keep, answers)
+        return _watch(spec, folder.path, view, interrupts, site.keep, answers)
 
 
 def _look_after(embedded: EmbeddedCluster) -> str | None:
@@ -287,8 +318,8 @@ class _Answers:
         return self.last
 
 
-def _start_coordinator(folder: JobFolder, connection: rayenv.Connection, pinned: dict[str, float]) -> None:
-    """It prefers the driver's node; `pinned` are Ray resources that only the node has on which it must be.
+def start_coordinator(folder: JobFolder, site: Site) -> None:
+    """As an actor that outlives this process, on the site that the folder's job is to run on. Raises UserError.
 
     A raylet that has just come up does not know the other nodes yet, and then keeps what only prefers one of them.
     """
@@ -300,17 +331,17 @@ def _start_coordinator(folder: JobFolder, connection: rayenv.Connection, pinned:
     actor: Any = ray.remote(CoordinatorActor)
     options = {
         "name": "coordinator",
-        "namespace": connection.namespace,
+        "namespace": site.connection.namespace,
         "lifetime": "detached",
         "max_restarts": -1,
         "max_concurrency": 2,
         "num_cpus": 0,
-        "resources": pinned,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(connection.node_id, soft=True),
+        "resources": site.pinned,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(site.connection.node_id, soft=True),
     }
     spec = folder.spec.model_dump(mode="json")
     try:
-        actor.options(**options).remote(spec=spec, folder=str(folder.path), namespace=connection.namespace)
+        actor.options(**options).remote(spec=spec, folder=str(folder.path), namespace=site.connection.namespace)
     except ValueError:
         raise UserError(
             f"a job named {folder.spec.name} runs on this cluster already; choose another name with --set name=…, or stop "
@@ -320,11 +351,11 @@ def _start_coordinator(folder: JobFolder, connection: rayenv.Connection, pinned:
 
 
 def _remove_runtime(folder: JobFolder) -> None:
-    for each in _left_behind(folder):
+    for each in left_behind(folder):
         shutil.rmtree(each, ignore_errors=True)
 
 
-def _left_behind(folder: JobFolder) -> list[Path]:
+def left_behind(folder: JobFolder) -> list[Path]:
     """Where the job's processes on this machine meet: sockets and pages, and the memory that the ranks share."""
     from workers.memory_file import memory_folder
     from workers.paths import runtime_dir
@@ -395,7 +426,7 @@ class Interrupts:
 
 
 @contextmanager
-def _interrupts() -> Iterator[Interrupts]:
+def listening() -> Iterator[Interrupts]:
     """Interrupts that listen inside."""
     interrupts = Interrupts()
     before = {number: signal.getsignal(number) for number in SIGNALS}

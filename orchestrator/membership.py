@@ -198,6 +198,11 @@ class Membership:
             actions += self._member_left(f"host {host} lost", now)
         return actions
 
+    def scaled(self, hosts: int, now: float) -> list[Action]:
+        """So many train at most from now on; who is to leave for that is told apart."""
+        self.roster.most_hosts = hosts
+        return self._decide(now)
+
     def node_died(self, host: str, now: float) -> list[Action]:
         """Ray says that the host's machine is dead; it may have been given up already."""
         if host in self.hosts:
@@ -683,19 +688,20 @@ class Membership:
 
     def _try_first(self, now: float) -> list[Action]:
         """The gang is held until hosts.min are ready, and those that are being started with them (EP-13)."""
-        if not self.formed and (self.placing or self._awaits_a_host()):
+        all_are_needed = len(self.expected_hosts) <= self.roster.most_hosts
+        if not self.formed and (self.placing or (all_are_needed and self._awaits_a_host())):
             return []
         ready_hosts = [h for h in self.hosts if self.roster.complete(h)]
         if len(ready_hosts) < self.rules.hosts_min:
             return self._hold(now) if self.formed else []  # the first time hosts.wait is the limit
-        if any(not self.roster.complete(h) for h in self.expected_hosts):
+        if len(ready_hosts) < self.roster.most_hosts and any(not self.roster.complete(h) for h in self.expected_hosts):
             return []
         if self.rules.probe and not self.formed and self.probe_until is None:
             self.probe_until = now + self.rules.probe_limit
             return [MeasureLinks({host: self.hosts[host].address for host in ready_hosts})]
         if self.probe_until is not None and now < self.probe_until:
             return []
-        for host in ready_hosts:
+        for host in ready_hosts[: self.roster.most_hosts]:
             mine = [w for w in self.roster.on(host) if w.role is Role.IDLE]
             for worker in mine[: self.rules.ranks_per_host]:
                 worker.role = Role.READY

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from statistics import median
 
 from quantarion.v1 import control_pb2 as pb
@@ -14,20 +16,39 @@ from orchestrator.link_use import LinkWatch
 FOLLOW = 0.05
 """Weight of a window in what is usual for a host."""
 
+BEATS = 64
+"""Of a window that are remembered."""
+
+Told = dict[str, tuple[int, float]]
+"""Of a host's workers: the step that was heard of last, and that of the cosine."""
+
 
 class Observing:
     """Of one job."""
 
     def __init__(self) -> None:
-        self._told: dict[str, dict[str, tuple[int, float]]] = {}  # of each host's workers: the step, and that of the cosine
-        self._beats: dict[str, pb.Beat] = {}
+        self._told: dict[str, Told] = {}
+        self._beats: dict[str, deque[pb.Beat]] = {}  # the last ones of this window
         self._last: dict[str, pb.Beat] = {}
         self._usual: dict[str, float] = {}
         self._links = LinkWatch()
 
     def heard(self, host: str, beat: pb.Beat) -> None:
-        self._beats[host] = self._last[host] = beat
+        self._last[host] = beat
         self._links.heard(host, beat.links)
+        self._beats.setdefault(host, deque(maxlen=BEATS)).append(beat)
+
+    def singles(self, members: Iterable[str]) -> tuple[dict[str, Observation], ...]:
+        """What each beat of the window so far has said that is new: of these hosts' first beats, of their second ones, …"""
+        found = list[dict[str, Observation]]()
+        for host in members:
+            told = self._told.get(host, {})
+            for number, beat in enumerate(self._beats.get(host, ())):
+                if number == len(found):
+                    found.append({})
+                found[number][host] = self._seen(host, beat, told)
+                told = _told(beat)
+        return tuple(found)
 
     def last(self, host: str) -> pb.Beat:
         """What was heard of it last; nothing where it was never heard."""
@@ -41,31 +62,39 @@ class Observing:
         """
         found, links = {}, self._links.window(members)
         for host in members:
-            beat = self._beats.pop(host, None)
-            if beat is None:
+            beats = self._beats.get(host)
+            if beats is None:
                 continue
-            told = self._told.get(host, {})
-            stepped = [each for each in beat.progress if told.get(each.worker, (0, 0.0))[0] != each.step]
-            compared = [each for each in beat.progress if told.get(each.worker, (0, 0.0))[1] != each.compared]
-            self._told[host] = {each.worker: (each.step, each.compared) for each in beat.progress}
-            work = _middle(each.work for each in stepped)
-            found[host] = Observation(
-                busy=work,
-                baseline=self._usual.get(host),
-                cosine=_middle(each.cosine for each in compared),
-                norm=_middle(each.norm for each in compared),
-                loss=_middle(each.loss for each in stepped),
-                throughput=_rounded(links[host].throughput, 0),
-                net_loss=_rounded(links[host].loss, 6),
-                temperature=_middle([beat.temperature]),
-                memory=_sensed(beat, "memory"),
-                disk=_sensed(beat, "disk"),
-                load=_sensed(beat, "load"),
-            )
+            seen = self._seen(host, beats[-1], self._told.get(host, {}))
+            throughput, loss = _rounded(links[host].throughput, 0), _rounded(links[host].loss, 6)
+            found[host] = replace(seen, throughput=throughput, net_loss=loss)
+            self._told[host] = _told(beats[-1])
+            work = found[host].busy
             if work is not None:
                 before = self._usual.get(host, work)
                 self._usual[host] = before + FOLLOW * (work - before)
+        self._beats.clear()
         return found
+
+    def _seen(self, host: str, beat: pb.Beat, told: Told) -> Observation:
+        """In a beat, after what was `told` before."""
+        stepped = [each for each in beat.progress if told.get(each.worker, (0, 0.0))[0] != each.step]
+        compared = [each for each in beat.progress if told.get(each.worker, (0, 0.0))[1] != each.compared]
+        return Observation(
+            busy=_middle(each.work for each in stepped),
+            baseline=self._usual.get(host),
+            cosine=_middle(each.cosine for each in compared),
+            norm=_middle(each.norm for each in compared),
+            loss=_middle(each.loss for each in stepped),
+            temperature=_middle([beat.temperature]),
+            memory=_sensed(beat, "memory"),
+            disk=_sensed(beat, "disk"),
+            load=_sensed(beat, "load"),
+        )
+
+
+def _told(beat: pb.Beat) -> Told:
+    return {each.worker: (each.step, each.compared) for each in beat.progress}
 
 
 def _sensed(beat: pb.Beat, sensor: str) -> float | None:

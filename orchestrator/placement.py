@@ -37,10 +37,21 @@ def free_hosts(cpus: int, used: Collection[str] = ()) -> list[HostSlot]:
 
     An embedded cluster's head has no CPU and is never among them.
     """
-    import ray
     from ray._private.state import available_resources_per_node
 
     available, draining = available_resources_per_node(), draining_nodes()
+    left_out = {*used, *draining}
+    return [
+        slot
+        for slot in fitting_hosts(cpus)
+        if slot.node_id not in left_out and available.get(slot.node_id, {}).get("CPU", 0.0) >= max(1, cpus)
+    ]
+
+
+def fitting_hosts(cpus: int) -> list[HostSlot]:
+    """Living nodes with at least `cpus` logical CPUs, free or not, by address."""
+    import ray
+
     return sorted(
         HostSlot(
             str(node["NodeManagerAddress"]),
@@ -49,10 +60,7 @@ def free_hosts(cpus: int, used: Collection[str] = ()) -> list[HostSlot]:
             node["Labels"],
         )
         for node in ray.nodes()
-        if node["Alive"]
-        and node["NodeID"] not in used
-        and node["NodeID"] not in draining
-        and available.get(node["NodeID"], {}).get("CPU", 0.0) >= max(1, cpus)
+        if node["Alive"] and node["Resources"].get("CPU", 0.0) >= max(1, cpus)
     )
 
 

@@ -61,7 +61,8 @@ def _unknown(key: str, known: Sequence[SchemaField]) -> str:
     """Suggests a key of the same group that reads alike, else the same name elsewhere, else lists the group."""
     group, _, name = key.rpartition(".")
     siblings = [field.key for field in known if field.key.rpartition(".")[0] == group]
-    near = get_close_matches(key, siblings, n=1, cutoff=0.7)
+    names = {sibling.rpartition(".")[2]: sibling for sibling in siblings}
+    near = [names[each] for each in get_close_matches(name, names, n=1, cutoff=0.6)]
     elsewhere = [field.key for field in known if field.key.rpartition(".")[2] == name]
     if near or elsewhere:
         return f"{key} is not a key of the JobSpec; write {(near or elsewhere)[0]} instead"

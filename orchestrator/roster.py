@@ -106,6 +106,8 @@ class Roster:
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
+        self.most_hosts = rules.hosts_max
+        """That train; the others are spares. Whoever scales the job changes it."""
         self.hosts: dict[str, HostView] = {}
         self.workers: dict[str, WorkerView] = {}
         self._on: dict[str, dict[str, WorkerView]] = {}  # the same, by host
@@ -154,6 +156,19 @@ class Roster:
         """A member elsewhere has the state."""
         return any(w.running and not self.hosts[w.host].leaving for w in self.members)
 
+    @property
+    def active(self) -> set[str]:
+        """Hosts that take part, or are about to; without those that leave."""
+        return {w.host for w in self.workers.values() if w.role is not Role.IDLE and not self.hosts[w.host].leaving}
+
+    @property
+    def spares(self) -> list[str]:
+        """Hosts that wait for another one to go, while as many take part as there are to be (GM-37)."""
+        active = self.active
+        if len(active) < self.most_hosts:
+            return []
+        return [host.host for host in self.hosts.values() if host.host not in active and not host.leaving]
+
     def complete(self, host: str) -> bool:
         """Could this host give all its ranks to a first generation?"""
         view = self.hosts.get(host)
@@ -162,10 +177,11 @@ class Roster:
 
     def promote_idle(self) -> None:
         """Idle workers into the next generation, where hosts lack ranks."""
+        spares = self.spares
         for view in self.hosts.values():
             mine = self.on(view.host)
             idle = [worker for worker in mine if worker.role is Role.IDLE]
-            if view.attached and not view.leaving:
+            if view.attached and not view.leaving and view.host not in spares:
                 for worker in idle[: max(0, self.rules.ranks_per_host - (len(mine) - len(idle)))]:
                     worker.role = Role.READY
 
@@ -221,5 +237,5 @@ class Roster:
     def lacking(self) -> bool:
         """Fewer members than the hosts have room for, or fewer hosts than the job needs."""
         staying = [host for host in self.hosts.values() if not host.leaving]
-        full = len(staying) * self.rules.ranks_per_host
+        full = min(len(staying), self.most_hosts) * self.rules.ranks_per_host
         return len(self.members) < full or len(staying) < self.rules.hosts_min

@@ -40,11 +40,15 @@ class Staffing:
         """
         actions: list[Action] = []
         wanted = self._rules.ranks_per_host + self._rules.spares_per_host
+        active = self._roster.active
         for host in self._roster.hosts.values():
             if host.attached and not host.leaving:
                 mine = self._roster.on(host.host)
-                if promotes and any(worker.role is Role.IDLE for worker in mine):
-                    actions += self._promote(host, mine, donors, now)
+                has_place = host.host in active or len(active) < self._roster.most_hosts
+                if promotes and has_place and any(worker.role is Role.IDLE for worker in mine):
+                    joins = self._promote(host, mine, donors, now)
+                    active |= {host.host} if joins else set()
+                    actions += joins
                 if host.spawning or len(mine) < wanted:
                     actions += self._replace(host, wanted, mine, formed=formed, training=training, now=now)
         return actions

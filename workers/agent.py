@@ -24,13 +24,14 @@ import grpc
 from quantarion.v1 import control_pb2 as pb
 from quantarion.v1 import operator_pb2_grpc as rpc
 
-from workers import stacks, tls, wire
+from workers import packets, stacks, tls, wire
 from workers.announced import Announced, announced
 from workers.exits import exit_status
 from workers.host_sensors import HostSensors
 from workers.identity import Generation
-from workers.link import PACKET_BYTES, page_path, socket_path
+from workers.link import page_path, socket_path
 from workers.memory_file import memory_folder, memory_path, remove_abandoned
+from workers.packets import Outgoing
 from workers.page import Page
 from workers.probing import Probing
 from workers.resources import read_resources
@@ -52,7 +53,7 @@ class LocalWorker:
 
     up: pb.WorkerUp
     pidfd: int
-    link: socket.socket
+    directives: Outgoing
     page: Page
     promised: Generation = field(default=Generation(0, 0))
     killers: dict[Generation, asyncio.TimerHandle] = field(default_factory=dict)
@@ -125,33 +126,33 @@ class HostAgent:
             while True:
                 link, _ = self._server.accept()
                 link.setblocking(False)
-                link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PACKET_BYTES)
-                asyncio.get_running_loop().add_reader(link, self._receive, link)
+                asyncio.get_running_loop().add_reader(link, self._receive, link, Outgoing(link))
 
-    def _receive(self, link: socket.socket) -> None:
+    def _receive(self, link: socket.socket, directives: Outgoing) -> None:
         while True:
             try:
-                packet = link.recv(PACKET_BYTES)
+                packet = packets.receive(link)
             except BlockingIOError:
                 return
             except OSError:
                 packet = b""
             if not packet:
                 asyncio.get_running_loop().remove_reader(link)
+                directives.close()
                 link.close()
                 return
             message = pb.AgentMessage.FromString(packet)
             if message.HasField("worker_up"):
-                self._adopt(message.worker_up, link)
+                self._adopt(message.worker_up, directives)
             else:
                 self._heard(message.report)
                 self._tell(message)
 
-    def _adopt(self, up: pb.WorkerUp, link: socket.socket) -> None:
+    def _adopt(self, up: pb.WorkerUp, directives: Outgoing) -> None:
         """A worker says hello: a new process, or one that outlived the agent before us."""
         known = self.workers.get(up.worker)
         if known is not None:
-            known.link, known.up = link, up
+            known.directives, known.up = directives, up
         else:
             try:
                 pidfd = os.pidfd_open(up.pid)
@@ -159,7 +160,7 @@ class HostAgent:
             except OSError as error:
                 logger.warning("worker %s left before it could be watched: %s", up.worker, error)
                 return
-            self.workers[up.worker] = LocalWorker(up, pidfd, link, page)
+            self.workers[up.worker] = LocalWorker(up, pidfd, directives, page)
             asyncio.get_running_loop().add_reader(pidfd, self._exited, up.worker)
             self._note_roster()
         self._tell(pb.AgentMessage(worker_up=up))
@@ -220,9 +221,8 @@ class HostAgent:
     def _direct(self, directive: pb.Directive) -> None:
         packet = directive.SerializeToString()
         for local in [self.workers[worker] for worker in directive.workers if worker in self.workers]:
-            with contextlib.suppress(OSError):  # its exit is on the way
-                local.link.send(packet)
-                local.page.ring()
+            local.directives.put(packet)
+            local.page.ring()
             if directive.HasField("prepare"):
                 self._expect_answer(local, directive.prepare)
 

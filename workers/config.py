@@ -159,7 +159,7 @@ class TrainingConfig(Config):
     tensorboard: bool = Field(False, description="Write TensorBoard files; needs the extra `tensorboard`.")
     faults: list[FaultText] = Field(
         default=[],
-        description="For tests of the recovery only: faults injected by name, `point[@rank=R,step=S]=action`; the "
+        description="For tests of the recovery only: faults injected by name, `point[@rank=R,step=S]=action[:value]`; the "
         "points and actions stand in `workers/faults.py`.",
         examples=[["in_apply@rank=1,step=5=kill"]],
     )

@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from workers import wire
+from workers.coherence import reduce_check
 from workers.coherence.busy import BusyTime
 from workers.coherence.digests import DigestRhythm
 from workers.collectives.buckets import BucketPlan
@@ -531,6 +532,7 @@ class Job:
         agreed = (seen.cosine, seen.norm, seen.step) if seen is not None else ()
         self._rank.page.set_signals(Signals(self._busy.per_sample, self._engine.own_loss, *agreed))
         self._tell_digest(commit.after, seconds)
+        self._tell_wrong_sums(commit.after)
         self._busy.begin()
         self._log.add(self._line(commit, seconds))
         self._show_phase(commit.meta["phase"], commit.after.step)
@@ -549,6 +551,16 @@ class Job:
         rank.page.set_busy(False)
         self._digests.took(time.perf_counter() - begun, step_seconds)
         rank.link.send(pb.RankReport(worker=rank.worker, digest=digest))
+
+    def _tell_wrong_sums(self, state: StateId) -> None:
+        """Of the step before `state` (GM-16)."""
+        wrong, rank = self._engine.wrong_sums, self._rank
+        if not wrong or not isinstance(rank, Rank):
+            return
+        culprit = reduce_check.guilty(wrong, rank.exchange_in_use.topology.world)
+        generation = [state.generation.incarnation, state.generation.counter]
+        places = {"members": wrong, "culprit": -1 if culprit is None else culprit, "generation": generation}
+        self._note("wrong_sums", {"step": state.step - 1, "right": max(0, state.step - 1 - reduce_check.EVERY), **places})
 
     def _show_phase(self, phase: str, step: int) -> None:
         if self._rank.index == 0 and phase != self._phase:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from workers.buffers import BufferChanges
 from workers.coherence.agreement import Agreement
+from workers.coherence.reduce_check import ReduceCheck
 from workers.collectives.buckets import BucketPlan, Staging, plan_buckets
 from workers.collectives.copies import Copies
 from workers.collectives.exchange import Abandoned, Exchange, Pending
@@ -81,8 +82,10 @@ class Engine:
         """`sync`: a step is a round of inner steps, and what is reduced are parameter differences; None for gradients.
         `sketch_seed`: for `agreement`, the same on all ranks; None where nobody asks how gradients agree."""
         self.machine, self.faults, self.clip_norm = machine, faults, clip_norm
-        faults.flip, faults.spoil = self._flip, self._spoil
-        self._spoilt = False
+        faults.flip, faults.spoil, faults.disturb = self._flip, self._spoil, self._disturb
+        faults.miscount = self._miscount
+        self._spoilt, self._noise = False, 0.0
+        self._chance = torch.Generator().manual_seed(0)  # of noise: what the task draws stays the same
         self.replica = ReplicatedState(model, optimizer, scheduler, scaler)
         self._parameters = [(n, p) for n, p in self.replica.parameters.items() if p.requires_grad]
         self._observers = Observers(model)
@@ -117,6 +120,13 @@ class Engine:
         self.agreement: Agreement | None = None
         if sketch_seed is not None and sync is None:
             self.agreement = Agreement(plan.gradient_sizes, sketch_seed)
+        self.check = ReduceCheck(sketch_seed) if sketch_seed is not None and sync is None else None
+        self._checks = False  # in this step
+        self._claims: tuple[Exchange, int, torch.Tensor] | None = None
+        """Of the last step that was checked, with its exchange; summed with the gradients of the next one."""
+        self._claimed = torch.empty(0)
+        self.wrong_sums: list[int] = []
+        """After `finish_exchange`: owners of pieces whose sums were wrong in the step before this one; the same on all."""
         self._looking: Agreement | None = None  # in this step
         self._sketched = torch.empty(0)
         self._leaves = LeafSums(self.staging.plan)
@@ -213,7 +223,21 @@ class Engine:
         self._looking = self.agreement if order is None and Agreement.is_due(step) else None
         if self._looking is not None:
             self._looking.begin(step)
+        self._checks = self._is_to_check(step)
+        if self._checks:
+            assert self.check is not None and reducer is not None
+            self.check.begin(reducer.members)
+        self._claimed, self.wrong_sums = torch.empty(0), []
         self.in_step = True
+
+    def _is_to_check(self, step: int) -> bool:
+        return (
+            self.check is not None
+            and self._reducer is not None
+            and self._order is None
+            and self.compression.memory.is_linear
+            and ReduceCheck.is_due(step)
+        )
 
     def backward(self, loss: torch.Tensor, samples: int, batch: int, *, last: bool) -> None:
         """Backward of a micro-batch of `samples` out of a batch of `batch`; the exchange starts on the `last` one.
@@ -284,15 +308,35 @@ class Engine:
             self.staging.observed.copy_(self._observers.seen())
             reduce = self._reducer.sum_exactly if self._reducer is not None else self._exchange.all_reduce
             self._pending.append(reduce(self.staging.observed, largest=True))
+        self._noise = 0.0
         for bucket, pending in enumerate(self._pending):
             self.faults.hit("in_exchange", bucket=bucket)
             pending.wait(self._stop)
         self._pending.clear()  # and the memory that operations hold
         if self._looking is not None:
             self._looking.end(self._sketched, self._samples / batch)
+        self._check_sums()
+
+    def _check_sums(self) -> None:
+        """Of the step before this one; and what this one's will be compared with."""
+        if self.check is not None and len(self._claimed):
+            self.wrong_sums = self.check.wrong(self._claimed)
+        self._claims = None
+        if not self._checks or self.refused:
+            return
+        assert self.check is not None and self._reducer is not None and self._exchange is not None
+        for bucket in range(len(self.staging.plan.sizes)):
+            pieces = self._reducer.pieces(bucket)
+            for start, before, after in self.compression.memory.changes(bucket):
+                if before is not None:
+                    self.check.put_in(bucket, pieces, before, start=start)
+                self.check.left_out(bucket, pieces, after, start=start)
+            self.check.came_out(bucket, pieces, self.staging.gradient(bucket))
+        self._claims = self._exchange, self.machine.state.step + 1, self.check.claims
 
     def discard(self) -> None:
         """Forget the step in progress: gradients, and what the forward pass changed (EP-4)."""
+        self._noise = 0.0
         if not self.in_step:
             return
         self._clear_grads()
@@ -510,6 +554,8 @@ class Engine:
             view.zero_()
             return False
         grad = grad.to_dense() if grad.is_sparse else grad
+        if self._noise:
+            grad = self._noisy(grad)
         if grad.is_cuda and self.loss_scale != 1.0:  # on the way nobody on the CPU may touch it
             grad = grad.float() / self.loss_scale
         if grad.is_cuda and bucket is not None:
@@ -536,6 +582,8 @@ class Engine:
             self._looking.add(bucket, self.staging.gradient(bucket))
         if self._reducer is not None:
             gradient = self.staging.gradient(bucket)
+            if self._checks and self.check is not None:
+                self.check.put_in(bucket, self._reducer.pieces(bucket), gradient)
             if self.compression.controller is not None:
                 self.compression.controller.gradient(bucket, gradient)
             self._pending.append(self._reducer.sum_bucket(bucket, gradient))
@@ -557,10 +605,20 @@ class Engine:
             self._fill_tail(self.staging.tail, batch)
             self._pending.append(self._reducer.sum_exactly(self.staging.tail))
             self._measure()
+            self._sum_claims()
         if self._looking is not None:
             self._sketched = self._looking.collect()
             reduce = self._reducer.sum_exactly if self._reducer is not None else self._exchange.all_reduce
             self._pending.append(reduce(self._sketched))
+
+    def _sum_claims(self) -> None:
+        """Where all members of this exchange have been in the step before."""
+        if self._claims is None or self._reducer is None:
+            return
+        exchange, step, claims = self._claims
+        if exchange is self._exchange and step == self.machine.state.step:
+            self._claimed = claims
+            self._pending.append(self._reducer.sum_exactly(self._claimed))
 
     def _measure(self) -> None:
         """What the ranks tell each other to choose codecs by, and codecs that are tried beside the exchange."""
@@ -673,6 +731,20 @@ class Engine:
     def _spoil(self) -> None:
         """For drills: the next loss is NaN, and so are its gradients."""
         self._spoilt = True
+
+    def _miscount(self) -> None:
+        """For drills: the next sum that this rank makes for others is wrong."""
+        if self._reducer is not None:
+            self._reducer.miscount()
+
+    def _disturb(self, level: float) -> None:
+        """For drills: the next gradient has noise of `level` times its norm."""
+        self._noise = level
+
+    def _noisy(self, grad: torch.Tensor) -> torch.Tensor:
+        """A parameter's, with noise of `_noise` times its own norm: then that is so of the whole gradient too."""
+        noise = torch.randn(grad.shape, generator=self._chance).to(grad)
+        return grad + noise * (self._noise * grad.norm() / noise.norm())
 
     @staticmethod
     def _hash(tensors: list[torch.Tensor]) -> int:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from quantarion.v1 import control_pb2 as pb
 
+from workers import packets
 from workers.page import Page
 from workers.readable import wait_readable
 
-PACKET_BYTES = 1 << 20
-"""Largest packet: a CONFIGURE of several thousand members."""
-
 _LOOK_SECONDS = 0.05
+_CREDENTIALS = struct.Struct("3i")
+"""pid, uid and gid of the other end (SO_PEERCRED, unix(7))."""
 
 
 class AgentLink:
@@ -46,6 +47,15 @@ class AgentLink:
         """Seconds without an agent."""
         return 0.0 if self._orphaned_at is None else time.monotonic() - self._orphaned_at
 
+    @property
+    def agent_pid(self) -> int:
+        """Of the process at the other end, as the kernel knows it; 0 while there is none."""
+        if self._socket is None:
+            return 0
+        found = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid: int = _CREDENTIALS.unpack(found)[0]
+        return pid
+
     def poll(self) -> Iterator[pb.Directive]:
         """Directives that have arrived since the last call; reconnects where the agent was restarted."""
         self._seen = self.page.bell
@@ -54,7 +64,7 @@ class AgentLink:
             return
         while self._socket is not None:
             try:
-                packet = self._socket.recv(PACKET_BYTES)
+                packet = packets.receive(self._socket)
             except BlockingIOError:
                 return
             except OSError:
@@ -79,10 +89,9 @@ class AgentLink:
     def _connect(self) -> bool:
         link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PACKET_BYTES)
             link.connect(str(self._path))
             link.setblocking(False)
-            link.send(pb.AgentMessage(worker_up=self._hello()).SerializeToString())
+            packets.send(link, pb.AgentMessage(worker_up=self._hello()).SerializeToString())
         except OSError:
             link.close()
             if self._orphaned_at is None:
@@ -96,7 +105,7 @@ class AgentLink:
     def _flush(self) -> None:
         while self._socket is not None and self._unsent:
             try:
-                self._socket.send(self._unsent[0].SerializeToString())
+                packets.send(self._socket, self._unsent[0].SerializeToString())
             except BlockingIOError:
                 return
             except OSError:

@@ -102,10 +102,12 @@ class Rank:
         self.longest_step = 0.0
         self.save_after = 0
         """A checkpoint is wanted after this step; 0: nobody has asked, or it was seen to."""
+        self._trains_since: float | None = None  # monotonic seconds
         self.faults = Faults(faults, folder / "faults", self._where)
         runtime.mkdir(parents=True, exist_ok=True, mode=0o700)  # where the agent is still starting
         self.page = Page(page_path(runtime, self.worker), create=True)
         self.link = AgentLink(socket_path(runtime, host), self.page, self._hello)
+        self.faults.agent = lambda: self.link.agent_pid
         self.engine: Engine | None = None
         self._server: StateServer | None = None
         self._owner: Host | None = None
@@ -149,7 +151,15 @@ class Rank:
     def _where(self) -> dict[str, int]:
         """What the conditions of a fault are compared with."""
         state, generation = self.machine.state, self.machine.generation.counter
-        return {"rank": self.number, "step": state.step + 1, "round": state.round + 1, "generation": generation}
+        number = self.host.rpartition("-")[2]
+        return {
+            "rank": self.number,
+            "host": int(number) if number.isdigit() else -1,
+            "step": state.step + 1,
+            "round": state.round + 1,
+            "generation": generation,
+            "second": -1 if self._trains_since is None else int(time.monotonic() - self._trains_since),
+        }
 
     def _find_offer(self, have: StateId, generation: Generation) -> Offer | None:
         """For a peer that needs state; called by the state server's threads."""
@@ -357,6 +367,8 @@ class Rank:
         assert self._owner is not None
         self._as_built = False
         self.first_step = self.machine.state.step + 1
+        if self._trains_since is None:
+            self._trains_since = time.monotonic()
         self.machine.train()
         self._note_state()
         self._owner.entered()

@@ -123,6 +123,7 @@ ALONE = Method("alone", "no exchange", _alone)
 FP32, FP16 = Method("ddp-fp32", "DDP fp32", _fp32), Method("ddp-fp16", "DDP fp16 hook", _fp16)
 POWERSGD = Method("torch-powersgd", f"torch PowerSGD hook, rank {RANK}", _powersgd, dense_as="ddp-fp32")
 ADAPTIVE = _ours("adaptive", "adaptive", {}, reacts=True)
+ADAPTIVE_LOOSE = _ours("adaptive-loose", f"adaptive, error budget {LOOSE:g}", {"error_budget": LOOSE}, reacts=True)
 NONE = _fixed("none")
 
 METHODS: dict[str, Method] = {
@@ -133,7 +134,7 @@ METHODS: dict[str, Method] = {
         FP16,
         POWERSGD,
         ADAPTIVE,
-        _ours("adaptive-loose", f"adaptive, error budget {LOOSE:g}", {"error_budget": LOOSE}, reacts=True),
+        ADAPTIVE_LOOSE,
         _ours("ladder", "latency ladder", {"policy": "latency_ladder"}, reacts=True),
         NONE,
         _fixed("bf16"),

@@ -18,7 +18,7 @@ from benchmarks.links.cells import (
 )
 from benchmarks.links.change import change_section
 from benchmarks.links.limit import BOUND, EXCHANGES, WAYS, least_seconds
-from benchmarks.links.methods import ADAPTIVE, ALONE, FP32, METHODS, START
+from benchmarks.links.methods import ADAPTIVE, ADAPTIVE_LOOSE, ALONE, FP32, METHODS, START
 from benchmarks.links.records import Records, in_order
 from benchmarks.links.summary import (
     Table,
@@ -130,13 +130,15 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def _verdicts(table: Table, model: str) -> list[str]:
-    """CC-28."""
-    found = verdicts(table, low_rank=TASKS[model].low_rank)
+    """CC-28; also where as much of the gradient may be left to error feedback as a peer of low rank leaves."""
+    low_rank = TASKS[model].low_rank
+    found = [each for method in (ADAPTIVE, ADAPTIVE_LOOSE) for each in verdicts(table, method, low_rank=low_rank)]
     if not found:
         return []
-    lines = ["| link | adaptive against | ratio of medians | at most | |", "|---|---|---|---|---|"]
+    lines = ["| method | link | against | ratio of medians | at most | |", "|---|---|---|---|---|---|"]
     lines += [
-        f"| {each.rate} | {each.against} | {each.ratio:.3f} | {each.bound:.3f} | {'met' if each.met else 'MISSED'} |"
+        f"| {each.method} | {each.rate} | {each.against} | {each.ratio:.3f} | {each.bound:.3f} "
+        f"| {'met' if each.met else 'MISSED'} |"
         for each in found
     ]
     first = always_first(table)

@@ -114,8 +114,9 @@ def seconds_to_target(table: Table, rate: str, method: Method, found: Learned | 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target of CC-28: the adaptive step over a peer's, and what that may be at most."""
+    """A target of CC-28: a step of `method` over a peer's, and what that may be at most."""
 
+    method: str
     rate: str
     against: str
     ratio: float
@@ -126,12 +127,12 @@ class Verdict:
         return self.ratio <= self.bound
 
 
-def verdicts(table: Table, *, low_rank: bool) -> list[Verdict]:
-    """Of every speed at which adaptive and the peers were measured."""
+def verdicts(table: Table, method: Method = ADAPTIVE, *, low_rank: bool) -> list[Verdict]:
+    """Of every speed at which `method` and the peers were measured."""
     found = []
     for rate in in_order({rate for rate, _ in table}, RATES):
         peers = {peer: table[rate, peer].median for peer in PEERS if (rate, peer) in table}
-        if len(peers) < len(PEERS) or (rate, ADAPTIVE.key) not in table:
+        if len(peers) < len(PEERS) or (rate, method.key) not in table:
             continue
         if rate == "unshaped":
             peer, bound = FP32.key, UNSHAPED_BOUND
@@ -141,7 +142,8 @@ def verdicts(table: Table, *, low_rank: bool) -> list[Verdict]:
             peer, bound = POWERSGD.key, LOW_RANK_BOUND
         else:
             peer, bound = FP16.key, SLOW_BOUNDS[rate]
-        found.append(Verdict(rate, METHODS[peer].label, table[rate, ADAPTIVE.key].median / peers[peer], bound))
+        ratio = table[rate, method.key].median / peers[peer]
+        found.append(Verdict(method.label, rate, METHODS[peer].label, ratio, bound))
     return found
 
 

@@ -67,7 +67,7 @@ def calibrated(lines: Iterable[str]) -> Calibration:
     times, hosts, config = list[float](), 0, GovernorConfig()
     for state, event, config in told(lines):
         if isinstance(event, Observed):
-            readings, _ = state.read(event.observations)
+            readings, _ = state.read(event.observations, event.singles)
             records = tallied(records, readings, config)
             times.append(event.time)
             hosts = max(hosts, len(readings.hosts))

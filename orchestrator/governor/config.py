@@ -23,6 +23,15 @@ class Mode(StrEnum):
     ENFORCE = "enforce"
 
 
+class Pools(StrEnum):
+    """Which values of hosts go into the pools of residuals (section 5)."""
+
+    EVALUATIONS = "evaluations"
+    """Those that hosts are judged by."""
+    STEPS = "steps"
+    """Those of single steps, as heartbeats tell them (GM-40)."""
+
+
 class ResourceConfig(Config):
     """Limits of one resource; what is not given stays as it is."""
 
@@ -72,6 +81,11 @@ class GovernorConfig(Config):
         examples=[{"RESOURCE_DISK": {"good": 0.7, "alert": 0.85}}],
     )
     evaluation: float = Field(10.0, gt=0, description="Seconds of a window in which hosts are compared.")
+    pool: Annotated[Pools, Strict(False)] = Field(
+        Pools.EVALUATIONS,
+        description="What chance is estimated from: one value of each host an `evaluation`, or, with `steps`, one in each "
+        "of its heartbeats, two a second. So the 128 values that it takes are there sooner: for jobs of minutes.",
+    )
     apart: float = Field(20.0, gt=0, description="Seconds between two alerts of a host that count as two.")
     remember: float = Field(
         300.0,

@@ -23,11 +23,15 @@ class Joined:
 
 @dataclass(frozen=True)
 class Observed:
-    """The end of a window: what was seen of each host in it, after so many committed steps."""
+    """The end of a window: what was seen of each host in it, after so many committed steps.
+
+    `singles`: what was seen in single steps of it, one after the other, where pools are made of those (GM-40).
+    """
 
     time: float
     observations: Mapping[str, Observation]
     steps: int
+    singles: tuple[Mapping[str, Observation], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,11 +126,21 @@ def as_dict(event: Event) -> dict[str, Any]:
     """Plain values, which `from_dict` reads."""
     plain: dict[str, Any] = {"event": type(event).__name__.lower(), **vars(event)}
     if isinstance(event, Observed):
-        plain["observations"] = {
-            host: {name: value for name, value in vars(each).items() if value is not None}
-            for host, each in event.observations.items()
-        }
+        plain["observations"] = _plain(event.observations)
+        plain["singles"] = [_plain(each) for each in event.singles]
+        if not event.singles:
+            del plain["singles"]
     return plain
+
+
+def _plain(observations: Mapping[str, Observation]) -> dict[str, dict[str, float]]:
+    """What is not known is left out."""
+    known = ((host, vars(each).items()) for host, each in observations.items())
+    return {host: {name: value for name, value in values if value is not None} for host, values in known}
+
+
+def _seen(plain: Mapping[str, Mapping[str, float]]) -> dict[str, Observation]:
+    return {host: Observation(**each) for host, each in plain.items()}
 
 
 def from_dict(plain: Mapping[str, Any]) -> Event:
@@ -141,7 +155,8 @@ def from_dict(plain: Mapping[str, Any]) -> Event:
         elif kind is Asked:
             fields["wish"] = Wish(fields["wish"])
         elif kind is Observed:
-            fields["observations"] = {host: Observation(**each) for host, each in fields["observations"].items()}
+            fields["observations"] = _seen(fields["observations"])
+            fields["singles"] = tuple(map(_seen, fields.get("singles", ())))
         event: Event = kind(**fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"a {plain['event']} event of the governor cannot be read: {error}") from None

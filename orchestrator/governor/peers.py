@@ -33,6 +33,8 @@ class Pool:
 
     def with_(self, newest: Mapping[str, float]) -> Pool:
         """And no more old ones than there have to be."""
+        if not newest:
+            return self
         kept, count = [newest], len(newest)
         for each in self.evaluations:
             if count >= POOL:
@@ -55,7 +57,9 @@ class Comparison:
     z: Array
 
 
-def compare(values: Array, groups: Sequence[str], hosts: Sequence[str], pool: Pool) -> tuple[Comparison, Pool]:
+def compare(
+    values: Array, groups: Sequence[str], hosts: Sequence[str], pool: Pool, singles: Sequence[Array] = ()
+) -> tuple[Comparison, Pool]:
     """Each host's positive value with those of its group, and the pool with what was found.
 
     Nobody is compared with fewer than `LEAST_HOSTS` values or while the pool is not full, nor is a host alone in its group,
@@ -65,34 +69,48 @@ def compare(values: Array, groups: Sequence[str], hosts: Sequence[str], pool: Po
         values: float64 [N], NaN where one is not known.
         groups: [N].
         hosts: [N], their names.
+        singles: float64 [N] each, values of single steps: these go into the pool instead of `values`.
     """
-    ratios, z = np.full(len(values), np.nan), np.full(len(values), np.nan)
+    for each in singles:
+        pool = pool.with_(_residuals(_ratios(each, groups), hosts))
+    ratios, z = _ratios(values, groups), np.full(len(values), np.nan)
+    found = _residuals(ratios, hosts)
+    if not singles:
+        pool = pool.with_(found)
+    if pool.size < POOL:
+        return Comparison(np.full(len(values), np.nan), z), pool
+    z[~np.isnan(ratios)] = np.array(list(found.values())) / np.maximum(LEAST_SCALE, _scales(found, pool))
+    return Comparison(ratios, z), pool
+
+
+def _ratios(values: Array, groups: Sequence[str]) -> Array:
+    """Of each value to the median of the others of its group; NaN where it is not compared. Shape [N]."""
+    ratios = np.full(len(values), np.nan)
     known = np.flatnonzero(~np.isnan(values))
     if len(known) < LEAST_HOSTS:
-        return Comparison(ratios, z), pool
+        return ratios
     _, numbers = np.unique(np.asarray(groups, dtype=object)[known].astype(str), return_inverse=True)
     by_group = np.argsort(numbers, kind="stable")
     for members in np.split(known[by_group], np.cumsum(np.bincount(numbers))[:-1]):
         if len(members) > 1:
             medians = median_of_others(values[members])
             ratios[members] = np.divide(values[members], medians, out=np.full(len(members), np.nan), where=medians > 0)
+    return ratios
+
+
+def _residuals(ratios: Array, hosts: Sequence[str]) -> dict[str, float]:
+    """By host, of those that were compared."""
     compared = np.flatnonzero(~np.isnan(ratios))
-    residuals = ratios[compared] - 1.0
-    names = [hosts[i] for i in compared.tolist()]
-    pool = pool.with_(dict(zip(names, residuals.tolist(), strict=True)))
-    if pool.size < POOL:
-        return Comparison(np.full(len(values), np.nan), z), pool
-    z[compared] = residuals / np.maximum(LEAST_SCALE, _scales(names, residuals, pool))
-    return Comparison(ratios, z), pool
+    return dict(zip((hosts[i] for i in compared.tolist()), (ratios[compared] - 1.0).tolist(), strict=True))
 
 
-def _scales(names: Sequence[str], residuals: Array, pool: Pool) -> Array:
-    """1.4826 MAD of the pool for each host, without what is its own."""
-    if len(pool.evaluations) == 1:
-        return CONSISTENT * median_of_others(np.abs(residuals))
+def _scales(found: Mapping[str, float], pool: Pool) -> Array:
+    """1.4826 MAD of the pool for each host that something was found of, without what is its own."""
+    if len(pool.evaluations) == 1 and pool.evaluations[0] is found:
+        return CONSISTENT * median_of_others(np.abs(np.array(list(found.values()))))
     whose = np.array([host for each in pool.evaluations for host in each])
     sizes = np.abs(np.array([residual for each in pool.evaluations for residual in each.values()]))
-    return CONSISTENT * np.array([np.median(sizes[whose != host]) for host in names])
+    return CONSISTENT * np.array([np.median(sizes[whose != host]) for host in found])
 
 
 def median_of_others(values: Array) -> Array:

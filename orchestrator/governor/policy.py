@@ -60,8 +60,8 @@ def decide(state: GovernorState, event: Event, config: GovernorConfig) -> tuple[
     match event:
         case Joined():
             turn.join(event)
-        case Observed(observations=observations, steps=steps):
-            turn.evaluate(observations, steps)
+        case Observed():
+            turn.evaluate(event)
         case Evidence(host=host, code=code):
             turn.convict(host, code)
         case Late(host=host):
@@ -132,14 +132,14 @@ class _Turn:
             fresh = replace(fresh, trust=known.trust, evictions=known.evictions)
         self.hosts[event.host] = fresh
 
-    def evaluate(self, observations: Mapping[str, Observation], steps: int) -> None:
-        readings, self.pools = self.state.read(observations)
+    def evaluate(self, event: Observed) -> None:
+        readings, self.pools = self.state.read(event.observations, event.singles)
         signals = {code: self.config.signal(code) for code in NOISY}
         paces = readings.largest(OF_PACE)
         for host, score, pace in zip(readings.hosts, readings.scores(signals), paces, strict=True):
             self._judge(self.hosts[host], score, pace)
         found = readings.alerts(signals)
-        self.steps = steps
+        self.steps = event.steps
         self.alerts += [(self.now, host, code) for host, codes in found.items() for code in codes]
         caused = self._group_causes()
         wanted: list[tuple[HostRecord, list[Code]]] = []
@@ -152,7 +152,7 @@ class _Turn:
         wanted.sort(key=lambda each: (each[0].score.value or 0.0, each[0].trust, each[0].host))
         for record, codes in wanted:
             self._quarantine(record, codes)
-        self._relieve(observations)
+        self._relieve(event.observations)
 
     def convict(self, host: str, code: Code) -> None:
         record = self.hosts.get(host)

@@ -86,41 +86,53 @@ class Readings:
 
 
 def read(
-    observations: Mapping[str, Observation], groups: Mapping[str, str], pools: Mapping[Code, Pool]
+    observations: Mapping[str, Observation],
+    groups: Mapping[str, str],
+    pools: Mapping[Code, Pool],
+    singles: Sequence[Mapping[str, Observation]] = (),
 ) -> tuple[Readings, dict[Code, Pool]]:
     """The noisy signals of each host, and the pools with what was seen.
 
     Args:
         groups: of each host.
+        singles: what was seen of the same hosts in single steps; where there is any, this goes into the pools.
     """
     hosts, where = tuple(observations), [groups[host] for host in observations]
-    columns = {name: _column(observations, name) for name in vars(Observation())}
-    quantities = {
-        Code.STRAGGLER: columns["busy"],
-        Code.SLOWDOWN: _quotient(columns["busy"], columns["baseline"]),
-        Code.GRAD_DIRECTION: _told_apart(columns["cosine"], where),
-        Code.GRAD_NORM: columns["norm"],
-        Code.LOSS_OUTLIER: columns["loss"],
-        Code.NET_SLOW: _quotient(np.ones(len(hosts)), columns["throughput"]),
-        Code.NET_LOSS: columns["net_loss"],
-        Code.THERMAL: columns["temperature"],
-    }
+    quantities = _quantities([observations[host] for host in hosts], where)
+    nothing = Observation()
+    by_step = [_quantities([each.get(host, nothing) for host in hosts], where) for each in singles]
     values, z, after = np.full((len(NOISY), len(hosts)), np.nan), np.full((len(NOISY), len(hosts)), np.nan), dict(pools)
     for index, code in enumerate(NOISY):
         if not SIGNALS[code].peers:
             values[index] = quantities[code]
             continue
         around = [""] * len(hosts) if code is Code.SLOWDOWN else where  # that one is compared over the fleet
-        found, after[code] = compare(quantities[code], around, hosts, pools.get(code, Pool()))
+        pool, steps = pools.get(code, Pool()), [each[code] for each in by_step]
+        found, after[code] = compare(quantities[code], around, hosts, pool, steps)
         values[index], z[index] = found.ratios, found.z
         if SIGNALS[code].both:
             values[index] = np.maximum(found.ratios, _quotient(np.ones(len(hosts)), found.ratios))
     return Readings(hosts, values, z), after
 
 
-def _column(observations: Mapping[str, Observation], name: str) -> Array:
+def _quantities(observations: Sequence[Observation], groups: Sequence[str]) -> dict[Code, Array]:
+    """What each noisy signal goes by, float64 [N], NaN where it is not known."""
+    columns = {name: _column(observations, name) for name in vars(Observation())}
+    return {
+        Code.STRAGGLER: columns["busy"],
+        Code.SLOWDOWN: _quotient(columns["busy"], columns["baseline"]),
+        Code.GRAD_DIRECTION: _told_apart(columns["cosine"], groups),
+        Code.GRAD_NORM: columns["norm"],
+        Code.LOSS_OUTLIER: columns["loss"],
+        Code.NET_SLOW: _quotient(np.ones(len(observations)), columns["throughput"]),
+        Code.NET_LOSS: columns["net_loss"],
+        Code.THERMAL: columns["temperature"],
+    }
+
+
+def _column(observations: Sequence[Observation], name: str) -> Array:
     """float64 [N], NaN where it is not known."""
-    return np.array([getattr(each, name) for each in observations.values()], dtype=np.float64)
+    return np.array([getattr(each, name) for each in observations], dtype=np.float64)
 
 
 def _quotient(dividend: Array, divisor: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.governor.codes import Code
@@ -39,8 +39,10 @@ class GovernorState:
     shortages: tuple[Shortage, ...] = ()
     """Of memory, disk and processors, those that last."""
 
-    def read(self, observations: Mapping[str, Observation]) -> tuple[Readings, dict[Code, Pool]]:
+    def read(
+        self, observations: Mapping[str, Observation], singles: Sequence[Mapping[str, Observation]] = ()
+    ) -> tuple[Readings, dict[Code, Pool]]:
         """The noisy signals of the hosts that are live, and the pools after it."""
         groups = {host: record.group for host, record in self.hosts.items() if record.state.is_live}
         live = {host: each for host, each in sorted(observations.items()) if host in groups}
-        return read(live, groups, self.pools)
+        return read(live, groups, self.pools, singles)

@@ -266,7 +266,7 @@ def test_cc27_the_page_has_a_row_for_every_cell_and_says_which_failed(tmp_path: 
             label = f"**{label}**" if key == ADAPTIVE.key else label
             assert text.count(f"\n| {rate} | {label} | 1 |") == 1
     assert "1 (+1.0%)" in text
-    assert "| 100 | torch PowerSGD hook, rank 4 | 0.800 | 1.000 | met |" in text
+    assert "| ours, adaptive | 100 | torch PowerSGD hook, rank 4 | 0.800 | 1.000 | met |" in text
     assert "| ours, adaptive | unshaped | 0.1000 | 95.00 % | +0.00 | 30 |" in text
     assert "at every speed: ours, adaptive." in text
     assert "\ntime\nlearn\nlimit\n" in text

@@ -67,6 +67,7 @@ class Gang(gang.Gang):
     topology: dict[str, Any] = field(default_factory=dict)
     governor: dict[str, Any] = field(default_factory=dict)
     security: dict[str, Any] = field(default_factory=dict)
+    spare_hosts: int = 0
     lame: tuple[str, ...] = ()  # hosts that take LAME_SECONDS longer for a micro-batch
     epochs: int = EPOCHS
     checkpoint_every: int = 50
@@ -107,7 +108,12 @@ class Gang(gang.Gang):
                 "security": self.security,
                 "ranks_per_host": self.ranks_per_host,
                 "spares_per_host": self.spares,
-                "hosts": {"min": self.hosts_min, "max": self.hosts, "replace_wait": self.replace_wait},
+                "hosts": {
+                    "min": self.hosts_min,
+                    "max": self.hosts,
+                    "spares": self.spare_hosts,
+                    "replace_wait": self.replace_wait,
+                },
                 "task": {"script": str(PROGRAM)},
                 "phases": {"fp32_epochs": self.epochs, "qat_epochs": 0},
                 "evaluate_every": 5,
@@ -254,7 +260,7 @@ class Gang(gang.Gang):
     def lose_host(self, host: str, *, replace: bool = True) -> None:
         """Everything on a host dies at once, and its address with it; another machine appears."""
         lost = [c for c in self.processes() if c.host == host]
-        kept = [address for address in ADDRESSES[: self.hosts] if address != lost[0].address]
+        kept = [address for address in ADDRESSES[: self.hosts + self.spare_hosts] if address != lost[0].address]
         self.set_nodes([*kept, ADDRESSES[-1]] if replace else kept)
         self._ask(do="remove", host=host)
 

@@ -58,7 +58,7 @@ class RealCoordinator(Coordinator):
         self._opened: list[HostStream] = []
         self.names = [f"host-{number}" for number in range(1, hosts + 1)]
         for host in self.names:
-            self._expect(host, f"10.0.0.{host[5:]}", "")
+            self.recruitment.expect(host, f"10.0.0.{host[5:]}", "")
 
     @classmethod
     @contextmanager

@@ -132,3 +132,23 @@ def test_the_exit_codes_are_those_of_the_docs(project: Path) -> None:
     table = (project / "docs" / "architecture.md").read_text().partition("## Exit codes")[2]
     documented = {int(line.split("|")[1]) for line in table.splitlines() if line.startswith("| ") and line[2].isdigit()}
     assert documented == set(ExitCode)
+
+
+def test_gm40_preflight_passes_everything_on(monkeypatch: pytest.MonkeyPatch, project: Path) -> None:
+    gate = Calls(monkeypatch, "preflight.gate", "run", ends=93)
+    demo = str(project / "examples" / "demo.yaml")
+    assert run(monkeypatch, "preflight", demo, "--address", "h:1", "--set", "hosts.max=1", "--json") == 93
+    [((spec,), named)] = gate.seen
+    assert (spec.name, spec.hosts.max) == ("demo", 1) and named == {"address": "h:1", "as_json": True}
+
+
+def test_gm40_a_wrong_jobspec_is_refused_before_the_gate_begins(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], project: Path
+) -> None:
+    gate = Calls(monkeypatch, "preflight.gate", "run", ends=0)
+    demo = str(project / "examples" / "demo.yaml")
+    assert run(monkeypatch, "preflight", demo, "--set", "preflight=maybe") == 2
+    assert "--set preflight=maybe: preflight is 'maybe', but must be one of off, advise, require" in capsys.readouterr().err
+    assert run(monkeypatch, "preflight", "none.yaml") == 2
+    assert run(monkeypatch, "preflight") == 2
+    assert gate.seen == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import again, command
+from orchestrator.errors import again, command, likewise
 
 
 @pytest.fixture
@@ -54,3 +54,17 @@ def test_again_is_the_same_command_line(monkeypatch: pytest.MonkeyPatch, install
     assert again("--resume") == "bin/quantarion train 'a job.yaml' --set name=x --resume"
     called(monkeypatch, "bin/quantarion", "train", "job.yaml", "--resume", "--exact")
     assert again("--resume") == "bin/quantarion train job.yaml --resume --exact"
+
+
+def test_gm40_likewise_is_this_command_line_as_that_of_another_command(
+    monkeypatch: pytest.MonkeyPatch, installed: Path
+) -> None:
+    less = {"--resume": 0, "--report": 1}
+    called(monkeypatch, "bin/quantarion", "train", "a job.yaml", "--resume", "--report", "r.json", "--set", "name=x")
+    assert likewise("preflight", less=less) == "bin/quantarion preflight 'a job.yaml' --set name=x"
+    called(monkeypatch, "bin/quantarion", "train", "--report=r.json", "job.yaml", "--address", "h:1")
+    assert likewise("preflight", less=less) == "bin/quantarion preflight job.yaml --address h:1"
+    called(monkeypatch, "bin/quantarion", "train", "job.yaml", "--report")
+    assert likewise("preflight", less=less) == "bin/quantarion preflight job.yaml"
+    called(monkeypatch, "bin/quantarion", "doctor")
+    assert likewise("preflight", less=less) == "bin/quantarion preflight JOB.yaml"

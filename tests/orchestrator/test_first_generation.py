@@ -16,11 +16,12 @@ def test_ep13_while_hosts_are_being_started_the_first_generation_waits(tmp_path:
     async def body() -> None:
         with RealCoordinator.opened(tmp_path, hosts=1) as job:
             machine = job.machine
+            machine.roster.most_hosts = 2
             machine.placing = True
             job.attach(job.hello("host-1"), HostStream("host-1"))
             job.do(machine.tick(job.now()))
             assert machine.phase is JobPhase.WAITING
-            job._expect("host-2", "10.0.0.2", "")
+            job.recruitment.expect("host-2", "10.0.0.2", "")
             machine.placing = False
             job.do(machine.tick(job.now()))
             assert machine.phase is JobPhase.WAITING

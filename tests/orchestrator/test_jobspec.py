@@ -78,7 +78,10 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("name: a\ngolbal_batch: 3", "golbal_batch is not a key of the JobSpec; write global_batch instead"),
         ("name: a\nhosts: {mim: 3}", "hosts.mim is not a key of the JobSpec; write hosts.min instead"),
         ("name: a\nfp32_epochs: 3", "fp32_epochs is not a key of the JobSpec; write phases.fp32_epochs instead"),
-        ("name: a\nhosts: {blub: 3}", "the keys there are hosts.min, hosts.max, hosts.wait, hosts.replace_wait"),
+        (
+            "name: a\nhosts: {blub: 3}",
+            "the keys there are hosts.min, hosts.max, hosts.spares, hosts.wait, hosts.",
+        ),
         ("name: a\n1: 2", "1 is not a key of the JobSpec; the keys there are name, storage, "),
         ("hosts: {max: 2}", "name is missing; write for example name: my-job"),
         ("name: My Job", "name is 'My Job', but must be a text of at most 63 lower-case letters, digits"),
@@ -290,3 +293,25 @@ def test_every_key_is_documented_and_its_example_accepted(field: SchemaField, tm
 def test_docs_jobspec_is_up_to_date(project: Path) -> None:
     """`quantarion schema --markdown > docs/jobspec.md` writes it."""
     assert (project / "docs" / "jobspec.md").read_text() == markdown(jobspec.json_schema())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: a", None),
+        ("name: a\npreflight: off", "off"),  # which YAML takes for false
+        ("name: a\npreflight: 'off'", "off"),
+        ("name: a\npreflight: advise", "advise"),
+        ("name: a\npreflight: require", "require"),
+        ("name: a\npreflight: null", None),
+    ],
+)
+def test_gm40_a_job_may_ask_for_a_pass(tmp_path: Path, text: str, expected: str | None) -> None:
+    assert load(tmp_path, text).preflight == expected
+
+
+@pytest.mark.parametrize("value", ["on", "yes", "required", "1", "[]"])
+def test_gm40_what_else_preflight_is_is_refused(tmp_path: Path, value: str) -> None:
+    sentence = refused(tmp_path, f"name: a\npreflight: {value}")
+    assert "preflight is " in sentence
+    assert "must be one of off, advise, require or null; write for example preflight: require" in sentence

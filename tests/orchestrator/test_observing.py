@@ -9,7 +9,7 @@ import pytest
 from quantarion.v1 import control_pb2 as pb
 
 from orchestrator.governor.readings import Observation
-from orchestrator.observing import FOLLOW, Observing
+from orchestrator.observing import BEATS, FOLLOW, Observing
 from workers.page import Signals
 
 STEPS = itertools.count(1)
@@ -71,3 +71,30 @@ def test_who_is_no_member_is_not_told_of() -> None:
     observing = Observing()
     observing.heard("spare", beat({"work": 1.0}))
     assert observing.window(A) == {}
+
+
+def test_gm40_single_steps_are_what_each_beat_of_the_window_has_said_anew() -> None:
+    observing = Observing()
+    observing.heard("a", beat({"step": 10, "work": 1.0, "loss": 5.0}))
+    observing.window({host: host for host in "ab"})
+    for step, work in ((10, 1.0), (11, 2.0), (12, 3.0)):
+        observing.heard("a", beat({"step": step, "work": work, "loss": 4.0}))
+    observing.heard("b", beat({"step": 7, "work": 9.0}))
+    observing.heard("spare", beat({"step": 7, "work": 8.0}))
+    singles = observing.singles(["a", "b"])
+    assert [{host: each.busy for host, each in step.items()} for step in singles] == [
+        {"a": None, "b": 9.0},
+        {"a": 2.0},
+        {"a": 3.0},
+    ]
+    assert singles[1]["a"].baseline == 1.0
+    assert observing.window({host: host for host in "ab"})["a"].busy == 3.0
+    assert observing.singles(["a", "b"]) == ()
+
+
+def test_gm40_of_a_long_window_the_last_beats_are_remembered() -> None:
+    observing = Observing()
+    for step in range(1, BEATS + 11):
+        observing.heard("a", beat({"step": step, "work": float(step)}))
+    singles = observing.singles(["a"])
+    assert len(singles) == BEATS and singles[-1]["a"].busy == BEATS + 10

@@ -61,10 +61,15 @@ class Host:
 class Simulation:
     """One run. `choose` is the only source of randomness."""
 
+    TRAINING = 10**9
+    """Hosts that train at most."""
+
     def __init__(self, seed: int, hosts: int, ranks: int, spares: int = 1) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
-        self.rules = ms.Rules(hosts_min=1, hosts_max=hosts, ranks_per_host=ranks, spares_per_host=spares, crash_limit=10**9)
+        self.rules = ms.Rules(
+            hosts_min=1, hosts_max=self.TRAINING, ranks_per_host=ranks, spares_per_host=spares, crash_limit=10**9
+        )
         self.incarnation = 0
         self.hosts: dict[str, Host] = {}
         self.workers: dict[str, Worker] = {}

@@ -127,10 +127,24 @@ def settle(world: Simulation) -> None:
                 sum(1 for w in world.machine.workers.values() if w.host == h and w.role is ms.Role.MEMBER)
                 == world.rules.ranks_per_host
                 for h in world.machine.hosts
+                if h not in world.machine.roster.spares
             )
             if length >= target and full and not world.machine.roster.leaving:
                 return
     raise AssertionError(f"no progress after faults stopped: {vars(world.machine) if world.machine else None}")
+
+
+class Spared(Simulation):
+    """Two hosts train, and the others wait."""
+
+    TRAINING = 2
+
+    def step_worker(self, name: str) -> None:
+        super().step_worker(name)
+        if self.machine is not None and self.machine.plan is not None and not self.machine.stopping:
+            staying = {member.host for member in self.machine.plan.members}
+            leaving = {host.host for host in self.machine.roster.leaving}
+            assert len(staying - leaving) <= self.machine.roster.most_hosts
 
 
 def run(first: int, count: int, kind: type[Simulation] = Simulation) -> None:
@@ -144,6 +158,10 @@ def run(first: int, count: int, kind: type[Simulation] = Simulation) -> None:
 def test_ep19_random_interleavings() -> None:
     """One line, no sample lost or doubled, no unhealed authority, progress when faults stop."""
     run(0, IN_CI)
+
+
+def test_ep19_gm37_the_same_holds_where_hosts_are_kept_in_reserve() -> None:
+    run(0, IN_CI // 3, Spared)
 
 
 def test_ep19_gm4_the_same_holds_where_a_leader_gathers_what_hosts_say() -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from workers.coherence.reduce_check import NOBODY, Piece
 from workers.collectives.exchange import INSIDE, PHASES, FlatExchange, Hosts
 from workers.collectives.left_out import OVERFLOW, UNTOUCHED, Collected, LeftOut, Owed
 from workers.collectives.levels import Levels, levels
@@ -139,6 +140,28 @@ class Reducer:
             return False
         codec = self._compression.codec(choice)
         return codec.name == "none" or (codec.sums_in is not None and self._exchange.topology.world > 1)
+
+    def miscount(self) -> None:
+        """For drills: the next sum that is made here for others is wrong."""
+        self._links.miscounts = True
+
+    @property
+    def members(self) -> int:
+        """Who exchanges."""
+        return self._exchange.topology.world
+
+    def pieces(self, bucket: int) -> list[Piece]:
+        """Who adds up which elements of a bucket, as the plan in force has it compressed; none where sums are rounded on
+        their way, which nobody is owed."""
+        n, choice = self._compression.plan.gradient_sizes[bucket], self._compression.choice(bucket)
+        codec = self._compression.codec(choice)
+        if codec.sums_in is not None:
+            return []
+        if choice.is_low_rank or self.goes_in_ring(bucket) or self._links.adds_up_in_ring(codec):
+            return [(0, n, NOBODY)]
+        lanes = self._levels_of(n, codec.granularity).between.lanes
+        owned = ((part, owner) for lane in lanes for part, owner in zip(lane.pieces, lane.members, strict=True))
+        return [(part.start, part.stop, owner) for part, owner in owned if part.start < part.stop]
 
     # ------------------------------------------------------------------ ways
 

@@ -6,7 +6,7 @@ members.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -126,6 +126,16 @@ class BucketMemory:
 
     def settle_sum(self, bucket: int, start: int, compensated: Tensor, decoded: Tensor) -> None:
         self._owner.settle(str(bucket), compensated, decoded, start=start)
+
+    @property
+    def is_linear(self) -> bool:
+        """What is owed is what was left out, as it is without momentum correction."""
+        return self._momentum is None
+
+    def changes(self, bucket: int) -> Iterator[tuple[int, Tensor | None, Tensor]]:
+        """As of `ErrorFeedback`, on both sides of the exchange."""
+        yield from self._sender.changes(str(bucket))
+        yield from self._owner.changes(str(bucket))
 
     def commit(self) -> None:
         """The step is committed. Every bucket was settled."""

@@ -52,6 +52,10 @@ class Ledger:
         """The draft of this step that begins at element `start` of `name`."""
         return self._pending[name, start]
 
+    def drafts(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """All of this step of `name`, with their first elements."""
+        return ((start, tensor) for (each, start), tensor in self._pending.items() if each == name)
+
     def commit(self, scale: float = 1.0) -> None:
         """Make the pending changes real; what is not changed is multiplied by `scale`."""
         if scale != 1.0:

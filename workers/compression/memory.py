@@ -5,7 +5,7 @@ Seide et al., "1-bit stochastic gradient descent", 2014; Karimireddy et al., "Er
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -84,6 +84,13 @@ class ErrorFeedback:
     def clear(self, name: str, start: int, count: int) -> None:
         """Elements `start` on of parameter `name` were sent exactly: their residual is zero, once the step commits."""
         self._ledger.clear(name, start, count)
+
+    def changes(self, name: str) -> Iterator[tuple[int, Tensor | None, Tensor]]:
+        """Of this step, pending: the first element, what was owed to it and those after it, and what will be, float32 [n];
+        None for zeros."""
+        for start, draft in self._ledger.drafts(name):
+            before = self._ledger.get(name, start, draft.numel())
+            yield start, None if before is None else before * self._scale, draft
 
     def size(self, name: str) -> int:
         """Elements of parameter `name`."""

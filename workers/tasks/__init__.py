@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 RECIPES = {name: f"workers.tasks.{name}" for name in ("bytes", "cnn", "mlp", "spiking")}
 """Name in the JobSpec, and the module that follows `Task`. A recipe is imported when it is used."""
 
+PROBES = {"preflight": "workers.tasks.preflight"}
+"""Tasks that test a gang, and that no message offers to a user."""
+
 
 class Task(Protocol):
     """The interface of a recipe; a module with these functions is one."""
@@ -41,10 +44,10 @@ def load(config: TrainingConfig) -> Task:
     """
     if config.task.script is not None:
         return cast(Task, import_module("workers.tasks.script"))
-    recipe = config.task.recipe
-    if recipe not in RECIPES:
+    recipe, modules = config.task.recipe, RECIPES | PROBES
+    if recipe not in modules:
         raise TaskError(
             f"task.recipe is {recipe!r}, which no recipe is called; write one of {', '.join(sorted(RECIPES))},"
             " or name a script of your own in task.script"
         )
-    return cast(Task, import_module(RECIPES[recipe]))
+    return cast(Task, import_module(modules[recipe]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.governor.codes import Code, Scope, Weight
-from orchestrator.governor.config import GovernorConfig, Mode
+from orchestrator.governor.config import GovernorConfig, Mode, Pools
 from orchestrator.governor.events import (
     Asked,
     Beat,
@@ -53,7 +54,7 @@ def history(seed: int, events: int = 120) -> Iterator[Event]:
             observations[host] = type(observations[host])(temperature=99.0, busy=0.05)
         anything: list[Event] = [
             Observed(now, observations, number),
-            Observed(now, observations, number),
+            Observed(now, observations, number, ({host: normal(chance) for host in observations}, {})),
             Evidence(now, host, chance.choice(CERTAIN)),
             Late(now, host),
             Beat(now, host),
@@ -151,3 +152,22 @@ def test_the_command_says_what_came_out(tmp_path: Path) -> None:
     assert refused.exit_code != 0
     missing = CliRunner().invoke(app, ["governor", "replay", str(tmp_path / "none")])
     assert missing.exit_code != 0
+
+
+def test_gm40_pools_of_single_steps_are_replayed_and_other_logs_are_as_they_were(tmp_path: Path) -> None:
+    chance, log = random.Random(1), tmp_path / "governor.jsonl"
+    governor = Governor.open(log, Outset(GovernorConfig(noisy=Mode.ENFORCE, pool=Pools.STEPS), 4))
+    for host in HOSTS[:4]:
+        governor.tell(Joined(0.0, host, "", first=True))
+    said = []
+    for number in range(1, 16):
+        seen = {host: normal(chance) for host in HOSTS[:4]}
+        if number > 10:
+            seen["h1"] = replace(seen["h1"], busy=0.05)
+        singles = tuple({host: normal(chance) for host in HOSTS[:4]} for _ in range(4))
+        said += governor.tell(Observed(2.0 * number, seen, number, singles))
+    assert {verdict.target for verdict in said} == {"h1"}
+    with log.open() as lines:
+        found = replay(lines)
+    assert found.difference is None and found.verdicts == len(said) > 0
+    assert "singles" not in line(as_dict(Observed(1.0, seen, 1)))

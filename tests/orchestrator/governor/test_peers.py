@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator.governor.peers import LEAST_HOSTS, POOL, Pool, median_of_others
 from orchestrator.governor.peers import compare as compare_arrays
+from orchestrator.governor.signals import Array
 
 positive = st.floats(0.1, 10.0)
 
@@ -116,3 +117,37 @@ def test_gm22_who_is_not_known_is_not_compared() -> None:
     found, pool = compare(values, one_group(values), Pool())
     assert "h3" not in found
     assert pool.size == 199
+
+
+def columns(hosts: int, chance: random.Random, spread: float, steps: int = 4) -> list[Array]:
+    """Values of single steps."""
+    return [np.array([2.0 * chance.gauss(1.0, spread) for _ in range(hosts)]) for _ in range(steps)]
+
+
+def test_gm40_with_single_steps_the_pool_is_full_sooner_and_made_of_them_alone() -> None:
+    chance, pool, hosts = random.Random(1), Pool(), [f"h{i}" for i in range(4)]
+    values, groups = np.full(4, 2.0), [""] * 4
+    for evaluation in range(1, 12):
+        found, pool = compare_arrays(values, groups, hosts, pool, columns(4, chance, 0.1))
+        assert bool(np.isnan(found.ratios).any()) == (16 * evaluation < POOL)
+    assert POOL <= pool.size < POOL + 4 and 0.0 not in {each for step in pool.evaluations for each in step.values()}
+    values[1] = 2.6
+    found, _ = compare_arrays(values, groups, hosts, pool, columns(4, chance, 0.1))
+    assert 1.5 < found.z[1] < 6  # as wide as single steps vary, 30 % are little
+    narrow = Pool()
+    for _ in range(8):
+        _, narrow = compare_arrays(np.full(4, 2.0), groups, hosts, narrow, columns(4, chance, 0.01))
+    assert compare_arrays(values, groups, hosts, narrow, columns(4, chance, 0.01))[0].z[1] > 6
+
+
+def test_gm40_a_single_step_of_too_few_hosts_is_left_out() -> None:
+    hosts, few = [f"h{i}" for i in range(4)], np.array([1.0, math.nan, 1.0, 1.0])
+    _, pool = compare_arrays(np.ones(4), [""] * 4, hosts, Pool(), [few])
+    assert pool.size == 0 and pool.evaluations == ()
+
+
+def test_gm22_evaluations_in_which_nobody_was_compared_leave_nothing_behind() -> None:
+    few, pool = fleet(LEAST_HOSTS - 1, random.Random(1)), Pool()
+    for _ in range(3):
+        _, pool = compare(few, one_group(few), pool)
+    assert pool == Pool()
