@@ -86,7 +86,7 @@ class EmbeddedCluster:
     def __init__(self, hosts: int, cpus_per_host: int, folder: Path, *, left_behind: Sequence[Path] = ()) -> None:
         if not 1 <= hosts <= MAX_HOSTS:
             raise UserError(
-                f"hosts.max: with hosts.spares {hosts} hosts, out of range on one machine; write 1 to {MAX_HOSTS} in all"
+                f"hosts.max: {hosts} is out of range on one machine, with hosts.spares; write 1 to {MAX_HOSTS} in all"
             )
         self.folder = folder
         self.cpus_per_host = cpus_per_host
