@@ -45,6 +45,7 @@ def left_over(result: dict[str, Any]) -> list[object]:
     return [*processes, *(path for root in runtime_roots() for path in root.glob(f"preflight-{token}*"))]
 
 
+@pytest.mark.long
 def test_gm40_one_host_is_tested_and_its_pass_lets_the_job_start(
     run: Callable[..., subprocess.CompletedProcess[str]], start: Callable[..., Gang], paced_job: Path, storage: Path
 ) -> None:
