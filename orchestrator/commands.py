@@ -145,7 +145,7 @@ class Commands:
                 "global_batch", f"{hosts} hosts have more ranks than a batch has samples; ask for {most} or less"
             )
         many = f"up to {hosts} host{'' if hosts == 1 else 's'}"
-        if hosts == job.hosts_max:
+        if hosts == job.machine.roster.most_hosts:
             return _refused("already", f"the job runs on {many} already")
         leaving = job.scale(hosts)
         return _done(f"{many} from now on" + (f"; to leave: {', '.join(leaving)}" if leaving else ""))

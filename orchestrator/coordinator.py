@@ -101,8 +101,7 @@ class Coordinator:
         self.digests, self.non_finite = Digests(self.journal.remembered.sound), NonFinite()
         self._wrong_sums = WrongSums(self)
         self._observed_at = self.now()
-        self.hosts_max = self.journal.remembered.hosts_max or spec.hosts.max
-        self.machine.roster.most_hosts = self.hosts_max
+        self.machine.roster.most_hosts = self.journal.remembered.hosts_max or spec.hosts.max
         self.drains, self.saving, self.host_tests = Drains(self), Saving(self), HostTests(self)
         self.recruitment, self._links = Recruitment(self), LinkMeasurement(self)
 
@@ -522,6 +521,8 @@ class Coordinator:
                 self._failed(report)
             case "note":
                 self._note(worker, report.note, now)
+            case "wrong_sums":
+                self._wrong_sums.told(worker, report.wrong_sums)
             case "digest":
                 state = wire.state_from_wire(report.digest.state)
                 if state.generation == machine.generation:
@@ -541,8 +542,6 @@ class Coordinator:
             self.do(self.machine.apply_failed(worker, note.json, now))
         elif note.kind == "join_failed":
             self.do(self.machine.join_failed(worker, now))
-        elif note.kind == "wrong_sums":
-            self._wrong_sums.told(json.loads(note.json))
         else:
             fields = json.loads(note.json)
             if note.kind == "plan":
@@ -600,7 +599,6 @@ class Coordinator:
     def scale(self, hosts: int) -> list[str]:
         """As many as that at most from now on; the hosts that leave for it, the least trusted ones first."""
         self.journal.write({"entry": "scaled", "hosts": hosts})
-        self.hosts_max = hosts
         self.event("scaled", {"hosts": hosts})
         self.governing.scaled(hosts, self.now())
         spares = self.machine.roster.spares
@@ -608,9 +606,9 @@ class Coordinator:
         places = {host: place for place, host in enumerate(staying)}
         staying.sort(key=lambda host: (self.governing.trust(host), -places[host]))
         leaving = staying[: max(0, len(staying) - hosts)]
+        self.do(self.machine.scaled(hosts, self.now()))  # first: no spare is to come in the place of those that leave
         for host in leaving:
             self.do(self.machine.leave(host, f"the job was scaled to {hosts} hosts", self.now()))
-        self.do(self.machine.scaled(hosts, self.now()))
         return leaving
 
 

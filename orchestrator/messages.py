@@ -217,6 +217,13 @@ def _in_report(host: str, report: pb.RankReport, known: Known) -> Iterator[Refus
             yield from _number("step", report.failed.step, 0, MOST_STEPS)
         case "note":
             yield from _in_note(report.note)
+        case "wrong_sums":
+            wrong = report.wrong_sums
+            yield from _future(wrong.generation, known)
+            yield from _number("step", wrong.step, 0, MOST_STEPS)
+            yield from _number("right", wrong.right, 0, wrong.step)
+            for owner in wrong.owners:
+                yield from _number("owner", owner, -1, 1 << 31)
         case "digest":
             yield from _in_state(report.digest.state, known)
             if len(report.digest.digest) != DIGEST_BYTES:

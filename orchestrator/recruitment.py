@@ -80,7 +80,7 @@ class Recruitment:
     @property
     def _most(self) -> int:
         """Hosts that the job may hold, spares and all."""
-        return self._job.hosts_max + self._job.spec.hosts.num_spares
+        return self._job.machine.roster.most_hosts + self._job.spec.hosts.num_spares
 
     def _died(self, hosts: Iterable[str]) -> None:
         """As Ray knows of their nodes."""

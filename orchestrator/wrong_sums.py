@@ -2,51 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from quantarion.v1 import control_pb2 as pb
 
 from orchestrator.errors import ExitCode
 from orchestrator.governor.codes import Code
 from orchestrator.governor.config import Mode
+from workers import wire
 
 if TYPE_CHECKING:
     from orchestrator.coordinator import Coordinator
 
 MOST_UNEXPLAINED = 3
-"""Times that sums may be wrong and nobody be found whose they are."""
+"""Times in a row that sums may be wrong and nobody be found whose they are."""
+
+Finding = tuple[int, int, tuple[int, ...]]
+"""Step, the last step before it of which no sum was found wrong, and owners."""
 
 
 class WrongSums:
-    """Of one coordinator."""
+    """Of one coordinator. All ranks find the same, so what most hosts say counts: one that lies moves nobody."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._job = coordinator
+        self._generation = coordinator.machine.generation
+        self._told: dict[Finding, set[str]] = {}
         self._unexplained = 0
 
-    def told(self, fields: Mapping[str, Any]) -> None:
-        """By a rank, as by all of its generation. `members` own the pieces that were wrong, `culprit` is the one whose
-        fault it is, or -1, both as places in the generation; up to step `right` no sum was found wrong."""
-        job, machine = self._job, self._job.machine
-        plan = machine.plan
-        if plan is None or machine.rolling_back is not None or list(machine.generation) != list(fields["generation"]):
+    def told(self, worker: str, found: pb.WrongSums) -> None:
+        """By a rank of the generation that trains."""
+        machine = self._job.machine
+        plan, generation = machine.plan, wire.generation_from_wire(found.generation)
+        if plan is None or machine.rolling_back is not None or generation != machine.generation:
             return
-        places = len(plan.members)
-        hosts = sorted({plan.members[place].host for place in fields["members"] if 0 <= place < places})
-        culprit = int(fields["culprit"])
-        host = plan.members[culprit].host if 0 <= culprit < places else ""
-        step, sound = int(fields["step"]), min(job.digests.sound, int(fields["right"]))
-        job.event("wrong_sums", {"step": step, "hosts": hosts, "culprit": host, "sound": sound})
-        if host:
-            job.governing.convict(host, Code.REDUCE_CHECK, job.now())
+        if generation != self._generation:
+            self._generation, self._told = generation, {}
+        hosts = {member.worker: member.host for member in plan.members}
+        if worker not in hosts:
+            return
+        finding = found.step, found.right, tuple(found.owners)
+        said = self._told.setdefault(finding, set())
+        said.add(hosts[worker])
+        if 2 * len(said) > len(set(hosts.values())):
+            self._told.clear()
+            self._act(*finding, [member.host for member in plan.members])
+
+    def _act(self, step: int, right: int, owners: Sequence[int], places: Sequence[str]) -> None:
+        """`places`: the hosts of all members, in their order."""
+        job = self._job
+        hosts = sorted({places[owner] for owner in owners if 0 <= owner < len(places)})
+        culprit = hosts[0] if len(owners) == len(hosts) == 1 and len(places) > 2 else ""
+        sound = min(job.digests.sound, right)
+        job.event("wrong_sums", {"step": step, "hosts": hosts, "culprit": culprit, "sound": sound})
+        if culprit:
+            job.governing.convict(culprit, Code.REDUCE_CHECK, job.now())
         if job.spec.governor.certain is not Mode.ENFORCE:
             return
         job.remove_convicted()
         job.digests.sound = sound
         job.journal.distrust(sound)
-        self._unexplained = 0 if host else self._unexplained + 1
+        self._unexplained = 0 if culprit else self._unexplained + 1
         if self._unexplained >= MOST_UNEXPLAINED:
             text = f"sums over the ranks were wrong {self._unexplained} times, of step {step} last"
             text += ", and nobody knows whose fault it is (REDUCE_CHECK); see docs/governor.md"
-            job.do(machine.give_up(ExitCode.BUG, text))
+            job.do(job.machine.give_up(ExitCode.BUG, text))
             return
-        job.do(machine.roll_back(sound, f"sums of step {step} were wrong (REDUCE_CHECK)", job.now()))
+        job.do(job.machine.roll_back(sound, f"sums of step {step} were wrong (REDUCE_CHECK)", job.now()))

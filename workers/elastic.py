@@ -27,9 +27,9 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from workers import wire
-from workers.coherence import reduce_check
 from workers.coherence.busy import BusyTime
 from workers.coherence.digests import DigestRhythm
+from workers.coherence.reduce_check import EVERY
 from workers.collectives.buckets import BucketPlan
 from workers.collectives.exchange import Abandoned, ExchangeError, Groups, Hosts
 from workers.collectives.reducer import Reducer
@@ -554,13 +554,11 @@ class Job:
 
     def _tell_wrong_sums(self, state: StateId) -> None:
         """Of the step before `state` (GM-16)."""
-        wrong, rank = self._engine.wrong_sums, self._rank
-        if not wrong or not isinstance(rank, Rank):
-            return
-        culprit = reduce_check.guilty(wrong, rank.exchange_in_use.topology.world)
-        generation = [state.generation.incarnation, state.generation.counter]
-        places = {"members": wrong, "culprit": -1 if culprit is None else culprit, "generation": generation}
-        self._note("wrong_sums", {"step": state.step - 1, "right": max(0, state.step - 1 - reduce_check.EVERY), **places})
+        sums, rank, step = self._engine.sums, self._rank, state.step - 1
+        if sums is not None and sums.wrong and isinstance(rank, Rank):
+            generation = wire.generation_to_wire(state.generation)
+            wrong = pb.WrongSums(generation=generation, step=step, right=max(0, step - EVERY), owners=sums.wrong)
+            rank.link.send(pb.RankReport(worker=rank.worker, wrong_sums=wrong))
 
     def _show_phase(self, phase: str, step: int) -> None:
         if self._rank.index == 0 and phase != self._phase:

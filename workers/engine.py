@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 
 from workers.buffers import BufferChanges
 from workers.coherence.agreement import Agreement
-from workers.coherence.reduce_check import ReduceCheck
 from workers.collectives.buckets import BucketPlan, Staging, plan_buckets
 from workers.collectives.copies import Copies
 from workers.collectives.exchange import Abandoned, Exchange, Pending
@@ -41,6 +40,7 @@ from workers.protocol import RankMachine
 from workers.recent import Recent
 from workers.rounds import from_rows
 from workers.state import Captured, ReplicatedState, tensor_bytes
+from workers.sum_check import SumCheck
 from workers.transfer import Commit, Heir, Snapshot, TransferError
 
 HASHED_ELEMENTS = 1024
@@ -118,15 +118,10 @@ class Engine:
             if tensor is not None
         ]
         self.agreement: Agreement | None = None
+        self.sums: SumCheck | None = None
         if sketch_seed is not None and sync is None:
             self.agreement = Agreement(plan.gradient_sizes, sketch_seed)
-        self.check = ReduceCheck(sketch_seed) if sketch_seed is not None and sync is None else None
-        self._checks = False  # in this step
-        self._claims: tuple[Exchange, int, torch.Tensor] | None = None
-        """Of the last step that was checked, with its exchange; summed with the gradients of the next one."""
-        self._claimed = torch.empty(0)
-        self.wrong_sums: list[int] = []
-        """After `finish_exchange`: owners of pieces whose sums were wrong in the step before this one; the same on all."""
+            self.sums = SumCheck(sketch_seed, self.staging, self.compression)
         self._looking: Agreement | None = None  # in this step
         self._sketched = torch.empty(0)
         self._leaves = LeafSums(self.staging.plan)
@@ -223,21 +218,9 @@ class Engine:
         self._looking = self.agreement if order is None and Agreement.is_due(step) else None
         if self._looking is not None:
             self._looking.begin(step)
-        self._checks = self._is_to_check(step)
-        if self._checks:
-            assert self.check is not None and reducer is not None
-            self.check.begin(reducer.members)
-        self._claimed, self.wrong_sums = torch.empty(0), []
+        if self.sums is not None:
+            self.sums.begin(exchange, reducer, step)
         self.in_step = True
-
-    def _is_to_check(self, step: int) -> bool:
-        return (
-            self.check is not None
-            and self._reducer is not None
-            and self._order is None
-            and self.compression.memory.is_linear
-            and ReduceCheck.is_due(step)
-        )
 
     def backward(self, loss: torch.Tensor, samples: int, batch: int, *, last: bool) -> None:
         """Backward of a micro-batch of `samples` out of a batch of `batch`; the exchange starts on the `last` one.
@@ -315,24 +298,8 @@ class Engine:
         self._pending.clear()  # and the memory that operations hold
         if self._looking is not None:
             self._looking.end(self._sketched, self._samples / batch)
-        self._check_sums()
-
-    def _check_sums(self) -> None:
-        """Of the step before this one; and what this one's will be compared with."""
-        if self.check is not None and len(self._claimed):
-            self.wrong_sums = self.check.wrong(self._claimed)
-        self._claims = None
-        if not self._checks or self.refused:
-            return
-        assert self.check is not None and self._reducer is not None and self._exchange is not None
-        for bucket in range(len(self.staging.plan.sizes)):
-            pieces = self._reducer.pieces(bucket)
-            for start, before, after in self.compression.memory.changes(bucket):
-                if before is not None:
-                    self.check.put_in(bucket, pieces, before, start=start)
-                self.check.left_out(bucket, pieces, after, start=start)
-            self.check.came_out(bucket, pieces, self.staging.gradient(bucket))
-        self._claims = self._exchange, self.machine.state.step + 1, self.check.claims
+        if self.sums is not None:
+            self.sums.end(skipped=self.refused)
 
     def discard(self) -> None:
         """Forget the step in progress: gradients, and what the forward pass changed (EP-4)."""
@@ -582,8 +549,8 @@ class Engine:
             self._looking.add(bucket, self.staging.gradient(bucket))
         if self._reducer is not None:
             gradient = self.staging.gradient(bucket)
-            if self._checks and self.check is not None:
-                self.check.put_in(bucket, self._reducer.pieces(bucket), gradient)
+            if self.sums is not None:
+                self.sums.launched(bucket)
             if self.compression.controller is not None:
                 self.compression.controller.gradient(bucket, gradient)
             self._pending.append(self._reducer.sum_bucket(bucket, gradient))
@@ -605,20 +572,13 @@ class Engine:
             self._fill_tail(self.staging.tail, batch)
             self._pending.append(self._reducer.sum_exactly(self.staging.tail))
             self._measure()
-            self._sum_claims()
+            claims = self.sums.sum_claims(self._reducer) if self.sums is not None else None
+            if claims is not None:
+                self._pending.append(claims)
         if self._looking is not None:
             self._sketched = self._looking.collect()
             reduce = self._reducer.sum_exactly if self._reducer is not None else self._exchange.all_reduce
             self._pending.append(reduce(self._sketched))
-
-    def _sum_claims(self) -> None:
-        """Where all members of this exchange have been in the step before."""
-        if self._claims is None or self._reducer is None:
-            return
-        exchange, step, claims = self._claims
-        if exchange is self._exchange and step == self.machine.state.step:
-            self._claimed = claims
-            self._pending.append(self._reducer.sum_exactly(self._claimed))
 
     def _measure(self) -> None:
         """What the ranks tell each other to choose codecs by, and codecs that are tried beside the exchange."""

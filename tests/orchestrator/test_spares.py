@@ -13,7 +13,7 @@ from quantarion.v1 import control_pb2 as pb
 
 from orchestrator import host_tests
 from orchestrator.jobspec import HostsConfig
-from orchestrator.roster import JobPhase
+from orchestrator.roster import JobPhase, Role
 from orchestrator.spares import ENOUGH, spares_for
 from orchestrator.streams import HostStream
 from tests.orchestrator.real_coordinator import RealCoordinator
@@ -44,19 +44,40 @@ def test_gm37_a_job_holds_its_spares_beside_the_hosts_that_train() -> None:
     assert HostsConfig(max=128, spares="auto").most == 130
 
 
+def train(job: RealCoordinator, *hosts: str) -> dict[str, HostStream]:
+    """All attach, and these train; the streams of all."""
+    job.machine.roster.most_hosts = len(hosts)
+    streams = {host: HostStream(host) for host in job.names}
+    for host, stream in streams.items():
+        job.attach(job.hello(host), stream)
+    for host in hosts:
+        job.hear(host, job.report(host, prepared=job.prepared()))
+    running = pb.Running(generation=wire.generation_to_wire(job.machine.generation), how="went_on")
+    for host in hosts:
+        job.hear(host, job.report(host, running=running))
+    assert job.machine.phase is JobPhase.TRAINING
+    return streams
+
+
+def test_gm37_a_job_that_is_scaled_down_takes_no_spare_for_those_that_leave(tmp_path: Path) -> None:
+    async def body() -> None:
+        with RealCoordinator.opened(tmp_path, hosts=3) as job:
+            train(job, "host-1", "host-2")
+            assert job.scale(1) == ["host-2"]
+            assert job.machine.hosts["host-2"].leaving
+            assert [worker.role for worker in job.machine.roster.on("host-3")] == [Role.IDLE]
+            assert job.machine.roster.spares == ["host-3"]
+
+    asyncio.run(body())
+
+
 def test_gm37_a_spare_host_is_tested_now_and_then_and_given_up_where_it_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def body() -> None:
         with RealCoordinator.opened(tmp_path, hosts=2) as job:
-            job.machine.roster.most_hosts = 1
-            streams = {host: HostStream(host) for host in job.names}
-            for host, stream in streams.items():
-                job.attach(job.hello(host), stream)
-            job.hear("host-1", job.report("host-1", prepared=job.prepared()))
-            running = pb.Running(generation=wire.generation_to_wire(job.machine.generation), how="went_on")
-            job.hear("host-1", job.report("host-1", running=running))
-            assert job.machine.phase is JobPhase.TRAINING and job.machine.roster.spares == ["host-2"]
+            streams = train(job, "host-1")
+            assert job.machine.roster.spares == ["host-2"]
             job.host_tests.tick()
             assert asked(streams) == []
             monkeypatch.setattr(host_tests, "SPARE_SECONDS", 0.0)

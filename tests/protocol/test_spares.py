@@ -7,6 +7,7 @@ import pytest
 from orchestrator import membership as ms
 from tests.protocol.simulation import Simulation
 from tests.protocol.test_interleavings import Spared, settle
+from tests.protocol.test_membership import machine_of
 from workers.identity import NO_GENERATION, NOWHERE
 from workers.protocol import Answer, RankState
 
@@ -17,11 +18,6 @@ def world() -> Simulation:
     world = Spared(0, hosts=3, ranks=2)
     settle(world)
     return world
-
-
-def machine_of(world: Simulation) -> ms.Membership:
-    assert world.machine is not None
-    return world.machine
 
 
 def training(world: Simulation) -> set[str]:

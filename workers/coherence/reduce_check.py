@@ -104,9 +104,3 @@ class ReduceCheck:
                     rows[owner, projection] += factor * sign * float(torch.dot(part, self._tiles[projection, signs]))
                 rows[owner, -1] += float(torch.linalg.vector_norm(part))
                 low = edge
-
-
-def guilty(wrong: list[int], members: int) -> int | None:
-    """The owner whose sums are wrong, where that can only be one; None where it may be anybody."""
-    owners = [owner for owner in wrong if owner != NOBODY]
-    return owners[0] if len(owners) == len(wrong) == 1 and members > 2 else None

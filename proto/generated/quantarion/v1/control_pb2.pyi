@@ -191,7 +191,7 @@ class WorkerExit(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., pid: _Optional[int] = ..., status: _Optional[int] = ..., unknown: _Optional[bool] = ..., time: _Optional[float] = ...) -> None: ...
 
 class RankReport(_message.Message):
-    __slots__ = ("worker", "prepared", "ready", "running", "exchange_failed", "published", "finished", "failed", "note", "digest")
+    __slots__ = ("worker", "prepared", "ready", "running", "exchange_failed", "published", "finished", "failed", "note", "digest", "wrong_sums")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     PREPARED_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +202,7 @@ class RankReport(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WRONG_SUMS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     prepared: Prepared
     ready: Ready
@@ -212,7 +213,20 @@ class RankReport(_message.Message):
     failed: Failed
     note: Note
     digest: StateDigest
-    def __init__(self, worker: _Optional[str] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., running: _Optional[_Union[Running, _Mapping]] = ..., exchange_failed: _Optional[_Union[ExchangeFailed, _Mapping]] = ..., published: _Optional[_Union[Published, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., note: _Optional[_Union[Note, _Mapping]] = ..., digest: _Optional[_Union[StateDigest, _Mapping]] = ...) -> None: ...
+    wrong_sums: WrongSums
+    def __init__(self, worker: _Optional[str] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., running: _Optional[_Union[Running, _Mapping]] = ..., exchange_failed: _Optional[_Union[ExchangeFailed, _Mapping]] = ..., published: _Optional[_Union[Published, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., note: _Optional[_Union[Note, _Mapping]] = ..., digest: _Optional[_Union[StateDigest, _Mapping]] = ..., wrong_sums: _Optional[_Union[WrongSums, _Mapping]] = ...) -> None: ...
+
+class WrongSums(_message.Message):
+    __slots__ = ("generation", "step", "right", "owners")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    RIGHT_FIELD_NUMBER: _ClassVar[int]
+    OWNERS_FIELD_NUMBER: _ClassVar[int]
+    generation: Generation
+    step: int
+    right: int
+    owners: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., step: _Optional[int] = ..., right: _Optional[int] = ..., owners: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StateDigest(_message.Message):
     __slots__ = ("state", "digest")
