@@ -431,8 +431,9 @@ class HostAgent:
         self._sensors.stop()
         if self._server is not None:
             self._server.close()
-        for path in (socket_path(self.runtime, self.host), self._roster):
-            path.unlink(missing_ok=True)
+        socket_path(self.runtime, self.host).unlink(missing_ok=True)
+        if self._stopped.is_set():  # else an agent follows, and our ranks live on
+            self._roster.unlink(missing_ok=True)
 
 
 CHANNEL_OPTIONS = [

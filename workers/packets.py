@@ -47,31 +47,44 @@ def receive(link: socket.socket) -> bytes:
 
 
 class Outgoing:
-    """Packets to one rank, on the running event loop; those that a rank which computes has not read yet wait."""
+    """Packets to one rank, on the running event loop; those that a rank which computes has not read yet wait.
+
+    Where the rank is gone, or this is closed, packets are dropped: its exit is on its way.
+    """
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
         self._waiting: deque[bytes] = deque()
+        self._is_watched = self._is_closed = False  # the loop waits until the link takes more
 
     def put(self, packet: bytes) -> None:
+        if self._is_closed:
+            return
         self._waiting.append(packet)
-        if len(self._waiting) == 1:
+        if not self._is_watched:
             self._flush()
 
     def close(self) -> None:
         """Before the socket is."""
-        self._waiting.clear()
-        asyncio.get_running_loop().remove_writer(self._link)
+        self._is_closed = True
+        self._stop_waiting()
 
     def _flush(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while self._waiting:
                 send(self._link, self._waiting[0])
                 self._waiting.popleft()
         except BlockingIOError:
-            loop.add_writer(self._link, self._flush)
+            if not self._is_watched:
+                asyncio.get_running_loop().add_writer(self._link, self._flush)
+                self._is_watched = True
             return
         except OSError:
-            self._waiting.clear()  # the rank's exit is on its way
-        loop.remove_writer(self._link)
+            pass
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        self._waiting.clear()
+        if self._is_watched:
+            asyncio.get_running_loop().remove_writer(self._link)
+            self._is_watched = False

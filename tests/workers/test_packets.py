@@ -96,3 +96,23 @@ def test_ep7_to_a_rank_that_is_gone_nothing_is_sent_and_nobody_fails(ends: tuple
         outgoing.close()
 
     asyncio.run(talk())
+
+
+def test_ep8_a_directive_for_a_rank_whose_socket_is_closed_already_is_dropped(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    """A rank that dies is known by its socket first and by its process a little later; a PREPARE may come in between."""
+    one, other = ends
+
+    async def talk() -> None:
+        full, unused = Outgoing(one), Outgoing(other)
+        for _ in range(2000):
+            full.put(bytes(10_000))
+        for outgoing, link in ((full, one), (unused, other)):
+            outgoing.close()
+            link.close()
+            outgoing.put(b"PREPARE")
+            outgoing.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(talk())
