@@ -49,12 +49,12 @@ class Admission:
         status = grpc.StatusCode.UNAUTHENTICATED if caller is None else grpc.StatusCode.PERMISSION_DENIED
         await context.abort(status, f"refused by the check '{check.value}': {message}")
 
-    def may_lead(self, leader: str, host: str) -> bool:
-        """Whether the agent of `leader` may attach `host` too (GM-4): not where it has to show a certificate, as that names
-        its own host alone."""
-        if self._caller is None or leader == host:
+    def may_lead(self, leader: str, host: str, *, appointed: bool) -> bool:
+        """Whether the agent of `leader` may attach `host` too (GM-4): where it has to show a certificate, which names its
+        own host alone, only if the coordinator has `appointed` it to; it has seen the certificate of the other."""
+        if self._caller is None or leader == host or appointed:
             return True
-        message = f"the agent of {leader[:64]!r} says that it leads {host[:64]!r}, which its certificate does not name"
+        message = f"the agent of {leader[:64]!r} says that it leads {host[:64]!r}, which nobody has appointed it to"
         self._tally.add(TurnedAway(Check.IDENTITY, leader[:64], message))
         return False
 

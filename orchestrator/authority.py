@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from orchestrator.peers import Peer, Role, peer_named, server_name
+from workers.tls import leader_name
 
 DAY = 86400.0
 AUTHORITY_DAYS = 3650
@@ -45,6 +46,7 @@ class Described:
     begins: float
     ends: float
     fingerprint: str  # SHA-256, hex
+    servers: tuple[str, ...]  # names that it may answer by
 
 
 class Authority:
@@ -100,10 +102,13 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, str(peer)[:64])])
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(peer.uri(job))]
-        use = ExtendedKeyUsageOID.CLIENT_AUTH
+        uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
         if peer.role is Role.COORDINATOR:
             names.append(x509.DNSName(server_name(job)))
-            use = ExtendedKeyUsageOID.SERVER_AUTH
+            uses = [ExtendedKeyUsageOID.SERVER_AUTH]
+        elif peer.role is Role.AGENT:  # it may come to lead others
+            names.append(x509.DNSName(leader_name(job, peer.host)))
+            uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
         ends = min(now + seconds, self.ends)
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         certificate = (
@@ -111,7 +116,7 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([use]), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(uses), critical=True)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(authority, critical=False)
             .sign(self._key, hashes.SHA256())
@@ -128,8 +133,9 @@ def _describe(certificate: x509.Certificate, job: str) -> Described:
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         uris = extension.value.get_values_for_type(x509.UniformResourceIdentifier)
+        servers = extension.value.get_values_for_type(x509.DNSName)
     except x509.ExtensionNotFound:
-        uris = []
+        uris, servers = [], []
     return Described(
         _common_name(certificate.subject),
         _common_name(certificate.issuer),
@@ -137,6 +143,7 @@ def _describe(certificate: x509.Certificate, job: str) -> Described:
         certificate.not_valid_before_utc.timestamp(),
         certificate.not_valid_after_utc.timestamp(),
         certificate.fingerprint(hashes.SHA256()).hex(),
+        tuple(servers),
     )
 
 

@@ -167,6 +167,8 @@ class Certificates:
             return True
         if (found[0].peer, found[0].issuer) != (peer, authority.name):
             return True
+        if peer.role is Role.AGENT and tls.leader_name(self.job, peer.host) not in found[0].servers:
+            return True  # of a release in which agents led nobody
         could_end = min(now + lifetime, authority.ends)
         return found[0].ends - now < lifetime * RENEWED_AT and could_end > found[0].ends + 1.0
 

@@ -44,6 +44,10 @@ class Commands:
             coordinator_pid=os.getpid(),
             discarded=machine.discarded,
         )
+        if job.gauges.phi is not None:
+            reply.phi = job.gauges.phi
+        if job.gauges.lockstep is not None:
+            reply.lockstep, reply.out_of_phase = job.gauges.lockstep
         reply.ranks.extend(map(self._rank, sorted(machine.workers.values(), key=lambda w: (w.rank is None, w.rank or 0))))
         names = [*machine.hosts, *(host for host in job.governing.records if host not in machine.hosts)]
         spares = set(machine.roster.spares)
@@ -65,7 +69,7 @@ class Commands:
             here = "spare" if name in spares else "healthy"
             state = "leaving" if view.leaving else here if view.attached else "detached" if view.met else "starting"
             reply.state, reply.address, reply.group = state, view.address, view.group
-            reply.agent_pid = job.agent_pid(name)
+            reply.agent_pid, reply.through = job.streams.agent_pid(name), job.streams.through(name)
             if view.attached:
                 _show_resources(reply, job.observing.last(name))
         if record is not None:

@@ -30,6 +30,7 @@ from orchestrator.directives import Directives, Sending, runs
 from orchestrator.drains import Drains
 from orchestrator.entrance import Entrance
 from orchestrator.errors import ExitCode, UserError
+from orchestrator.gauging import Gauges
 from orchestrator.governing import Governing, Removal, Way
 from orchestrator.governor.codes import Code
 from orchestrator.governor.config import Mode, Pools
@@ -38,18 +39,21 @@ from orchestrator.host_tests import HostTests
 from orchestrator.hosts import RayHosts
 from orchestrator.jobspec import JobSpec
 from orchestrator.journal import Journal
+from orchestrator.leaders import Leaders
 from orchestrator.link_measurement import LinkMeasurement
 from orchestrator.messages import Known, check
 from orchestrator.non_finite import NonFinite
 from orchestrator.observing import Observing
 from orchestrator.recruitment import Recruitment
 from orchestrator.relief import Relief
+from orchestrator.sameness import Sameness
 from orchestrator.saving import Saving
 from orchestrator.services import SERVER_OPTIONS, ControlService, OperatorService
 from orchestrator.streams import HostStream, Streams
 from orchestrator.violations import Violations
 from orchestrator.wrong_sums import WrongSums
 from workers import wire
+from workers.installed import software
 from workers.protocol import Answer, RankState
 
 logger = logging.getLogger("quantarion.coordinator")
@@ -100,10 +104,14 @@ class Coordinator:
         self.relief = Relief(spec.governor, self.governing, self.machine, self._post)
         self.digests, self.non_finite = Digests(self.journal.remembered.sound), NonFinite()
         self._wrong_sums = WrongSums(self)
+        self._software = self.journal.remembered.software or software(folder)
+        self._sameness = Sameness(self._software, lambda fields: self.event("join_refused", fields))
         self._observed_at = self.now()
         self.machine.roster.most_hosts = self.journal.remembered.hosts_max or spec.hosts.max
         self.drains, self.saving, self.host_tests = Drains(self), Saving(self), HostTests(self)
         self.recruitment, self._links = Recruitment(self), LinkMeasurement(self)
+        self.leaders = Leaders(self)
+        self.gauges = Gauges(self.event)
 
     def now(self) -> float:
         """Unix seconds that never jump, nor fall behind what the governor was told before."""
@@ -120,6 +128,7 @@ class Coordinator:
         rpc.add_OperatorServicer_to_server(operators, server)
         remembered = self.journal.remembered
         took_over = self.journal.begin()
+        self.journal.write({"entry": "software", "software": self._software})
         await self.in_ray(self.ray_hosts.adopt, remembered.hosts, remembered.names)
         if took_over:
             self._recover()
@@ -168,6 +177,7 @@ class Coordinator:
             remembered.rolling_back,
             remembered.voters,
         )
+        self._sameness.admitted.update(known)
         self.machine.hangs.remember(remembered.hung)
         self.relief.give()
 
@@ -179,6 +189,7 @@ class Coordinator:
                 self.drains.tick()
                 self.saving.tick()
                 self.govern()
+                self.leaders.tick()
             except Exception:
                 logger.exception("what is to become of hosts could not be done; trying again")
             remembered = self.journal.remembered
@@ -217,6 +228,7 @@ class Coordinator:
             await asyncio.sleep(0.05)
         self._spawner.shutdown(wait=False, cancel_futures=True)
         self.drains.close()
+        self.gauges.close()
         await self.recruitment.close()
         await self.in_ray(self.ray_hosts.drop_all)
         self.journal.write({"entry": "ended", "exit_code": self.exit_code})
@@ -290,6 +302,7 @@ class Coordinator:
                 assert machine.plan is not None
                 hosts = {member.host: member.group for member in machine.plan.members}
                 self.governing.generation(hosts, now, first=machine.plan.first)
+                self.gauges.generation(machine.plan.generation, hosts)
             case "host_lost":
                 self.governing.lost(host, now)
             case "host_left":
@@ -313,7 +326,10 @@ class Coordinator:
             self._observed_at = now
             addresses = {host: machine.hosts[host].address for host in sorted(attached)}
             singles = self.observing.singles(addresses) if self.spec.governor.pool is Pools.STEPS else ()
-            self.governing.observed(self.observing.window(addresses), machine.pace.step, now, singles)
+            window = self.observing.window(addresses)
+            self.governing.observed(window, machine.pace.step, now, singles)
+            share = self.spec.global_batch / len(members)
+            self.gauges.window((each.busy for each in window.values()), share, machine.pace.step_seconds)
             self.relief.give()
         for host in self.non_finite.guilty(now):
             if machine.can_spare(host):
@@ -375,6 +391,8 @@ class Coordinator:
         """Take its agent and its placement away."""
         self.journal.write({"entry": "host_dropped", "host": host})
         self.streams.detach(host)
+        self.leaders.forget(host)
+        self._sameness.admitted.discard(host)
         self._spawner.submit(_logged, self.ray_hosts.drop, host)
 
     def event(self, kind: str, fields: dict[str, object]) -> None:
@@ -403,17 +421,20 @@ class Coordinator:
         finally:
             self.do(self.machine.go_on(self.now()))
 
-    def attach(self, hello: pb.HostHello, stream: HostStream) -> bool:
-        """An agent's first message, on a stream of its own or its leader's; False where its host is not part of the job."""
+    def attach(self, hello: pb.HostHello, stream: HostStream) -> str | None:
+        """An agent's first message, on a stream of its own or its leader's. Returns why its host is not attached, as the
+        end of a sentence about it; None where it is."""
         is_tested = self.host_tests.awaits(hello.host)
         if not is_tested and hello.host not in self.machine.hosts:
-            return False
+            return "is not a host of this job"
+        if (objection := self._sameness.objection(hello.host, hello.software)) is not None:
+            return objection
         self.streams.attach(hello.host, stream, hello.agent_pid)
         welcome = pb.Welcome(incarnation=self.journal.incarnation)
         self.streams.post(hello.host, pb.CoordinatorMessage(welcome=welcome))
         if is_tested:  # it wants to come back
             self.host_tests.begin(hello.host)
-            return True
+            return None
         lost_at = self._agents_lost.pop(hello.host, None)
         if lost_at is not None:
             self.event("agent_back", {"host": hello.host, "seconds": self.now() - lost_at})
@@ -424,7 +445,8 @@ class Coordinator:
             self.do(self.machine.worker_exit(left.worker, _status(left), self.now()))
         if hello.host in self.machine.hosts:  # and has not left with the last of its ranks
             self.do(self.machine.attach(hello.host, hello.address, described, self.now()))
-        return True
+        self.leaders.attached(hello.host, stream.host)
+        return None
 
     def detach(self, host: str, stream: HostStream) -> None:
         """The stream broke, or the leader whose it is has lost the host."""
@@ -432,6 +454,7 @@ class Coordinator:
             self.streams.detach(host)
             self._links.lost(host)
             self.host_tests.give_up(host, "its agent's stream was reset")
+            self.leaders.detached(host)
             self.do(self.machine.detach(host, self.now()))
 
     def refuses(self, host: str, message: pb.AgentMessage, *, first: bool = False) -> str | None:
@@ -455,6 +478,7 @@ class Coordinator:
         match message.WhichOneof("body"):
             case "beat":
                 self.governing.beat(host, self.now())
+                self.streams.heard(host, self.now())
                 self.observing.heard(host, message.beat)
                 self._beat(message.beat)
             case "worker_up":
@@ -473,8 +497,21 @@ class Coordinator:
                 self.host_tests.told(host, message.host_tested)
             case "draining":
                 self.drains.told_by_agent(host, message.draining)
+            case "leads":
+                self.leaders.listens(host, message.leads)
             case "probe_port" | "measured_link":
                 self._links.told(host, message)
+
+    def heard_of(self, host: str) -> None:
+        """Its heartbeat has come by another than its own way. Where that has been silent for so long that a host would
+        count as dead, it is gone, though nobody has said so."""
+        now, stream = self.now(), self.streams.of(host)
+        self.governing.beat(host, now)
+        if stream is not None and self.streams.silent_for(host, now) > self.governing.dead_limit:
+            logger.info("%s is heard, but not by its own way any more", host)
+            self.detach(host, stream)
+            if stream.host == host:
+                stream.outbox.put_nowait(None)
 
     def _beat(self, beat: pb.Beat) -> None:
         now = self.now()
@@ -531,7 +568,13 @@ class Coordinator:
                         self._compared(found)
 
     def _failed(self, report: pb.RankReport) -> None:
-        failed = report.failed
+        failed, view = report.failed, self.machine.workers.get(report.worker)
+        if failed.device_lost and view is not None and self.machine.can_spare(view.host):
+            self.event("device_lost", {"host": view.host, "rank": view.rank, "error": failed.error})
+            self.governing.convict(view.host, Code.DEVICE_LOST, self.now())
+            self.remove_convicted()
+            if view.host not in self.machine.hosts:
+                return
         self.do(self.machine.failed(report.worker, failed.exit_code, failed.error, failed.step, self.now()))
         if failed.traceback and self.machine.phase is ms.JobPhase.ENDED:
             with contextlib.suppress(OSError):  # a full disk must not keep the job from ending
@@ -549,7 +592,7 @@ class Coordinator:
             elif note.kind == "non_finite" and worker in self.machine.workers:
                 host, step, again = self.machine.workers[worker].host, int(fields["step"]), bool(fields["again"])
                 if self.non_finite.told(host, step, again=again):
-                    self.event("non_finite_job", {"step": step})
+                    self.event("non_finite_job", {"step": step, "code": Code.NONFINITE_JOB.value})
             elif note.kind == "finite_again":
                 self.non_finite.finite(int(fields["step"]), now)
             elif note.kind == "resumed":
@@ -568,10 +611,6 @@ class Coordinator:
         """State and step in its last beat."""
         seen = self.seen.get(worker, Seen())
         return seen.state, seen.step
-
-    def agent_pid(self, host: str) -> int:
-        """0 while it has no stream."""
-        return self.streams.agent_pid(host)
 
     def stop(self, reason: str, now: bool) -> None:
         """Checkpoint and end, or end at once."""

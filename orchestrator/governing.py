@@ -101,6 +101,8 @@ class Governing:
 
     def generation(self, hosts: Mapping[str, str], now: float, *, first: bool) -> None:
         """These, with their groups, are in the generation that begins."""
+        if first:
+            self._longest_gap = 0.0  # a host that is loading all it needs tells nothing of how late one that trains is
         for host, group in hosts.items():
             record = self.records.get(host)
             if record is None:

@@ -55,6 +55,17 @@ class HostsConfig(Config):
         False,
         description="Ask Ray's autoscaler for the nodes that the job lacks. It knows one such request of a whole cluster.",
     )
+    group: int = Field(
+        64,
+        ge=2,
+        description="Of more hosts, groups of so many at most have a leader each, whose agent hears their heartbeats too.",
+        json_schema_extra=unit("hosts"),
+    )
+    streams: Count = Field(
+        1000,
+        description="From so many hosts on, where they have leaders, they reach the coordinator through these.",
+        json_schema_extra=unit("hosts"),
+    )
     only: list[str] = Field(
         default=[],
         description="Only these become hosts of the job, by address, Ray node id or node name; empty: all that have room.",

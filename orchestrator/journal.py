@@ -39,6 +39,7 @@ class Remembered:
     save: int = 0  # after this step a checkpoint was asked for that does not lie on disk yet; 0: nobody has asked
     sound: int = 0  # the last step after which all members were seen to hold the same bytes
     rolling_back: int | None = None  # to a checkpoint of that step or before; it has not come to its end
+    software: dict[str, str] = field(default_factory=dict)  # that all hosts are to have (`workers.installed`)
     probed: dict[str, str] = field(default_factory=dict)  # address -> group, as the probe has found it
 
 
@@ -126,6 +127,7 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
                 remembered.hung.clear()
                 remembered.probed.clear()
                 remembered.names.clear()
+                remembered.software.clear()
                 remembered.drained.clear()
                 remembered.notices.clear()
                 remembered.hosts_max = 0
@@ -134,6 +136,8 @@ def _replay(remembered: Remembered, entry: dict[str, Any]) -> None:
                 remembered.rolling_back = None
                 remembered.stopping, remembered.requeue = False, ""
                 remembered.formed = False
+        case "software":
+            remembered.software = {str(what): str(value) for what, value in entry["software"].items()}
         case "generation":
             remembered.generation = Generation(*entry["generation"])
             remembered.members = {str(m["worker"]): int(m["rank"]) for m in entry["members"]}

@@ -310,11 +310,11 @@ class _Answers:
     """What the coordinator says, asked once for the view and the watch; asking also tells it that the driver lives."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._link = status.Link(folder)
         self.last: dict[str, Any] | None = None
 
     def ask(self) -> dict[str, Any] | None:
-        self.last = status.fetch(self._folder, driver=True)
+        self.last = self._link.fetch(driver=True)
         return self.last
 
 

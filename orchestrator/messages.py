@@ -129,6 +129,8 @@ def _faults(host: str, message: pb.AgentMessage, known: Known, first: bool) -> I
             yield from _in_report(host, message.report, known)
         case "host_tested":
             yield from _number("seconds", message.host_tested.seconds, 0.0, MOST_SECONDS)
+        case "leads":
+            yield from _number("port", message.leads.port, 1, 65535)
         case "probe_port":
             yield from _number("port", message.probe_port.port, 0, 65535)
         case "measured_link" if not message.measured_link.error:

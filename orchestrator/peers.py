@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-_SCHEME = "quantarion://job/"
+from workers.tls import SCHEME
 
 
 class Role(StrEnum):
@@ -32,7 +32,7 @@ class Peer:
 
     def uri(self, job: str) -> str:
         """The name in its certificate: `quantarion://job/demo/agent/host-1`."""
-        return f"{_SCHEME}{job}/{self.role.value}" + (f"/{self.host}" if self.role is Role.AGENT else "")
+        return f"{SCHEME}{job}/{self.role.value}" + (f"/{self.host}" if self.role is Role.AGENT else "")
 
 
 COORDINATOR, OPERATOR = Peer(Role.COORDINATOR), Peer(Role.OPERATOR)
@@ -45,7 +45,7 @@ def peer_named(uris: Iterable[str], job: str) -> Peer | None:
 
 
 def _parse(uri: str, job: str) -> Peer | None:
-    start = f"{_SCHEME}{job}/"
+    start = f"{SCHEME}{job}/"
     if not uri.startswith(start):
         return None
     role, slash, host = uri.removeprefix(start).partition("/")

@@ -82,6 +82,10 @@ def event_sentence(event: Record) -> str | None:
             return str(message)
         case {"kind": "peer_refused", "check": check, "address": address, "message": message, "times": times}:
             return f"refused {address}{f' and others, {times} times' if times > 1 else ''} ({check}): {message}"
+        case {"kind": "device_lost", "host": host, "error": error}:
+            return f"a device of {host} does not work any more: {error}"
+        case {"kind": "join_refused", "message": message}:
+            return str(message)
         case {"kind": "certificate_expires", "message": message}:
             return str(message)
         case {"kind": "plaintext", "address": address}:

@@ -29,7 +29,7 @@ WATCH_SECONDS = 0.1
 
 SERVER_OPTIONS = [("grpc.max_receive_message_length", 8 << 20), ("grpc.http2.max_ping_strikes", 0)]
 """A larger message ends its stream with RESOURCE_EXHAUSTED before it is read; what is allowed is a quarter of that. Agents
-ask every second whether the coordinator is there (`workers.agent.CHANNEL_OPTIONS`), also when it has read nothing for a
+ask every second whether the coordinator is there (`workers.uplink.CHANNEL_OPTIONS`), also when it has read nothing for a
 while; by default gRPC would end all their streams then."""
 
 
@@ -52,8 +52,8 @@ class ControlService(rpc.ControlServicer):
         if (refused := self._coordinator.refuses(stream.host, first, first=True)) is not None:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the HostHello of {stream.host} {refused}")
             return
-        if not self._coordinator.attach(first.hello, stream):
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, _refusal(stream.host))
+        if (reason := self._coordinator.attach(first.hello, stream)) is not None:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{stream.host} {reason}")
             return
         reader = asyncio.create_task(self._read(stream, request_iterator))
         try:
@@ -83,9 +83,12 @@ class ControlService(rpc.ControlServicer):
         with coordinator.together():
             for message in gathered.messages:
                 if message.HasField("hello"):
-                    host = message.hello.host
+                    host = message.host
                     if (reason := self._turns_away(stream, message)) is not None:
                         stream.send(host, pb.CoordinatorMessage(refused=pb.Refused(reason=reason)))
+                elif message.HasField("seen"):
+                    if coordinator.leaders.observes(stream.host, message.host):
+                        coordinator.heard_of(message.host)
                 elif not coordinator.streams.carries(stream, message.host):
                     continue
                 elif message.HasField("host_away"):
@@ -95,16 +98,16 @@ class ControlService(rpc.ControlServicer):
 
     def _turns_away(self, leader: HostStream, message: pb.AgentMessage) -> str | None:
         """Why the host of a HostHello is not attached by the stream of its leader; None where it is."""
-        host = message.hello.host
-        if not self._admission.may_lead(leader.host, host):
-            return f"the certificate of its leader does not name {host}"
+        host = message.host
+        if message.hello.host != host or host == leader.host:
+            return f"{message.hello.host[:64]!r} says hello in the name of {host[:64]!r}"
+        appointed = self._coordinator.leaders.may_attach(leader.host, host)
+        if not self._admission.may_lead(leader.host, host, appointed=appointed):
+            return f"{leader.host} does not lead {host}"
         if (refused := self._coordinator.refuses(host, message, first=True)) is not None:
             return f"the HostHello of {host} {refused}"
-        return None if self._coordinator.attach(message.hello, leader) else _refusal(host)
-
-
-def _refusal(host: str) -> str:
-    return f"{host} is not a host of this job"
+        reason = self._coordinator.attach(message.hello, leader)
+        return None if reason is None else f"{host} {reason}"
 
 
 class OperatorService(rpc.OperatorServicer):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from orchestrator.records import EVENT_KEYS, EVENTS, STEP_KEYS, STEPS, Record, g
 from workers import tls
 
 ASK_SECONDS = 0.5
+LINK_SECONDS = 60.0
+"""For which one connection is used."""
 
 SENSORS = ("memory", "disk", "load", "cpu")
 """Of a host: shares that are used, load per core, share of the time of all cores."""
@@ -91,22 +94,55 @@ def read(folder: Path) -> Record:
 
 
 def fetch(folder: Path, timeout: float = ASK_SECONDS, *, driver: bool = False) -> Record | None:
-    """What the coordinator of the job in `folder` answers within `timeout` seconds; None where it does not.
+    """As `Link.fetch`, for someone who asks once."""
+    with closing(Link(folder)) as link:
+        return link.fetch(timeout, driver=driver)
 
-    `driver`: this process started the job, so the answer tells the coordinator that it is alive.
-    Keys: job, phase, step, total_steps, generation [i, c], ranks, hosts, answering, message, discarded, exit_code.
+
+class Link:
+    """To the coordinator of the job in `folder`, whoever that is: one connection for many questions.
+
+    It is made anew where it has broken, for another incarnation, and after LINK_SECONDS, as certificates are replaced.
     """
-    coordinator = read_coordinator(folder)
-    if coordinator is None:
-        return None
-    try:
-        with channel(coordinator) as link:
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._to: Coordinator | None = None
+        self._channel: grpc.Channel | None = None
+        self._opened = 0.0
+
+    def fetch(self, timeout: float = ASK_SECONDS, *, driver: bool = False) -> Record | None:
+        """What it answers within `timeout` seconds; None where it does not.
+
+        `driver`: this process started the job, so the answer tells the coordinator that it is alive.
+        Keys: job, phase, step, total_steps, generation [i, c], ranks, hosts, answering, message, discarded, phi, lockstep,
+        out_of_phase, exit_code.
+        """
+        coordinator = read_coordinator(self._folder)
+        if coordinator is None:
+            return None
+        try:
+            link = self._open(coordinator)
             reply = rpc.OperatorStub(link).Status(pb.StatusRequest(driver=driver), timeout=timeout)
-    except (grpc.RpcError, ValueError):
-        return None
-    if reply.job != _name(folder):  # the port has gone to the coordinator of another job
-        return None
-    return _as_record(reply)
+        except (grpc.RpcError, ValueError):
+            self.close()
+            return None
+        if reply.job != _name(self._folder):  # the port has gone to the coordinator of another job
+            self.close()
+            return None
+        return _as_record(reply)
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def _open(self, coordinator: Coordinator) -> grpc.Channel:
+        if self._to != coordinator or time.monotonic() - self._opened > LINK_SECONDS:
+            self.close()
+        if self._channel is None:
+            self._channel, self._to, self._opened = channel(coordinator), coordinator, time.monotonic()
+        return self._channel
 
 
 def last_known(folder: Path) -> Record:
@@ -133,6 +169,9 @@ def last_known(folder: Path) -> Record:
         "answering": False,
         "message": message,
         "discarded": int(memberships[-1].get("discarded") or 0) if memberships else 0,
+        "phi": None,
+        "lockstep": None,
+        "out_of_phase": 0,
         "exit_code": exit_code,
     }
 
@@ -232,6 +271,7 @@ def _as_record(reply: pb.StatusReply) -> Record:
                 "address": host.address,
                 "state": host.state,
                 "agent_pid": host.agent_pid,
+                "through": host.through,
                 "group": host.group,
                 "standing": host.standing,
                 "score": host.score if host.HasField("score") else None,
@@ -248,6 +288,9 @@ def _as_record(reply: pb.StatusReply) -> Record:
         "answering": True,
         "message": reply.message,
         "discarded": reply.discarded,
+        "phi": reply.phi if reply.HasField("phi") else None,
+        "lockstep": reply.lockstep if reply.HasField("lockstep") else None,
+        "out_of_phase": reply.out_of_phase,
         "exit_code": reply.exit_code if reply.phase in _ENDED else None,
     }
 
@@ -283,6 +326,11 @@ def _details(state: Record) -> Iterator[str]:
         group = f"  group {host['group']}" if host["group"] else ""
         standing = f", {host['standing']}" if host["standing"] not in ("", "healthy") else ""
         yield f"  host     {host['host']:16} {host['address']:15} {host['state']}{standing}{group}"
+    gauges = [f"phi {state['phi']:.4f}"] if state["phi"] is not None else []
+    gauges += [f"lockstep {state['lockstep']:.3f}"] if state["lockstep"] is not None else []
+    if gauges:
+        apart = f", {state['out_of_phase']} out of phase" if state["out_of_phase"] else ""
+        yield f"  {', '.join(gauges)}{apart}"
     if state["message"]:
         yield f"  {state['message']}"
 

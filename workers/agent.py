@@ -16,19 +16,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 from quantarion.v1 import control_pb2 as pb
-from quantarion.v1 import operator_pb2_grpc as rpc
 
-from workers import packets, stacks, tls, wire
-from workers.announced import Announced, announced
+from workers import packets, stacks, wire
 from workers.exits import exit_status
 from workers.host_sensors import HostSensors
 from workers.identity import Generation
+from workers.installed import software
+from workers.leading import Leading
 from workers.link import page_path, socket_path
 from workers.memory_file import memory_folder, memory_path, remove_abandoned
 from workers.packets import Outgoing
@@ -37,11 +36,10 @@ from workers.probing import Probing
 from workers.resources import read_resources
 from workers.sensors import Thermometer
 from workers.sockets import Traffic
+from workers.uplink import Uplink
 
 logger = logging.getLogger("quantarion.agent")
 
-BEAT_SECONDS = 0.5
-RECONNECT_SECONDS = 0.2
 HOST_TEST_SECONDS = 30.0
 REUNION_SECONDS = 15.0
 """How long a restarted agent looks for the ranks of the one before it; less than `limits.agent_grace`."""
@@ -69,13 +67,19 @@ class HostAgent:
         self.parent = parent  # pid of the raylet that has to outlive this agent; 0: nobody
         self.workers: dict[str, LocalWorker] = {}
         self.exits: list[pb.WorkerExit] = []
-        self._outbox: asyncio.Queue[pb.AgentMessage] | None = None
         self._server: socket.socket | None = None
         self._stopped = asyncio.Event()
+        self._uplink = Uplink(
+            host, job_folder, hello=self._hello, beat=self.beat, begins=self._begin, obey=self._obey, ends=self._end
+        )
+        self._tell = self._uplink.tell
+        self._leading = Leading(host, address, job_folder, self._tell, lambda: self._uplink.is_open)
+        self._appointed: asyncio.Task[None] | None = None
         self._probing = Probing(address, self._tell)
         self._testing: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._thermometer = Thermometer()
+        self._software: dict[str, str] = {}
         traffic = Traffic(lambda: [local.up.pid for local in list(self.workers.values())])
         self._sensors = HostSensors(lambda: read_resources((job_folder, runtime)), traffic.look)
         self._notice: tuple[str, float] | None = None  # that the host will be taken away: why, and since when
@@ -85,10 +89,12 @@ class HostAgent:
         self._listen()
         self._sensors.start()
         try:
+            self._software = await asyncio.to_thread(software, self.job_folder)  # which may be on slow storage
             await self._reunite()
             remove_abandoned(self._memory_folder)  # by ranks that ended while there was no agent
-            await self._stay_attached()
+            await self._uplink.run(self._stopped)
         finally:
+            await self._leading.close()
             self._close()
 
     def stop(self) -> None:
@@ -176,7 +182,7 @@ class HostAgent:
         message = pb.WorkerExit(
             worker=worker, pid=local.up.pid, status=status or 0, unknown=status is None, time=time.time()
         )
-        if self._outbox is None:
+        if not self._uplink.is_open:
             self.exits.append(message)
         if status and local.page.owed:
             lost = json.dumps({"worker": worker, "residual_lost_norm": local.page.owed})
@@ -286,48 +292,20 @@ class HostAgent:
 
     # ------------------------------------------------------------------ the coordinator
 
-    def _tell(self, message: pb.AgentMessage) -> None:
-        if self._outbox is not None:
-            self._outbox.put_nowait(message)
+    def _begin(self) -> None:
+        """HostHello is on its way, and what must not be lost follows."""
+        self._leading.let_go()
+        self._tell_notice()
+        self.exits.clear()
 
-    async def _stay_attached(self) -> None:
-        while not self._stopped.is_set():
-            coordinator = announced(self.job_folder)
-            if coordinator is not None:
-                try:
-                    await self._attached(coordinator)
-                except (grpc.aio.AioRpcError, asyncio.CancelledError, OSError, tls.Damaged) as error:
-                    logger.info("coordinator at %s went away: %s", coordinator.address, error)
-            self._outbox = None
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), RECONNECT_SECONDS)
-
-    async def _attached(self, coordinator: Announced) -> None:
-        async with self._channel(coordinator) as channel:
-            self._outbox = asyncio.Queue()
-            self._outbox.put_nowait(self._hello())
-            self._tell_notice()
-            self.exits.clear()
-            stream = rpc.ControlStub(channel).Attach(self._outgoing(self._outbox))
-            beats = asyncio.create_task(self._beat(self._outbox))
-            stopping = asyncio.create_task(self._stopped.wait())
-            stopping.add_done_callback(lambda _: stream.cancel())
-            try:
-                async for message in stream:
-                    self._obey(message)
-            finally:
-                self._probing.close()
-                beats.cancel()
-                stopping.cancel()
-
-    def _channel(self, coordinator: Announced) -> grpc.aio.Channel:
-        if not coordinator.server_name:
-            return grpc.aio.insecure_channel(coordinator.address, options=CHANNEL_OPTIONS)
-        credentials = tls.channel_credentials(tls.tls_folder(self.job_folder), tls.agent_file(self.host))
-        options = [*CHANNEL_OPTIONS, *tls.server_is(coordinator.server_name)]
-        return grpc.aio.secure_channel(coordinator.address, credentials, options=options)
+    def _end(self) -> None:
+        """There is no way to the coordinator any more."""
+        self._probing.close()
+        self._leading.let_go()
 
     def _obey(self, message: pb.CoordinatorMessage) -> None:
+        if self._leading.hand_on(message):
+            return
         match message.WhichOneof("body"):
             case "directive":
                 self._direct(message.directive)
@@ -341,6 +319,10 @@ class HostAgent:
                 self._probing.close()
             case "host_test":
                 self._testing = asyncio.get_running_loop().create_task(self._test_host())
+            case "lead":
+                self._appointed = asyncio.get_running_loop().create_task(self._leading.lead(message.lead))
+            case "follow":
+                self._uplink.follow(message.follow)
             case "ask_stacks":
                 self._looking = asyncio.get_running_loop().create_task(self._show_stacks(message.ask_stacks.workers))
 
@@ -374,28 +356,16 @@ class HostAgent:
         shown = [pb.Stack(worker=worker, frames=frames) for worker, frames in found.items()]
         self._tell(pb.AgentMessage(stacks=pb.Stacks(stacks=shown)))
 
-    def _hello(self) -> pb.AgentMessage:
-        hello = pb.HostHello(
+    def _hello(self) -> pb.HostHello:
+        return pb.HostHello(
             host=self.host,
             node_id=self.node_id,
             address=self.address,
             agent_pid=os.getpid(),
             workers=[local.up for local in self.workers.values()],
             exits=self.exits,
+            software=self._software,
         )
-        return pb.AgentMessage(hello=hello)
-
-    @staticmethod
-    async def _outgoing(outbox: asyncio.Queue[pb.AgentMessage]) -> AsyncIterator[pb.AgentMessage]:
-        while True:
-            yield await outbox.get()
-
-    async def _beat(self, outbox: asyncio.Queue[pb.AgentMessage]) -> None:
-        while True:
-            if self.parent and os.getppid() != self.parent:
-                self._abandon_host()
-            outbox.put_nowait(pb.AgentMessage(beat=self.beat()))
-            await asyncio.sleep(BEAT_SECONDS)
 
     def _abandon_host(self) -> None:
         """Ray's process on this host is dead: nobody could ever end what runs here. The host counts as lost."""
@@ -408,6 +378,8 @@ class HostAgent:
 
     def beat(self) -> pb.Beat:
         """Progress of every rank of this host, read from its page."""
+        if self.parent and os.getppid() != self.parent:
+            self._abandon_host()
         beat = pb.Beat(time=time.time(), temperature=self._thermometer.read())
         for local in self.workers.values():
             progress, signals = local.page.progress(), local.page.signals
@@ -434,16 +406,6 @@ class HostAgent:
         socket_path(self.runtime, self.host).unlink(missing_ok=True)
         if self._stopped.is_set():  # else an agent follows, and our ranks live on
             self._roster.unlink(missing_ok=True)
-
-
-CHANNEL_OPTIONS = [
-    ("grpc.keepalive_time_ms", 1000),
-    ("grpc.keepalive_timeout_ms", 2000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 64 << 20),
-]
-"""A silent host loss shows within 3 s, without waiting for TCP."""
 
 
 def _runs(worker: str, pid: int) -> bool:

@@ -15,6 +15,9 @@ TRUSTED = "trusted.pem"
 OPERATOR = "operator.pem"
 COORDINATOR = "coordinator.pem"
 
+SCHEME = "quarantion://job/"
+"""That the names of peers in certificates begin with."""
+
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 
 
@@ -26,6 +29,16 @@ def tls_folder(job_folder: Path) -> Path:
 def agent_file(host: str) -> str:
     """The file with the key and the certificate of the agent of a host."""
     return f"agent-{host}.pem"
+
+
+def agent_uri(job: str, host: str) -> str:
+    """The name of the agent of a host in its certificate: `quarantion://job/demo/agent/host-1`."""
+    return f"{SCHEME}{job}/agent/{host}"
+
+
+def leader_name(job: str, host: str) -> str:
+    """The server name in the certificate of the agent of a host, for those that it leads. No DNS knows it."""
+    return f"{host}.agents.{job}"
 
 
 class Damaged(Exception):

@@ -17,6 +17,7 @@ from quantarion.v1 import control_pb2 as pb
 
 from workers import stacks
 from workers.config import TrainingConfig
+from workers.device_errors import is_device_lost
 from workers.errors import DataError, TaskError
 from workers.paths import runtime_dir
 
@@ -84,7 +85,13 @@ def _fail(rank: Any, error: BaseException) -> None:
     logger.error("the task failed: %s\n%s", error, text)
     message = str(error) if user_error else f"{type(error).__name__}: {error}"
     code = error.exit_code if isinstance(error, TaskError) else 3 if isinstance(error, DataError) else 1
-    failed = pb.Failed(error=message, traceback=text, exit_code=code, step=max(0, rank.machine.state.step))
+    failed = pb.Failed(
+        error=message,
+        traceback=text,
+        exit_code=code,
+        step=max(0, rank.machine.state.step),
+        device_lost=is_device_lost(error),
+    )
     rank.link.send(pb.RankReport(worker=rank.worker, failed=failed))
     until = time.monotonic() + LEAVE_SECONDS
     while time.monotonic() < until:

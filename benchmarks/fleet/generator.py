@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from benchmarks.fleet.ranks import Seats, SimulatedRank
 from benchmarks.fleet.settings import Node, Settings
 from benchmarks.fleet.uplinks import Leader, Uplink
 from workers import wire
-from workers.agent import BEAT_SECONDS
+from workers.installed import software
 from workers.page import Signals
 from workers.protocol import PrepareOrder
+from workers.uplink import BEAT_SECONDS
 
 TURN_SECONDS = 0.05
 TURNS_OF_BEAT = round(BEAT_SECONDS / TURN_SECONDS)
@@ -53,11 +54,16 @@ class SimulatedHost:
     slow: float = 1.0
     lives: bool = True
 
-    def hello(self) -> pb.HostHello:
+    def hello(self, software: Mapping[str, str]) -> pb.HostHello:
         node = self.node
         workers = [rank.up(node.address) for rank in self.ranks.values()]
         return pb.HostHello(
-            host=node.host, node_id=node.node_id, address=node.address, agent_pid=100_000 + node.number, workers=workers
+            host=node.host,
+            node_id=node.node_id,
+            address=node.address,
+            agent_pid=100_000 + node.number,
+            workers=workers,
+            software=software,
         )
 
 
@@ -130,13 +136,24 @@ class Generator:
         def lost(reason: str) -> None:
             self.log("stream_lost", host=hosts[0].node.host, reason=reason[:300])
 
+        installed = software(self.folder)
+
+        def hello() -> pb.HostHello:
+            return hosts[0].hello(installed)
+
+        def hear(message: pb.CoordinatorMessage) -> None:
+            uplink = hosts[0].uplink
+            if uplink is not None and (message.lead.hosts or message.lead.observed):  # it says yes, and nobody goes there
+                uplink.say(hosts[0].node.host, pb.AgentMessage(leads=pb.Leads(term=message.lead.term, port=1)))
+            self._hear(message)
+
         if not self.settings.leaders:
-            return Uplink(self.folder, hosts[0].hello, self._hear, lost)
+            return Uplink(self.folder, hello, hear, lost)
 
         def members() -> list[pb.HostHello]:
-            return [host.hello() for host in hosts[1:] if host.lives]
+            return [host.hello(installed) for host in hosts[1:] if host.lives]
 
-        return Leader(self.folder, hosts[0].hello, self._hear, lost, members)
+        return Leader(self.folder, hello, hear, lost, members)
 
     def _spawn(self, host: SimulatedHost) -> None:
         """A worker process, which is up at once."""

@@ -22,9 +22,10 @@ model, data and peers. Beats go out every 0.5 s, with measures drawn from normal
 So no process starts, nothing is copied and no ranks are connected: times are what the control plane adds. All processes
 share one machine and talk over loopback, without encryption. The clock is the real one.
 
-With leaders, one stream carries what the hosts of a group say (GM-4). The coordinator's side of that is the product's.
-The leader's side exists in this benchmark only, where the hosts of a group are in the process of their leader: agents do
-not lead yet. A leader keeps beats for 0.25 s at most. What the death of a leader costs was not measured.
+With leaders, one stream carries what the hosts of a group say (GM-4). The coordinator's side of that is the product's;
+the leader's side is simulated, as the hosts of a group are in the process of their leader, from the first moment on: that
+hosts begin with streams of their own, and are sent to leaders later, is not in it. A leader keeps beats for 0.25 s at
+most. What the death of a leader costs was not measured.
 
 The process that starts a job asks how it is, and the answer lists all hosts. Here it asks every 10 s, `quantarion train`
 asks four times a second; the table says what an answer takes.

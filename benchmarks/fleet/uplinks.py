@@ -11,8 +11,8 @@ import grpc
 from quantarion.v1 import control_pb2 as pb
 from quantarion.v1 import operator_pb2_grpc as rpc
 
-from workers.agent import CHANNEL_OPTIONS, RECONNECT_SECONDS
 from workers.announced import announced
+from workers.uplink import CHANNEL_OPTIONS, RECONNECT_SECONDS
 
 GATHER_SECONDS = 0.25
 """For which a leader keeps the beats of its group at most; anything else goes out at once, with what has gathered."""

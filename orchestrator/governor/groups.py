@@ -27,18 +27,19 @@ def sizes(hosts: int, most: int = MOST_HOSTS) -> tuple[int, ...]:
     return (each + 1,) * rest + (each,) * (groups - rest)
 
 
-def are_to_be_cut_anew(present: Sequence[int], *, since_last: float, asked: bool = False) -> bool:
+def are_to_be_cut_anew(present: Sequence[int], *, since_last: float, asked: bool = False, most: int = MOST_HOSTS) -> bool:
     """Whether groups of `present` sizes are, at the next generation.
 
     Args:
         since_last: seconds.
         asked: an operator wants it.
+        most: hosts of a group.
     """
     if not present or since_last < REST_SECONDS:
         return False
     uneven = max(present) - min(present) > UNEVEN_BY
     alone = min(present) < 2 and sum(present) >= 4
-    too_many = max(present) > MOST_HOSTS
+    too_many = max(present) > most
     return asked or uneven or alone or too_many
 
 

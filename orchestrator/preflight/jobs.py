@@ -63,10 +63,10 @@ def _remove(paths: list[Path]) -> None:
 def _watch(
     folder: Path, site: Site, is_shown: Callable[[Path], bool], deadline: float, interrupts: Interrupts
 ) -> int | None:
-    heard, ends, told = time.monotonic(), False, False
+    heard, ends, told, link = time.monotonic(), False, False, status.Link(folder)
     while True:
         time.sleep(LOOK_SECONDS)
-        failure, answer, now = site.keep(), status.fetch(folder, driver=True), time.monotonic()
+        failure, answer, now = site.keep(), link.fetch(driver=True), time.monotonic()
         if answer is not None:
             heard = now
             if answer["phase"] in ("finished", "failed"):

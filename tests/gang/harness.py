@@ -68,6 +68,8 @@ class Gang(gang.Gang):
     governor: dict[str, Any] = field(default_factory=dict)
     security: dict[str, Any] = field(default_factory=dict)
     spare_hosts: int = 0
+    groups: dict[str, int] = field(default_factory=dict)  # `group` and `streams` of JobSpec's `hosts`
+    lost_device: tuple[int, int] | None = None  # of this rank, in the step after so many
     lame: tuple[str, ...] = ()  # hosts that take LAME_SECONDS longer for a micro-batch
     epochs: int = EPOCHS
     checkpoint_every: int = 50
@@ -88,6 +90,9 @@ class Gang(gang.Gang):
             (self.folder / "wide").touch()
         if self.greet:
             (self.folder / "greetings").mkdir()
+        if self.lost_device is not None:
+            rank, step = self.lost_device
+            (self.folder / f"device-{rank}-{step}.lost").touch()
         for host in self.lame:
             (self.folder / f"{host}.lame").touch()
         for host in self.full:
@@ -112,6 +117,7 @@ class Gang(gang.Gang):
                     "min": self.hosts_min,
                     "max": self.hosts,
                     "spares": self.spare_hosts,
+                    **self.groups,
                     "replace_wait": self.replace_wait,
                 },
                 "task": {"script": str(PROGRAM)},

@@ -123,6 +123,7 @@ def train() -> None:
         log.note()
         greetings.note()
         dawdle(job)
+        lose_device(job)
         job.step(cross_entropy(model(x), y))
     if (job.folder / "odd-rounds").exists():
         job.collect("odd", lambda part, parts: {f"part{part}": 1.0})  # a bug: other keys on every rank
@@ -144,6 +145,16 @@ def want_too_much(rank: Rank) -> None:
     engine: Any = Engine
     if (rank.folder / f"{rank.host}.full").exists():
         engine.shared_layout = property(lambda self: Layout(1 << 44, 1))
+
+
+def lose_device(job: Job) -> None:
+    """Once, on the rank and in the step that a file names."""
+    mark = job.folder / f"device-{job._rank.number}-{job.committed}.lost"
+    if mark.exists():
+        mark.unlink()
+        error = torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+        vars(error)["error_code"] = 214  # cudaErrorECCUncorrectable
+        raise error
 
 
 def dawdle(job: Job) -> None:

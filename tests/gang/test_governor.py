@@ -139,6 +139,17 @@ def test_gm18_pages_say_what_agents_send(gang: StartGang) -> None:
     g.check()
 
 
+def test_a_host_whose_device_is_lost_is_evicted_and_may_come_back(gang: StartGang) -> None:
+    g = gang(hosts=3, ranks_per_host=1, spares=0, lost_device=(1, 30))
+    (verdict,) = g.wait_for("the verdict", lambda: verdicts(g, "evict"))
+    (lost,) = g.events("device_lost")
+    assert (verdict["target"], verdict["reasons"]) == (lost["host"], ["DEVICE_LOST"])
+    assert lost["rank"] == 1 and "ECC" in lost["error"] and g.events("task_error") == []
+    g.wait_for("the host test", lambda: g.events("host_test"))
+    g.check()
+    check_log(g)
+
+
 @pytest.mark.timeout(240)
 def test_gm20_a_host_whose_loss_is_finite_elsewhere_is_evicted_and_no_step_is_skipped(gang: StartGang) -> None:
     g = gang(hosts=3, ranks_per_host=1, spares=0, epochs=20, faults=("in_backward@rank=1,step=40=nan",))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -197,4 +198,21 @@ def test_gm30_the_host_with_the_slow_cable_is_who_all_its_peers_find_slow(codec:
     print(codec, {host: round(rate / 1e6, 1) for host, rate in rates.items()}, "MB/s; slow is", slow)
     others = [rate for host, rate in rates.items() if host != slow]
     assert rates[slow] < 20e6 / 8 * 1.5 and min(others) > 2 * rates[slow]
+    g.check()
+
+
+@pytest.mark.long
+def test_gm8_where_cables_are_full_no_host_is_late(lab_gang: StartGang) -> None:
+    """Gradients take all that the cables carry; beats go over the same ones, on connections of their own."""
+    rate, seconds = 10, 20.0
+    g = lab_gang(hosts=4, rate=rate, ranks_per_host=1, spares=0, epochs=20, codec="none", wide=True)
+    g.wait_for_step(2)
+    before = [each.sent_payload for each in g.lab.traffic()]
+    time.sleep(seconds)
+    sent = [after.sent_payload - least for after, least in zip(g.lab.traffic(), before, strict=True)]
+    g.lab.set_rate(None)
+    print("share of the cables that gradients took:", [round(8 * each / (rate * 1e6 * seconds), 2) for each in sent])
+    assert max(sent) > 0.7 * rate * 1e6 / 8 * seconds
+    assert [kind for kind in ("agent_lost", "host_lost", "verdict", "evidence", "hang") if g.events(kind)] == []
+    g.hurry()
     g.check()

@@ -22,12 +22,14 @@ class FakeOperator(rpc.OperatorServicer):
         self.reply = reply
         self.then = then or []
         self.questions: list[pb.StatusRequest] = []
+        self.connections: list[str] = []  # that they came by
         self.stops: list[pb.StopRequest] = []
         self.checkpoint = pb.OperatorReply(accepted=True, message="the state after step 12 is saved", step=12)
         self.asked: Callable[[str], None] = lambda request: None  # called with the id of each request for a checkpoint
 
     def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusReply:
         self.questions.append(request)
+        self.connections.append(context.peer())
         if self.stops and self.then:
             self.reply.phase = self.then.pop(0)
         return self.reply

@@ -36,6 +36,20 @@ Fields = dict[str, object]
 
 
 @dataclass
+class Appointed:
+    """Whom agents were appointed to lead, and to hear, as pairs of leader and host; nobody unless it is said."""
+
+    led: set[tuple[str, str]] = field(default_factory=set)
+    heard: set[tuple[str, str]] = field(default_factory=set)
+
+    def may_attach(self, leading: str, host: str) -> bool:
+        return (leading, host) in self.led
+
+    def observes(self, leading: str, host: str) -> bool:
+        return (leading, host) in self.heard
+
+
+@dataclass
 class Behind:
     """Notes what has come through."""
 
@@ -43,15 +57,16 @@ class Behind:
     left: queue.Queue[str] = field(default_factory=queue.Queue)  # hosts whose stream has ended
     asked: list[str] = field(default_factory=list)
     streams: Streams = field(default_factory=Streams)
+    leaders: Appointed = field(default_factory=Appointed)
 
     def refuses(self, host: str, message: pb.AgentMessage, *, first: bool = False) -> str | None:
         return None
 
-    def attach(self, hello: pb.HostHello, stream: HostStream) -> bool:
+    def attach(self, hello: pb.HostHello, stream: HostStream) -> str | None:
         self.attached.append(hello.host)
         self.streams.attach(hello.host, stream, hello.agent_pid)
         self.streams.post(hello.host, pb.CoordinatorMessage(welcome=pb.Welcome(incarnation=7)))
-        return True
+        return None
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from orchestrator.records import Record, read_events
 from orchestrator.streams import HostStream
 from workers import wire
 from workers.identity import GENESIS
+from workers.installed import software
 
 
 class NoHosts:
@@ -40,9 +41,12 @@ class NoHosts:
 
 
 class RealCoordinator(Coordinator):
-    """Of `hosts` hosts with one rank and no spare each: worker `w1` on `host-1`, and so on. Needs a running loop."""
+    """Of `hosts` hosts with one rank and no spare each: worker `w1` on `host-1`, and so on. Needs a running loop.
 
-    def __init__(self, folder: Path, hosts: int = 2) -> None:
+    `more` goes into JobSpec's `hosts`.
+    """
+
+    def __init__(self, folder: Path, hosts: int = 2, **more: int) -> None:
         spec = {
             "name": "job",
             "storage": str(folder),
@@ -51,7 +55,7 @@ class RealCoordinator(Coordinator):
             "topology": {"probe": False},
         }
         (folder / "job.json").write_text(json.dumps({"started": 1.0}))
-        sizes = {"min": 1, "max": hosts}
+        sizes = {"min": 1, "max": hosts, **more}
         hosts_of_ray = cast(RayHosts, NoHosts())
         super().__init__(JobSpec.model_validate({**spec, "hosts": sizes}), folder, hosts_of_ray, "127.0.0.1:1", "127.0.0.1")
         self.bind_loop(asyncio.get_running_loop())
@@ -62,9 +66,9 @@ class RealCoordinator(Coordinator):
 
     @classmethod
     @contextmanager
-    def opened(cls, folder: Path, hosts: int = 2) -> Iterator[RealCoordinator]:
+    def opened(cls, folder: Path, hosts: int = 2, **more: int) -> Iterator[RealCoordinator]:
         """Closes its files in the end."""
-        coordinator = cls(folder, hosts)
+        coordinator = cls(folder, hosts, **more)
         try:
             yield coordinator
         finally:
@@ -75,7 +79,7 @@ class RealCoordinator(Coordinator):
     def train(self) -> None:
         """All hosts attach, and their ranks go through the first generation, at the pace of this call."""
         for host in self.names:
-            assert self.attach(self.hello(host), HostStream(host))
+            assert self.attach(self.hello(host), HostStream(host)) is None
         for host in self.names:
             self.hear(host, self.report(host, prepared=self.prepared()))
         for host in self.names:
@@ -83,7 +87,7 @@ class RealCoordinator(Coordinator):
             self.hear(host, self.report(host, running=running))
         assert self.machine.phase is JobPhase.TRAINING
 
-    def attach(self, hello: pb.HostHello, stream: HostStream) -> bool:
+    def attach(self, hello: pb.HostHello, stream: HostStream) -> str | None:
         self._opened.append(stream)
         return super().attach(hello, stream)
 
@@ -97,7 +101,7 @@ class RealCoordinator(Coordinator):
 
     def hello(self, host: str, **changes: Any) -> pb.HostHello:
         up = pb.WorkerUp(worker=self.worker(host), pid=100 + int(host[5:]), phase="idle", rank=-1, **changes)
-        return pb.HostHello(host=host, address=f"10.0.0.{host[5:]}", workers=[up])
+        return pb.HostHello(host=host, address=f"10.0.0.{host[5:]}", workers=[up], software=software(self.folder))
 
     def report(self, host: str, **body: Any) -> pb.AgentMessage:
         return pb.AgentMessage(report=pb.RankReport(worker=self.worker(host), **body))

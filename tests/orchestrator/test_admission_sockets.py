@@ -160,7 +160,7 @@ def test_an_agent_that_claims_to_be_another_is_refused_and_nothing_has_changed(p
         rightful.close()
 
 
-def test_gm4_an_agent_leads_no_host_that_its_certificate_does_not_name(port: Guarded) -> None:
+def test_gm4_an_agent_leads_no_host_that_it_was_not_appointed_for(port: Guarded) -> None:
     with port.connected(tls.agent_file("host-1")) as channel:
         leader = Attached(channel, "host-1")
         assert leader.welcome() == 7
@@ -170,6 +170,18 @@ def test_gm4_an_agent_leads_no_host_that_its_certificate_does_not_name(port: Gua
         event = refused(port)
         assert event["check"] == "identity" and "'host-2'" in str(event["message"])
         assert port.behind.attached == ["host-1"]
+        leader.close()
+
+
+def test_gm4_an_agent_leads_a_host_that_it_was_appointed_for(port: Guarded) -> None:
+    with port.connected(tls.agent_file("host-1")) as channel:
+        port.behind.leaders.led.add(("host-1", "host-2"))
+        leader = Attached(channel, "host-1")
+        assert leader.welcome() == 7
+        leader.gather("host-2")
+        answer = leader.next()
+        assert (answer.host, answer.WhichOneof("body")) == ("host-2", "welcome")
+        assert port.behind.attached == ["host-1", "host-2"]
         leader.close()
 
 

@@ -30,6 +30,7 @@ from orchestrator.streams import HostStream, Streams
 from orchestrator.turned_away import Tally
 from orchestrator.violations import EVIDENCE_AT
 from tests.orchestrator.real_coordinator import RealCoordinator
+from workers.installed import software
 from workers.protocol import RankState
 
 Scenario = Callable[[RealCoordinator], None]
@@ -282,8 +283,9 @@ def test_gm6_whatever_an_agent_begins_with_nothing_is_raised(hellos: list[pb.Hos
         for hello in hellos:
             before = job.membership
             if job.refuses(hello.host, pb.AgentMessage(hello=hello), first=True) is None:
-                taken = job.attach(hello, HostStream(hello.host))
-                assert taken == (hello.host in ("host-1", "host-2"))
+                hello.software.update(software(job.folder))
+                refused = job.attach(hello, HostStream(hello.host))
+                assert (refused is None) == (hello.host in ("host-1", "host-2"))
             else:
                 assert job.membership == before
 
@@ -306,10 +308,10 @@ class Ear:
     def refuses(self, host: str, message: pb.AgentMessage, *, first: bool = False) -> str | None:
         return "says too little" if first and not message.hello.address else None
 
-    def attach(self, hello: pb.HostHello, stream: HostStream) -> bool:
+    def attach(self, hello: pb.HostHello, stream: HostStream) -> str | None:
         self.attached.set()
         self.streams.attach(hello.host, stream, 1)
-        return True
+        return None
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from orchestrator.coordinator import Coordinator
 from orchestrator.services import SERVER_OPTIONS, ControlService
 from orchestrator.streams import HostStream, Streams
 from orchestrator.turned_away import Tally
+from tests.orchestrator.guarded import Appointed
 
 PATIENCE_SECONDS = 30.0
 
@@ -27,6 +28,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.streams = Streams()
+        self.leaders = Appointed()
         self.heard: list[tuple[str, ...]] = []
 
     @contextlib.contextmanager
@@ -38,17 +40,20 @@ class Listener:
     def refuses(self, host: str, message: pb.AgentMessage, *, first: bool = False) -> str | None:
         return None
 
-    def attach(self, hello: pb.HostHello, stream: HostStream) -> bool:
+    def attach(self, hello: pb.HostHello, stream: HostStream) -> str | None:
         if hello.host not in {f"host-{number}" for number in range(1, 5)}:
-            return False
+            return "is not a host of this job"
         self.streams.attach(hello.host, stream, hello.agent_pid)
         self.streams.post(hello.host, pb.CoordinatorMessage(welcome=pb.Welcome(incarnation=1)))
         self._note("attach", hello.host)
-        return True
+        return None
 
     def detach(self, host: str, stream: HostStream) -> None:
         self.streams.detach(host)
         self._note("detach", host)
+
+    def heard_of(self, host: str) -> None:
+        self._note("heard of", host)
 
     def hear(self, host: str, message: pb.AgentMessage) -> None:
         self._note(str(message.WhichOneof("body")), host)
@@ -135,6 +140,36 @@ def test_gm4_a_leader_speaks_for_its_group_and_what_comes_together_is_heard_toge
             ("detach", "host-1"),
             ("ends",),
         ]
+
+    converse(talk)
+
+
+def test_gm4_by_the_stream_of_a_leader_nobody_speaks_for_another() -> None:
+    async def talk(listener: Listener, stub: rpc.ControlStub) -> None:
+        outbox: asyncio.Queue[pb.AgentMessage | None] = asyncio.Queue()
+        outbox.put_nowait(pb.AgentMessage(hello=hello("host-1")))
+        messages = [said("host-2", hello=hello("host-3")), said("host-1", hello=hello("host-1"))]
+        outbox.put_nowait(pb.AgentMessage(gathered=pb.Gathered(messages=messages)))
+        stream = stub.Attach(outgoing(outbox))
+        answers = [await stream.read() for _ in range(3)]
+        assert [(each.WhichOneof("body"), each.host) for each in answers[:2]] == [("welcome", ""), ("refused", "host-2")]
+        assert answers[2].HasField("refused")
+        assert [what for what in listener.heard if what[0] == "attach"] == [("attach", "host-1")]
+
+    converse(talk)
+
+
+def test_gm18_heartbeats_by_another_way_count_from_whom_it_was_asked_for() -> None:
+    async def talk(listener: Listener, stub: rpc.ControlStub) -> None:
+        listener.leaders.heard = {("host-1", "host-3")}
+        outbox: asyncio.Queue[pb.AgentMessage | None] = asyncio.Queue()
+        outbox.put_nowait(pb.AgentMessage(hello=hello("host-1")))
+        messages = [said("host-2", seen=pb.Seen()), said("host-3", seen=pb.Seen())]
+        outbox.put_nowait(pb.AgentMessage(gathered=pb.Gathered(messages=messages)))
+        stream = stub.Attach(outgoing(outbox))
+        assert (await stream.read()).HasField("welcome")
+        await listener.has_heard("ends")
+        assert listener.heard == [("attach", "host-1"), ("begins",), ("heard of", "host-3"), ("ends",)]
 
     converse(talk)
 

@@ -34,6 +34,7 @@ def reply(job: str) -> operator_pb2.StatusReply:
             )
         ],
         discarded=2,
+        phi=1.5,
     )
 
 
@@ -57,8 +58,9 @@ def test_a_running_job_is_shown_as_its_coordinator_says(tmp_path: Path, capsys: 
     assert (shown["job"], shown["phase"], shown["step"], shown["total_steps"]) == ("demo", "training", 41, 100)
     assert shown["generation"] == [1, 3]
     assert shown["discarded"] == 2
+    assert (shown["phi"], shown["lockstep"], shown["out_of_phase"]) == (1.5, None, 0)
     assert shown["ranks"][0] == {"rank": 0, "host": "host-1", "pid": 11, "state": "training", "step": 41}
-    host = {"host": "host-1", "address": "127.0.0.2", "state": "healthy", "agent_pid": 10, "group": "a"}
+    host = {"host": "host-1", "address": "127.0.0.2", "state": "healthy", "agent_pid": 10, "through": "", "group": "a"}
     unknown = {"standing": "", "score": None, "reason": "", "trust": 0.0, "evictions": 0, "returns_at": None}
     sensors: dict[str, object] = {"memory": 0.5, "disk": None, "load": None, "cpu": None, "short_of": []}
     assert shown["hosts"] == [{**host, **unknown, "excluded": False, **sensors}]
@@ -71,6 +73,7 @@ def test_text_names_ranks_and_hosts(tmp_path: Path, capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     assert text.startswith("demo: training, step 41/100, generation 1.3, 1 rank\n")
     assert "rank 0" in text and "idle" in text and "127.0.0.2       healthy  group a\n" in text
+    assert "  phi 1.5000\n" in text
 
 
 def test_only_the_driver_counts_as_the_driver(tmp_path: Path) -> None:
@@ -80,6 +83,22 @@ def test_only_the_driver_counts_as_the_driver(tmp_path: Path) -> None:
         status.fetch(folder)
         status.fetch(folder, driver=True)
     assert [question.driver for question in operator.questions] == [False, True]
+
+
+def test_who_asks_again_and_again_connects_once(tmp_path: Path) -> None:
+    first, second = FakeOperator(reply("demo")), FakeOperator(reply("demo"))
+    with served(first) as address, served(second) as other:
+        folder = make_job(tmp_path, "demo", address=address)
+        link = status.Link(folder)
+        assert all(link.fetch(30.0) for _ in range(3))
+        moved = {"incarnation": 2, "address": other, "pid": 1, "started": 0.0}
+        (folder / "coordinator.json").write_text(json.dumps(moved))
+        assert all(link.fetch(30.0) for _ in range(2))
+        link.close()
+        assert link.fetch(30.0) is not None  # it may be used again
+        link.close()
+    assert (len(first.connections), len(set(first.connections))) == (3, 1)
+    assert len(second.connections) == 3 and second.connections[0] == second.connections[1]
 
 
 def test_a_silent_coordinator_costs_a_bounded_time_and_the_logs_speak(tmp_path: Path, silent: str) -> None:

@@ -1,4 +1,4 @@
-"""GM-43: how long a record has to be."""
+"""GM-42, GM-43: how often a rule may be wrong, and how long a record has to be to show that."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ CONFIG = GovernorConfig()
 @pytest.mark.parametrize(("hosts", "rate"), [(16, 3.2e-5), (888, 4.2e-6), (10_000, 1.3e-6)])
 def test_gm43_the_rate_that_is_allowed(hosts: int, rate: float) -> None:
     assert most_allowed(hosts, CONFIG) == pytest.approx(rate, rel=0.03)
+
+
+@pytest.mark.parametrize("hosts", [16, 888, 10_000])
+def test_gm42_at_that_rate_all_signals_together_evict_one_host_wrongly_in_30_days(hosts: int) -> None:
+    rate = most_allowed(hosts, CONFIG)
+    evaluations, within = 30 * 24 * 3600 / CONFIG.evaluation, int(CONFIG.remember / CONFIG.evaluation)
+    again = 1 - (1 - rate) ** within
+    assert hosts * evaluations * len(NOISY) * rate * again == pytest.approx(1.0, rel=1e-3)
 
 
 @pytest.mark.parametrize("events", [0, 1, 2, 7, 100])

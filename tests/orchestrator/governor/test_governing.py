@@ -161,6 +161,10 @@ def test_gm18_gaps_between_beats_that_were_in_time_make_the_limit_longer(job: Jo
     assert job.governing.dead_limit == pytest.approx(6.0)
     job.governing.beat("host-1", 60.0)  # this one was not
     assert job.governing.dead_limit == pytest.approx(6.0)
+    job.governing.generation({"host-1": ""}, 61.0, first=False)
+    assert job.governing.dead_limit == pytest.approx(6.0)
+    job.governing.generation({"host-1": ""}, 61.0, first=True)  # it was still loading what it needs
+    assert job.governing.dead_limit == 3.0
 
 
 def test_gm36a_a_host_that_was_lost_is_fenced_and_may_come_back_at_once_through_the_host_test(job: Job) -> None:

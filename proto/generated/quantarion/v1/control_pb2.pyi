@@ -27,7 +27,7 @@ class StateId(_message.Message):
     def __init__(self, step: _Optional[int] = ..., round: _Optional[int] = ..., generation: _Optional[_Union[Generation, _Mapping]] = ..., lineage: _Optional[int] = ...) -> None: ...
 
 class AgentMessage(_message.Message):
-    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report", "probe_port", "measured_link", "host_tested", "stacks", "draining", "gathered", "host_away", "host")
+    __slots__ = ("hello", "beat", "worker_up", "worker_exit", "report", "probe_port", "measured_link", "host_tested", "stacks", "draining", "gathered", "host_away", "leads", "seen", "host")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     WORKER_UP_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +40,8 @@ class AgentMessage(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     GATHERED_FIELD_NUMBER: _ClassVar[int]
     HOST_AWAY_FIELD_NUMBER: _ClassVar[int]
+    LEADS_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     hello: HostHello
     beat: Beat
@@ -53,8 +55,10 @@ class AgentMessage(_message.Message):
     draining: Draining
     gathered: Gathered
     host_away: HostAway
+    leads: Leads
+    seen: Seen
     host: str
-    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ..., probe_port: _Optional[_Union[ProbePort, _Mapping]] = ..., measured_link: _Optional[_Union[MeasuredLink, _Mapping]] = ..., host_tested: _Optional[_Union[HostTested, _Mapping]] = ..., stacks: _Optional[_Union[Stacks, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., gathered: _Optional[_Union[Gathered, _Mapping]] = ..., host_away: _Optional[_Union[HostAway, _Mapping]] = ..., host: _Optional[str] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[HostHello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., worker_up: _Optional[_Union[WorkerUp, _Mapping]] = ..., worker_exit: _Optional[_Union[WorkerExit, _Mapping]] = ..., report: _Optional[_Union[RankReport, _Mapping]] = ..., probe_port: _Optional[_Union[ProbePort, _Mapping]] = ..., measured_link: _Optional[_Union[MeasuredLink, _Mapping]] = ..., host_tested: _Optional[_Union[HostTested, _Mapping]] = ..., stacks: _Optional[_Union[Stacks, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., gathered: _Optional[_Union[Gathered, _Mapping]] = ..., host_away: _Optional[_Union[HostAway, _Mapping]] = ..., leads: _Optional[_Union[Leads, _Mapping]] = ..., seen: _Optional[_Union[Seen, _Mapping]] = ..., host: _Optional[str] = ...) -> None: ...
 
 class Gathered(_message.Message):
     __slots__ = ("messages",)
@@ -66,21 +70,44 @@ class HostAway(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Leads(_message.Message):
+    __slots__ = ("term", "port")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    port: int
+    def __init__(self, term: _Optional[int] = ..., port: _Optional[int] = ...) -> None: ...
+
+class Seen(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class HostHello(_message.Message):
-    __slots__ = ("host", "node_id", "address", "agent_pid", "workers", "exits")
+    __slots__ = ("host", "node_id", "address", "agent_pid", "workers", "exits", "heartbeats_only", "software")
+    class SoftwareEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     HOST_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     AGENT_PID_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     EXITS_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEATS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     host: str
     node_id: str
     address: str
     agent_pid: int
     workers: _containers.RepeatedCompositeFieldContainer[WorkerUp]
     exits: _containers.RepeatedCompositeFieldContainer[WorkerExit]
-    def __init__(self, host: _Optional[str] = ..., node_id: _Optional[str] = ..., address: _Optional[str] = ..., agent_pid: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerUp, _Mapping]]] = ..., exits: _Optional[_Iterable[_Union[WorkerExit, _Mapping]]] = ...) -> None: ...
+    heartbeats_only: bool
+    software: _containers.ScalarMap[str, str]
+    def __init__(self, host: _Optional[str] = ..., node_id: _Optional[str] = ..., address: _Optional[str] = ..., agent_pid: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerUp, _Mapping]]] = ..., exits: _Optional[_Iterable[_Union[WorkerExit, _Mapping]]] = ..., heartbeats_only: _Optional[bool] = ..., software: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Beat(_message.Message):
     __slots__ = ("time", "progress", "temperature", "memory", "disk", "load", "cpu", "links")
@@ -301,16 +328,18 @@ class Finished(_message.Message):
     def __init__(self, state: _Optional[_Union[StateId, _Mapping]] = ...) -> None: ...
 
 class Failed(_message.Message):
-    __slots__ = ("error", "traceback", "exit_code", "step")
+    __slots__ = ("error", "traceback", "exit_code", "step", "device_lost")
     ERROR_FIELD_NUMBER: _ClassVar[int]
     TRACEBACK_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_LOST_FIELD_NUMBER: _ClassVar[int]
     error: str
     traceback: str
     exit_code: int
     step: int
-    def __init__(self, error: _Optional[str] = ..., traceback: _Optional[str] = ..., exit_code: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+    device_lost: bool
+    def __init__(self, error: _Optional[str] = ..., traceback: _Optional[str] = ..., exit_code: _Optional[int] = ..., step: _Optional[int] = ..., device_lost: _Optional[bool] = ...) -> None: ...
 
 class Note(_message.Message):
     __slots__ = ("kind", "json")
@@ -377,7 +406,7 @@ class Draining(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., age: _Optional[float] = ..., deadline: _Optional[float] = ...) -> None: ...
 
 class CoordinatorMessage(_message.Message):
-    __slots__ = ("welcome", "directive", "kill", "probe_open", "probe_link", "probe_close", "host_test", "ask_stacks", "refused", "host")
+    __slots__ = ("welcome", "directive", "kill", "probe_open", "probe_link", "probe_close", "host_test", "ask_stacks", "lead", "follow", "refused", "host")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     DIRECTIVE_FIELD_NUMBER: _ClassVar[int]
     KILL_FIELD_NUMBER: _ClassVar[int]
@@ -386,6 +415,8 @@ class CoordinatorMessage(_message.Message):
     PROBE_CLOSE_FIELD_NUMBER: _ClassVar[int]
     HOST_TEST_FIELD_NUMBER: _ClassVar[int]
     ASK_STACKS_FIELD_NUMBER: _ClassVar[int]
+    LEAD_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
@@ -396,15 +427,47 @@ class CoordinatorMessage(_message.Message):
     probe_close: ProbeClose
     host_test: HostTest
     ask_stacks: AskStacks
+    lead: Lead
+    follow: Follow
     refused: Refused
     host: str
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., probe_open: _Optional[_Union[ProbeOpen, _Mapping]] = ..., probe_link: _Optional[_Union[ProbeLink, _Mapping]] = ..., probe_close: _Optional[_Union[ProbeClose, _Mapping]] = ..., host_test: _Optional[_Union[HostTest, _Mapping]] = ..., ask_stacks: _Optional[_Union[AskStacks, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., host: _Optional[str] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., directive: _Optional[_Union[Directive, _Mapping]] = ..., kill: _Optional[_Union[Kill, _Mapping]] = ..., probe_open: _Optional[_Union[ProbeOpen, _Mapping]] = ..., probe_link: _Optional[_Union[ProbeLink, _Mapping]] = ..., probe_close: _Optional[_Union[ProbeClose, _Mapping]] = ..., host_test: _Optional[_Union[HostTest, _Mapping]] = ..., ask_stacks: _Optional[_Union[AskStacks, _Mapping]] = ..., lead: _Optional[_Union[Lead, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., host: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("incarnation",)
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
     def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
+
+class Lead(_message.Message):
+    __slots__ = ("term", "hosts", "observed", "job")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    HOSTS_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    hosts: _containers.RepeatedScalarFieldContainer[str]
+    observed: _containers.RepeatedScalarFieldContainer[str]
+    job: str
+    def __init__(self, term: _Optional[int] = ..., hosts: _Optional[_Iterable[str]] = ..., observed: _Optional[_Iterable[str]] = ..., job: _Optional[str] = ...) -> None: ...
+
+class Follow(_message.Message):
+    __slots__ = ("term", "leader", "observer")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    OBSERVER_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    leader: Way
+    observer: Way
+    def __init__(self, term: _Optional[int] = ..., leader: _Optional[_Union[Way, _Mapping]] = ..., observer: _Optional[_Union[Way, _Mapping]] = ...) -> None: ...
+
+class Way(_message.Message):
+    __slots__ = ("address", "server_name")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_NAME_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    server_name: str
+    def __init__(self, address: _Optional[str] = ..., server_name: _Optional[str] = ...) -> None: ...
 
 class Refused(_message.Message):
     __slots__ = ("reason",)

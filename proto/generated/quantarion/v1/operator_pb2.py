@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from quantarion.v1 import control_pb2 as quantarion_dot_v1_dot_control__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cquantarion/v1/operator.proto\x12\rquantarion.v1\x1a\x1bquantarion/v1/control.proto\"\x1f\n\rStatusRequest\x12\x0e\n\x06\x64river\x18\x01 \x01(\x08\"b\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x0e\n\x06worker\x18\x06 \x01(\t\"\xe8\x02\n\nHostStatus\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\tagent_pid\x18\x04 \x01(\r\x12\r\n\x05group\x18\x05 \x01(\t\x12\x10\n\x08standing\x18\x06 \x01(\t\x12\x12\n\x05score\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\r\n\x05trust\x18\t \x01(\x01\x12\x11\n\tevictions\x18\n \x01(\r\x12\x12\n\nreturns_at\x18\x0b \x01(\x01\x12\x10\n\x08\x65xcluded\x18\x0c \x01(\x08\x12\x13\n\x06memory\x18\x14 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04\x64isk\x18\x15 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04load\x18\x16 \x01(\x01H\x03\x88\x01\x01\x12\x10\n\x03\x63pu\x18\x17 \x01(\x01H\x04\x88\x01\x01\x12\x10\n\x08short_of\x18\x18 \x03(\tB\x08\n\x06_scoreB\t\n\x07_memoryB\x07\n\x05_diskB\x07\n\x05_loadB\x06\n\x04_cpu\"\x9f\x02\n\x0bStatusReply\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x04 \x01(\x04\x12-\n\ngeneration\x18\x05 \x01(\x0b\x32\x19.quantarion.v1.Generation\x12(\n\x05ranks\x18\x06 \x03(\x0b\x32\x19.quantarion.v1.RankStatus\x12(\n\x05hosts\x18\x07 \x03(\x0b\x32\x19.quantarion.v1.HostStatus\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x11\n\texit_code\x18\t \x01(\x05\x12\x17\n\x0f\x63oordinator_pid\x18\n \x01(\r\x12\x11\n\tdiscarded\x18\x0b \x01(\x04\"*\n\x0bStopRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0b\n\x03now\x18\x02 \x01(\x08\".\n\tStopReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\"Z\n\x0bHostRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12-\n\ngeneration\x18\x03 \x01(\x0b\x32\x19.quantarion.v1.Generation\"L\n\x0cScaleRequest\x12\r\n\x05hosts\x18\x01 \x01(\r\x12-\n\ngeneration\x18\x02 \x01(\x0b\x32\x19.quantarion.v1.Generation\"\x1f\n\x11\x43heckpointRequest\x12\n\n\x02id\x18\x01 \x01(\t\"O\n\rOperatorReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05guard\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x04\" \n\x0cWatchRequest\x12\x10\n\x08\x66rom_now\x18\x01 \x01(\x08\"\x15\n\x05\x45vent\x12\x0c\n\x04json\x18\x01 \x01(\t2W\n\x07\x43ontrol\x12L\n\x06\x41ttach\x12\x1b.quantarion.v1.AgentMessage\x1a!.quantarion.v1.CoordinatorMessage(\x01\x30\x01\x32\xa7\x04\n\x08Operator\x12\x42\n\x06Status\x12\x1c.quantarion.v1.StatusRequest\x1a\x1a.quantarion.v1.StatusReply\x12<\n\x04Stop\x12\x1a.quantarion.v1.StopRequest\x1a\x18.quantarion.v1.StopReply\x12\x41\n\x05\x44rain\x12\x1a.quantarion.v1.HostRequest\x1a\x1c.quantarion.v1.OperatorReply\x12\x41\n\x05\x45vict\x12\x1a.quantarion.v1.HostRequest\x1a\x1c.quantarion.v1.OperatorReply\x12\x43\n\x07Readmit\x12\x1a.quantarion.v1.HostRequest\x1a\x1c.quantarion.v1.OperatorReply\x12\x42\n\x05Scale\x12\x1b.quantarion.v1.ScaleRequest\x1a\x1c.quantarion.v1.OperatorReply\x12L\n\nCheckpoint\x12 .quantarion.v1.CheckpointRequest\x1a\x1c.quantarion.v1.OperatorReply\x12<\n\x05Watch\x12\x1b.quantarion.v1.WatchRequest\x1a\x14.quantarion.v1.Event0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cquantarion/v1/operator.proto\x12\rquantarion.v1\x1a\x1bquantarion/v1/control.proto\"\x1f\n\rStatusRequest\x12\x0e\n\x06\x64river\x18\x01 \x01(\x08\"b\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x0e\n\x06worker\x18\x06 \x01(\t\"\xf9\x02\n\nHostStatus\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\tagent_pid\x18\x04 \x01(\r\x12\r\n\x05group\x18\x05 \x01(\t\x12\x10\n\x08standing\x18\x06 \x01(\t\x12\x12\n\x05score\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\r\n\x05trust\x18\t \x01(\x01\x12\x11\n\tevictions\x18\n \x01(\r\x12\x12\n\nreturns_at\x18\x0b \x01(\x01\x12\x10\n\x08\x65xcluded\x18\x0c \x01(\x08\x12\x0f\n\x07through\x18\r \x01(\t\x12\x13\n\x06memory\x18\x14 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04\x64isk\x18\x15 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04load\x18\x16 \x01(\x01H\x03\x88\x01\x01\x12\x10\n\x03\x63pu\x18\x17 \x01(\x01H\x04\x88\x01\x01\x12\x10\n\x08short_of\x18\x18 \x03(\tB\x08\n\x06_scoreB\t\n\x07_memoryB\x07\n\x05_diskB\x07\n\x05_loadB\x06\n\x04_cpu\"\xf3\x02\n\x0bStatusReply\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x13\n\x0btotal_steps\x18\x04 \x01(\x04\x12-\n\ngeneration\x18\x05 \x01(\x0b\x32\x19.quantarion.v1.Generation\x12(\n\x05ranks\x18\x06 \x03(\x0b\x32\x19.quantarion.v1.RankStatus\x12(\n\x05hosts\x18\x07 \x03(\x0b\x32\x19.quantarion.v1.HostStatus\x12\x0f\n\x07message\x18\x08 \x01(\t\x12\x11\n\texit_code\x18\t \x01(\x05\x12\x17\n\x0f\x63oordinator_pid\x18\n \x01(\r\x12\x11\n\tdiscarded\x18\x0b \x01(\x04\x12\x10\n\x03phi\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08lockstep\x18\r \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0cout_of_phase\x18\x0e \x01(\rB\x06\n\x04_phiB\x0b\n\t_lockstep\"*\n\x0bStopRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0b\n\x03now\x18\x02 \x01(\x08\".\n\tStopReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\"Z\n\x0bHostRequest\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12-\n\ngeneration\x18\x03 \x01(\x0b\x32\x19.quantarion.v1.Generation\"L\n\x0cScaleRequest\x12\r\n\x05hosts\x18\x01 \x01(\r\x12-\n\ngeneration\x18\x02 \x01(\x0b\x32\x19.quantarion.v1.Generation\"\x1f\n\x11\x43heckpointRequest\x12\n\n\x02id\x18\x01 \x01(\t\"O\n\rOperatorReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05guard\x18\x03 \x01(\t\x12\x0c\n\x04step\x18\x04 \x01(\x04\" \n\x0cWatchRequest\x12\x10\n\x08\x66rom_now\x18\x01 \x01(\x08\"\x15\n\x05\x45vent\x12\x0c\n\x04json\x18\x01 \x01(\t2W\n\x07\x43ontrol\x12L\n\x06\x41ttach\x12\x1b.quantarion.v1.AgentMessage\x1a!.quantarion.v1.CoordinatorMessage(\x01\x30\x01\x32\xa7\x04\n\x08Operator\x12\x42\n\x06Status\x12\x1c.quantarion.v1.StatusRequest\x1a\x1a.quantarion.v1.StatusReply\x12<\n\x04Stop\x12\x1a.quantarion.v1.StopRequest\x1a\x18.quantarion.v1.StopReply\x12\x41\n\x05\x44rain\x12\x1a.quantarion.v1.HostRequest\x1a\x1c.quantarion.v1.OperatorReply\x12\x41\n\x05\x45vict\x12\x1a.quantarion.v1.HostRequest\x1a\x1c.quantarion.v1.OperatorReply\x12\x43\n\x07Readmit\x12\x1a.quantarion.v1.HostRequest\x1a\x1c.quantarion.v1.OperatorReply\x12\x42\n\x05Scale\x12\x1b.quantarion.v1.ScaleRequest\x1a\x1c.quantarion.v1.OperatorReply\x12L\n\nCheckpoint\x12 .quantarion.v1.CheckpointRequest\x1a\x1c.quantarion.v1.OperatorReply\x12<\n\x05Watch\x12\x1b.quantarion.v1.WatchRequest\x1a\x14.quantarion.v1.Event0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,27 +37,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RANKSTATUS']._serialized_start=109
   _globals['_RANKSTATUS']._serialized_end=207
   _globals['_HOSTSTATUS']._serialized_start=210
-  _globals['_HOSTSTATUS']._serialized_end=570
-  _globals['_STATUSREPLY']._serialized_start=573
-  _globals['_STATUSREPLY']._serialized_end=860
-  _globals['_STOPREQUEST']._serialized_start=862
-  _globals['_STOPREQUEST']._serialized_end=904
-  _globals['_STOPREPLY']._serialized_start=906
-  _globals['_STOPREPLY']._serialized_end=952
-  _globals['_HOSTREQUEST']._serialized_start=954
-  _globals['_HOSTREQUEST']._serialized_end=1044
-  _globals['_SCALEREQUEST']._serialized_start=1046
-  _globals['_SCALEREQUEST']._serialized_end=1122
-  _globals['_CHECKPOINTREQUEST']._serialized_start=1124
-  _globals['_CHECKPOINTREQUEST']._serialized_end=1155
-  _globals['_OPERATORREPLY']._serialized_start=1157
-  _globals['_OPERATORREPLY']._serialized_end=1236
-  _globals['_WATCHREQUEST']._serialized_start=1238
-  _globals['_WATCHREQUEST']._serialized_end=1270
-  _globals['_EVENT']._serialized_start=1272
-  _globals['_EVENT']._serialized_end=1293
-  _globals['_CONTROL']._serialized_start=1295
-  _globals['_CONTROL']._serialized_end=1382
-  _globals['_OPERATOR']._serialized_start=1385
-  _globals['_OPERATOR']._serialized_end=1936
+  _globals['_HOSTSTATUS']._serialized_end=587
+  _globals['_STATUSREPLY']._serialized_start=590
+  _globals['_STATUSREPLY']._serialized_end=961
+  _globals['_STOPREQUEST']._serialized_start=963
+  _globals['_STOPREQUEST']._serialized_end=1005
+  _globals['_STOPREPLY']._serialized_start=1007
+  _globals['_STOPREPLY']._serialized_end=1053
+  _globals['_HOSTREQUEST']._serialized_start=1055
+  _globals['_HOSTREQUEST']._serialized_end=1145
+  _globals['_SCALEREQUEST']._serialized_start=1147
+  _globals['_SCALEREQUEST']._serialized_end=1223
+  _globals['_CHECKPOINTREQUEST']._serialized_start=1225
+  _globals['_CHECKPOINTREQUEST']._serialized_end=1256
+  _globals['_OPERATORREPLY']._serialized_start=1258
+  _globals['_OPERATORREPLY']._serialized_end=1337
+  _globals['_WATCHREQUEST']._serialized_start=1339
+  _globals['_WATCHREQUEST']._serialized_end=1371
+  _globals['_EVENT']._serialized_start=1373
+  _globals['_EVENT']._serialized_end=1394
+  _globals['_CONTROL']._serialized_start=1396
+  _globals['_CONTROL']._serialized_end=1483
+  _globals['_OPERATOR']._serialized_start=1486
+  _globals['_OPERATOR']._serialized_end=2037
 # @@protoc_insertion_point(module_scope)

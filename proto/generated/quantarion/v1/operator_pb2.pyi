@@ -30,7 +30,7 @@ class RankStatus(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., step: _Optional[int] = ..., worker: _Optional[str] = ...) -> None: ...
 
 class HostStatus(_message.Message):
-    __slots__ = ("host", "address", "state", "agent_pid", "group", "standing", "score", "reason", "trust", "evictions", "returns_at", "excluded", "memory", "disk", "load", "cpu", "short_of")
+    __slots__ = ("host", "address", "state", "agent_pid", "group", "standing", "score", "reason", "trust", "evictions", "returns_at", "excluded", "through", "memory", "disk", "load", "cpu", "short_of")
     HOST_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class HostStatus(_message.Message):
     EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     RETURNS_AT_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_FIELD_NUMBER: _ClassVar[int]
+    THROUGH_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
@@ -60,15 +61,16 @@ class HostStatus(_message.Message):
     evictions: int
     returns_at: float
     excluded: bool
+    through: str
     memory: float
     disk: float
     load: float
     cpu: float
     short_of: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, host: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., agent_pid: _Optional[int] = ..., group: _Optional[str] = ..., standing: _Optional[str] = ..., score: _Optional[float] = ..., reason: _Optional[str] = ..., trust: _Optional[float] = ..., evictions: _Optional[int] = ..., returns_at: _Optional[float] = ..., excluded: _Optional[bool] = ..., memory: _Optional[float] = ..., disk: _Optional[float] = ..., load: _Optional[float] = ..., cpu: _Optional[float] = ..., short_of: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, host: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., agent_pid: _Optional[int] = ..., group: _Optional[str] = ..., standing: _Optional[str] = ..., score: _Optional[float] = ..., reason: _Optional[str] = ..., trust: _Optional[float] = ..., evictions: _Optional[int] = ..., returns_at: _Optional[float] = ..., excluded: _Optional[bool] = ..., through: _Optional[str] = ..., memory: _Optional[float] = ..., disk: _Optional[float] = ..., load: _Optional[float] = ..., cpu: _Optional[float] = ..., short_of: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("job", "phase", "step", "total_steps", "generation", "ranks", "hosts", "message", "exit_code", "coordinator_pid", "discarded")
+    __slots__ = ("job", "phase", "step", "total_steps", "generation", "ranks", "hosts", "message", "exit_code", "coordinator_pid", "discarded", "phi", "lockstep", "out_of_phase")
     JOB_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +82,9 @@ class StatusReply(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     COORDINATOR_PID_FIELD_NUMBER: _ClassVar[int]
     DISCARDED_FIELD_NUMBER: _ClassVar[int]
+    PHI_FIELD_NUMBER: _ClassVar[int]
+    LOCKSTEP_FIELD_NUMBER: _ClassVar[int]
+    OUT_OF_PHASE_FIELD_NUMBER: _ClassVar[int]
     job: str
     phase: str
     step: int
@@ -91,7 +96,10 @@ class StatusReply(_message.Message):
     exit_code: int
     coordinator_pid: int
     discarded: int
-    def __init__(self, job: _Optional[str] = ..., phase: _Optional[str] = ..., step: _Optional[int] = ..., total_steps: _Optional[int] = ..., generation: _Optional[_Union[_control_pb2.Generation, _Mapping]] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., hosts: _Optional[_Iterable[_Union[HostStatus, _Mapping]]] = ..., message: _Optional[str] = ..., exit_code: _Optional[int] = ..., coordinator_pid: _Optional[int] = ..., discarded: _Optional[int] = ...) -> None: ...
+    phi: float
+    lockstep: float
+    out_of_phase: int
+    def __init__(self, job: _Optional[str] = ..., phase: _Optional[str] = ..., step: _Optional[int] = ..., total_steps: _Optional[int] = ..., generation: _Optional[_Union[_control_pb2.Generation, _Mapping]] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., hosts: _Optional[_Iterable[_Union[HostStatus, _Mapping]]] = ..., message: _Optional[str] = ..., exit_code: _Optional[int] = ..., coordinator_pid: _Optional[int] = ..., discarded: _Optional[int] = ..., phi: _Optional[float] = ..., lockstep: _Optional[float] = ..., out_of_phase: _Optional[int] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ("reason", "now")
