@@ -25,7 +25,7 @@ from orchestrator.folder import JobFolder
 from orchestrator.jobspec import JobSpec
 from orchestrator.preflight import admission
 from orchestrator.preflight.hosts import hosts_of_cluster, hosts_of_machine
-from orchestrator.records import signal_name
+from orchestrator.records import EVENTS, signal_name
 from orchestrator.view import View
 from workers.actors import log_to
 
@@ -167,11 +167,12 @@ def _run(folder: JobFolder, cluster: str | None, view: View, interrupts: Interru
         if interrupts.signals:
             return ExitCode.STOPPED
         folder.take()
+        recorded = _size(folder.path / EVENTS)
         start_coordinator(folder, site)
         if cluster is not None:  # an embedded one goes as a whole
             stack.callback(site.sweep)
         log_to(folder.path / "logs" / "launch.log")
-        return _watch(spec, folder.path, view, interrupts, site.keep, answers)
+        return _watch(spec, folder.path, view, interrupts, site.keep, answers, recorded)
 
 
 def _look_after(embedded: EmbeddedCluster) -> str | None:
@@ -189,8 +190,9 @@ def _watch(
     interrupts: Interrupts,
     keep: Callable[[], str | None],
     answers: _Answers,
+    recorded: int,
 ) -> int:
-    """Until the coordinator says how it ended."""
+    """Until the coordinator says how it ended. `recorded`: bytes of events.jsonl before it began, of runs before."""
     request = _StopRequest(folder, view)
     begun, heard = False, time.monotonic()
     while True:
@@ -200,7 +202,7 @@ def _watch(
         view.update()
         silent = 0.0 if answer is not None else time.monotonic() - heard
         if failure is not None or silent > END_SECONDS:
-            end = status.recorded_end(folder)
+            end = status.recorded_end(folder, recorded)
             if end is not None:
                 return _ended(folder, end)
         if failure is not None:
@@ -218,6 +220,14 @@ def _watch(
                 "logs/coordinator.log in the job's folder",
                 ExitCode.FAILED,
             )
+
+
+def _size(path: Path) -> int:
+    """0 where it does not exist."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _ended(folder: Path, answer: dict[str, Any]) -> int:

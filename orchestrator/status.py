@@ -183,9 +183,10 @@ def ended(folder: Path) -> int | None:
     return int(last["exit_code"]) if last and last["entry"] == "ended" else None
 
 
-def recorded_end(folder: Path) -> Record | None:
-    """The event with which the job's last run has ended; None where the coordinator has put none on record."""
-    for event in reversed(tail(folder / EVENTS, EVENT_KEYS)):
+def recorded_end(folder: Path, after: int = 0) -> Record | None:
+    """The event with which the job's last run has ended; None where the coordinator has put none on record, beyond the
+    first `after` bytes of events.jsonl."""
+    for event in reversed(tail(folder / EVENTS, EVENT_KEYS, after)):
         if event["kind"] in ("finished", "failed"):
             return event
         if event["kind"] == "coordinator_started":
@@ -228,16 +229,17 @@ def trouble(coordinator: Coordinator | None) -> str | None:
     return operators_trouble(coordinator.folder, _name(coordinator.folder), time.time())
 
 
-def tail(path: Path, required: frozenset[str]) -> list[Record]:
-    """The whole records in the last 256 KiB of a `.jsonl` file; empty where it does not exist."""
+def tail(path: Path, required: frozenset[str], after: int = 0) -> list[Record]:
+    """The whole records in the last 256 KiB of a `.jsonl` file, beyond its first `after` bytes, which are whole lines;
+    empty where it does not exist."""
     try:
         with path.open("rb") as file:
-            start = max(0, file.seek(0, 2) - _TAIL_BYTES)
+            start = max(after, file.seek(0, 2) - _TAIL_BYTES)
             file.seek(start)
             lines = file.read().splitlines()
     except FileNotFoundError:
         return []
-    records = (parse_line(each, required) for each in (lines[1:] if start else lines))
+    records = (parse_line(each, required) for each in (lines[1:] if start > after else lines))
     return [record for record in records if record is not None]
 
 

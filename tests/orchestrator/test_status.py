@@ -185,6 +185,20 @@ def test_the_end_on_record_is_that_of_the_last_run(tmp_path: Path) -> None:
     assert end is not None and end["exit_code"] == 3
 
 
+def test_the_end_of_the_run_before_is_not_that_of_one_whose_coordinator_has_not_begun(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    append(events, {"t": 1.0, "kind": "finished", "message": "", "exit_code": 0})
+    before = events.stat().st_size
+    assert status.recorded_end(tmp_path, before) is None
+    append(events, {"t": 2.0, "kind": "failed", "message": "nobody can be let in", "exit_code": 4})
+    assert status.recorded_end(tmp_path, before) == {
+        "t": 2.0,
+        "kind": "failed",
+        "message": "nobody can be let in",
+        "exit_code": 4,
+    }
+
+
 def test_a_folder_moved_aside_keeps_its_name(tmp_path: Path) -> None:
     folder = make_job(tmp_path, "demo")
     assert status.read(folder.rename(tmp_path / "demo.1"))["job"] == "demo"
