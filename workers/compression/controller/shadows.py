@@ -57,19 +57,20 @@ class Shadows:
             for choice in CANDIDATES
             if facts.hosts > 1 and sum(transfers(facts, choice)) < sum(transfers(facts, NONE))
         ]
-        self._wanted = set(self._pairs)
+        self._untried = set(self._pairs) - self._tried.keys()
         self._per_step = math.ceil(len(self._pairs) / FIRST_STEPS)
 
     def tried(self, pair: Pair) -> None:
         """It was, whether it was asked for or not."""
         self._tried[pair] = self._step
+        self._untried.discard(pair)
 
     def next(self, step: int, plan: Plan) -> Pair | None:
         """The next to be tried in `step`, where `plan` is in force; None when that is enough for this step."""
         if step != self._step:
             self._step, self._left = step, self._per_step
         every = SELDOM_EVERY if all(choice == NONE for choice in plan) else EVERY
-        if self._left <= 0 or (step % every and self._tried.keys() >= self._wanted):
+        if self._left <= 0 or (step % every and not self._untried):
             return None
         waiting = [pair for pair in self._pairs if step - self._asked.get(pair, -PATIENCE) >= PATIENCE]
         new = [pair for pair in waiting if pair not in self._tried]
