@@ -573,8 +573,11 @@ class Coordinator:
             self.event("device_lost", {"host": view.host, "rank": view.rank, "error": failed.error})
             self.governing.convict(view.host, Code.DEVICE_LOST, self.now())
             self.remove_convicted()
-            if view.host not in self.machine.hosts:
-                return
+            if (
+                view.host in self.machine.hosts
+            ):  # it stays, or has to for now; what it has failed in is no fault of the task
+                self.do([ms.SendExit(report.worker, failed.error)])
+            return
         self.do(self.machine.failed(report.worker, failed.exit_code, failed.error, failed.step, self.now()))
         if failed.traceback and self.machine.phase is ms.JobPhase.ENDED:
             with contextlib.suppress(OSError):  # a full disk must not keep the job from ending

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from orchestrator.coordinator import Coordinator
 
 REST_SECONDS = 10.0
-"""For which a host that has come back from its leader is left alone; twice as long each time."""
+"""For which a host that has come back from its leader is left alone; twice as long where that has lasted no longer than its
+rest before."""
 MOST_REST_SECONDS = 640.0
 
 ANSWER_SECONDS = 5.0
@@ -89,9 +90,10 @@ class Leaders:
             return
         before = self._followed.pop(host, None)
         if before is not None and before.HasField("leader"):
-            _, rested = self._rests.get(host, (0.0, REST_SECONDS / 2))
-            rest = min(2 * rested, MOST_REST_SECONDS)
-            self._rests[host] = self._job.now() + rest, rest
+            now = self._job.now()
+            until, rested = self._rests.get(host, (0.0, 0.0))
+            rest = min(2 * rested, MOST_REST_SECONDS) if now - until <= rested else REST_SECONDS
+            self._rests[host] = now + rest, rest
 
     def detached(self, host: str) -> None:
         self._soon()

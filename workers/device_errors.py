@@ -11,9 +11,11 @@ def is_device_lost(error: BaseException) -> bool:
     """Whether `error`, or what has caused it, says that an accelerator does not work any more."""
     import torch
 
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, torch.AcceleratorError) and getattr(seen, "error_code", None) in LOST:
+    behind: BaseException | None = error
+    seen = set[int]()
+    while behind is not None and id(behind) not in seen:  # an error may be its own cause
+        seen.add(id(behind))
+        if isinstance(behind, torch.AcceleratorError) and getattr(behind, "error_code", None) in LOST:
             return True
-        seen = seen.__cause__ or seen.__context__
+        behind = behind.__cause__ or behind.__context__
     return False

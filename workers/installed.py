@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("workers", "orchestrator", "quantarion")
+from quantarion.v1 import control_pb2
+
+FOLDERS = {
+    "workers": Path(__file__).parent,
+    "orchestrator": Path(__file__).parents[1] / "orchestrator",
+    "quantarion/v1": Path(control_pb2.__file__).parent,
+}
+"""Those that are imported: what else lies on the path under these names is nothing."""
 
 _DIGEST_BYTES = 16
 
@@ -37,11 +44,8 @@ def software(job_folder: Path) -> dict[str, str]:
 def sources() -> str:
     """Digest of the Python files of this installation, wherever it lies."""
     files = []
-    for package in PACKAGES:
-        found = find_spec(package)
-        for place in (found.submodule_search_locations or []) if found is not None else []:
-            root = Path(place)
-            files += [(f"{package}/{path.relative_to(root).as_posix()}", path) for path in root.rglob("*.py")]
+    for name, root in FOLDERS.items():
+        files += [(f"{name}/{path.relative_to(root).as_posix()}", path) for path in root.rglob("*.py")]
     return _digest(part for name, path in sorted(files) for part in (name.encode(), _read(path)))
 
 
@@ -54,7 +58,7 @@ def _script(job: bytes) -> str:
         return ""
     if not isinstance(script, str) or not script:
         return ""
-    content = _read((begun if begun.is_dir() else Path()) / script)
+    content = _read((begun if os.path.isdir(begun) and os.access(begun, os.X_OK) else Path()) / script)
     return _digest([content]) if content else ""
 
 

@@ -169,7 +169,8 @@ class Uplink:
                 self._leader = NOWHERE
         if before is None:
             return way
-        if way.task.done() and not way.has_spoken and not before.task.done():
+        if not way.has_spoken and not before.task.done():
+            way.task.cancel()
             return before
         before.task.cancel()
         return way

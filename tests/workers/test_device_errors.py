@@ -32,3 +32,9 @@ def test_an_error_of_the_device_is_seen_behind_another(code: int) -> None:
 def test_what_a_script_can_cause_is_no_lost_device(error: Exception) -> None:
     """710: a failed assertion on the device, 700: an illegal address, 2: out of memory."""
     assert not is_device_lost(error)
+
+
+def test_an_error_that_is_its_own_cause_is_looked_at_once() -> None:
+    error = ValueError("round and round")
+    error.__cause__ = error
+    assert not is_device_lost(error)

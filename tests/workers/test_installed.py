@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -50,17 +51,27 @@ def test_gm9_a_script_is_looked_for_where_the_job_was_begun(tmp_path: Path) -> N
 
 
 def test_gm9_every_source_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "package_of_gm9"
+    package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "one.py").write_text("A = 1\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(installed, "PACKAGES", ("package_of_gm9", "package_that_is_not_there"))
+    monkeypatch.setattr(installed, "FOLDERS", {"package": package, "missing": tmp_path / "missing"})
     digests = []
     for change in (None, ("one.py", "A = 2\n"), ("two.py", "A = 2\n"), ("notes.txt", "no source")):
         if change is not None:
             (package / change[0]).write_text(change[1])
         installed.sources.cache_clear()
         digests.append(installed.sources())
+    moved = package.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(installed, "FOLDERS", {"package": moved, "missing": tmp_path / "missing"})
     installed.sources.cache_clear()
-    assert len(set(digests[:3])) == 3 and digests[3] == digests[2]
+    digests.append(installed.sources())
+    installed.sources.cache_clear()
+    assert len(set(digests[:3])) == 3 and digests[2] == digests[3] == digests[4]
+
+
+def test_gm9_the_folders_are_those_that_were_imported() -> None:
+    for name, folder in installed.FOLDERS.items():
+        module = importlib.import_module(name.replace("/", "."))
+        assert str(folder) in [str(Path(place)) for place in module.__path__]
+        assert any(folder.rglob("*.py"))
