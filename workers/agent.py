@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,11 +86,12 @@ class HostAgent:
 
     async def run(self) -> None:
         """Serve until `stop`."""
+        self._software = await asyncio.to_thread(software, self.job_folder)  # which may be on slow storage
+        before = self._left_behind()  # who says hello from here on is noted in their place
         self._listen()
         self._sensors.start()
         try:
-            self._software = await asyncio.to_thread(software, self.job_folder)  # which may be on slow storage
-            await self._reunite()
+            await self._reunite(before)
             remove_abandoned(self._memory_folder)  # by ranks that ended while there was no agent
             await self._uplink.run(self._stopped)
         finally:
@@ -274,16 +275,19 @@ class HostAgent:
         partial.write_text(json.dumps({worker: local.up.pid for worker, local in self.workers.items()}))
         partial.replace(self._roster)
 
-    async def _reunite(self) -> None:
-        """Wait until each rank of the agent before us has said hello or is dead.
+    def _left_behind(self) -> dict[str, int]:
+        """Ranks of the agent before us, with their pids."""
+        try:
+            return {str(worker): int(pid) for worker, pid in json.loads(self._roster.read_text()).items()}
+        except FileNotFoundError:
+            return {}
+
+    async def _reunite(self, before: Mapping[str, int]) -> None:
+        """Wait until each of these ranks has said hello or is dead.
 
         The coordinator takes a process that HostHello does not name for dead (EP-14), and a rank says hello only at its
         next poll point.
         """
-        try:
-            before = {str(worker): int(pid) for worker, pid in json.loads(self._roster.read_text()).items()}
-        except FileNotFoundError:
-            return
         deadline = time.monotonic() + REUNION_SECONDS
         while time.monotonic() < deadline and not self._stopped.is_set():
             if not any(_runs(worker, pid) for worker, pid in before.items() if worker not in self.workers):

@@ -51,8 +51,9 @@ def test_ep14_the_agent_after_one_that_failed_waits_for_the_ranks_that_live_on(t
                 agent.stop()
             await asyncio.wait([running])
         second = agent_in(tmp_path)
+        before = second._left_behind()
         second._listen()
-        waiting = asyncio.create_task(second._reunite())
+        waiting = asyncio.create_task(second._reunite(before))
         await asyncio.sleep(0.2)
         assert waiting.done() is not fails
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as link:
