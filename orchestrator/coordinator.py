@@ -573,9 +573,7 @@ class Coordinator:
             self.event("device_lost", {"host": view.host, "rank": view.rank, "error": failed.error})
             self.governing.convict(view.host, Code.DEVICE_LOST, self.now())
             self.remove_convicted()
-            if (
-                view.host in self.machine.hosts
-            ):  # it stays, or has to for now; what it has failed in is no fault of the task
+            if view.host in self.machine.hosts:  # it stays, for now at least; and the task is not to blame
                 self.do([ms.SendExit(report.worker, failed.error)])
             return
         self.do(self.machine.failed(report.worker, failed.exit_code, failed.error, failed.step, self.now()))

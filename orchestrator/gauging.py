@@ -79,7 +79,6 @@ def links(sizes: Sequence[int]) -> list[tuple[int, int]]:
             found += [
                 (begins[left] + one, begins[right] + other)
                 for one in range(sizes[left])
-                for other in range(sizes[right])
-                if one * sizes[right] < (other + 1) * sizes[left] and other * sizes[left] < (one + 1) * sizes[right]
+                for other in range(one * sizes[right] // sizes[left], -(-(one + 1) * sizes[right] // sizes[left]))
             ]
     return found
