@@ -45,5 +45,5 @@ for step in range(STEPS):
         accuracy = (answers.argmax(dim=1) == most).float().mean()
         print(f"step {step + 1}: loss {loss:.3f}, accuracy {accuracy:.2f}", flush=True)
 
-dist.barrier()  # or torch may abort: a thread of gloo's may still hold the last gradients when Python ends
+dist.barrier()  # nobody leaves while another may still need what it sends
 dist.destroy_process_group()
