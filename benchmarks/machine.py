@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from benchmarks.system import ROOT
 
 PACKAGES = ("torch", "ray", "torchft", "quantarion")
 
@@ -14,6 +17,18 @@ PACKAGES = ("torch", "ray", "torchft", "quantarion")
 def made_by(command: str) -> str:
     """The last lines of a results page, without the newline at its end."""
     return f"Made by\n\n```\n{command}\n```\n\non {describe()}"
+
+
+def commit() -> str:
+    """Of this source, short, with a + where files have changed since; empty where git does not say."""
+    try:
+        words = [
+            subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "--short=7", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return words[0] + ("+" if words[1] else "")
 
 
 def describe() -> str:

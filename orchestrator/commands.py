@@ -37,7 +37,7 @@ class Commands:
             job=job.spec.name,
             phase=phase,
             step=machine.pace.step,
-            total_steps=job.total_steps,
+            total_steps=job.reports.total_steps,
             generation=wire.generation_to_wire(machine.generation),
             message=job.message or _held(machine, job.spec),
             exit_code=job.exit_code,
@@ -55,7 +55,7 @@ class Commands:
         return reply
 
     def _rank(self, view: ms.WorkerView) -> op.RankStatus:
-        state, step = self._job.last_seen(view.worker)
+        state, step = self._job.reports.last_seen(view.worker)
         is_member = view.role is ms.Role.MEMBER
         rank = view.rank if is_member and view.rank is not None else -1
         state = state if is_member else view.role.value

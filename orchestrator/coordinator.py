@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,8 +23,8 @@ from quantarion.v1 import control_pb2 as pb
 from quantarion.v1 import operator_pb2_grpc as rpc
 
 from orchestrator import membership as ms
+from orchestrator.agreement import Agreement
 from orchestrator.commands import Commands
-from orchestrator.digests import Comparison, Digests
 from orchestrator.directives import Directives, Sending, runs
 from orchestrator.drains import Drains
 from orchestrator.entrance import Entrance
@@ -33,7 +32,7 @@ from orchestrator.errors import ExitCode, UserError
 from orchestrator.gauging import Gauges
 from orchestrator.governing import Governing, Removal, Way
 from orchestrator.governor.codes import Code
-from orchestrator.governor.config import Mode, Pools
+from orchestrator.governor.config import Pools
 from orchestrator.governor.log import Governor, Outset
 from orchestrator.host_tests import HostTests
 from orchestrator.hosts import RayHosts
@@ -42,16 +41,15 @@ from orchestrator.journal import Journal
 from orchestrator.leaders import Leaders
 from orchestrator.link_measurement import LinkMeasurement
 from orchestrator.messages import Known, check
-from orchestrator.non_finite import NonFinite
 from orchestrator.observing import Observing
 from orchestrator.recruitment import Recruitment
 from orchestrator.relief import Relief
+from orchestrator.reports import Reports
 from orchestrator.sameness import Sameness
 from orchestrator.saving import Saving
 from orchestrator.services import SERVER_OPTIONS, ControlService, OperatorService
 from orchestrator.streams import HostStream, Streams
 from orchestrator.violations import Violations
-from orchestrator.wrong_sums import WrongSums
 from workers import wire
 from workers.installed import software
 from workers.protocol import Answer, RankState
@@ -64,15 +62,6 @@ TICK_SECONDS = 0.1
 LOOK_AT_JOURNAL_TICKS = 10
 RECOVERY_SETTLE_SECONDS = 6.0
 DRIVER_LEASE_SECONDS = 60.0
-
-
-@dataclass
-class Seen:
-    """The last beat of one worker."""
-
-    step: int = 0
-    state: str = "starting"
-    moved: tuple[int, int] = (0, 0)
 
 
 class Coordinator:
@@ -88,8 +77,6 @@ class Coordinator:
         self.entrance = Entrance(spec, folder, address, self.event, lambda: self.ray_hosts.placed)
         self.machine = ms.Membership(_rules(spec), self.journal.incarnation)
         self.streams = Streams()
-        self.seen: dict[str, Seen] = {}
-        self.total_steps = 0
         self.phase = "waiting"
         self.message = ""
         self.exit_code = 0
@@ -102,8 +89,7 @@ class Coordinator:
         self.governing = Governing(governor, self.event)
         self.observing, self._violations = Observing(), Violations()
         self.relief = Relief(spec.governor, self.governing, self.machine, self._post)
-        self.digests, self.non_finite = Digests(self.journal.remembered.sound), NonFinite()
-        self._wrong_sums = WrongSums(self)
+        self.agreement, self.reports = Agreement(self), Reports(self)
         self._software = self.journal.remembered.software or software(folder)
         self._sameness = Sameness(self._software, lambda fields: self.event("join_refused", fields))
         self._observed_at = self.now()
@@ -279,7 +265,7 @@ class Coordinator:
         self._tell_governor(kind, fields)
         if kind == "generation":
             self.recruitment.complain()
-            self.non_finite.forget()
+            self.reports.non_finite.forget()
             self.journal.write({"entry": "generation", **fields})
             self.journal.fence(self.machine.generation)
             self.message = ""
@@ -331,7 +317,7 @@ class Coordinator:
             share = self.spec.global_batch / len(members)
             self.gauges.window((each.busy for each in window.values()), share, machine.pace.step_seconds)
             self.relief.give()
-        for host in self.non_finite.guilty(now):
+        for host in self.reports.non_finite.guilty(now):
             if machine.can_spare(host):
                 self.governing.convict(host, Code.NONFINITE_HOST, now)
         self.remove_convicted()
@@ -340,40 +326,10 @@ class Coordinator:
             self.saving.ask()
         self.host_tests.tick()
 
-    def _compared(self, found: Comparison) -> None:
-        """All members have told what they hold (GM-17). Where that differs, who deviates is out of the generation that goes
-        back."""
-        step = found.state.step
-        if self.machine.rolling_back is not None:
-            return
-        if found.unanimous:
-            self._agreed(step)
-            return
-        sound = self.digests.sound
-        fields = {"step": step, "hosts": list(found.deviating), "split": found.split, "sound": sound}
-        self.event("digests_differ", fields)
-        for host in found.deviating:
-            self.governing.convict(host, Code.SDC_DIGEST, self.now())
-        if self.spec.governor.certain is not Mode.ENFORCE:
-            return
-        self.remove_convicted()
-        self.journal.distrust(sound)
-        if self.digests.leave(found):
-            text = f"ranks hold other bytes after step {step}, and did so before: something changes them on each by itself"
-            self.do(self.machine.give_up(ExitCode.BUG, f"{text} (DIGEST_SPLIT); see docs/governor.md"))
-            return
-        code = "DIGEST_SPLIT" if found.split else "SDC_DIGEST"
-        self.do(self.machine.roll_back(sound, f"ranks hold other bytes after step {step} ({code})", self.now()))
-
     def remove_convicted(self) -> None:
         """The hosts that the governor wants to go."""
         for removal in self.governing.removals(self.machine.hosts, self.ray_hosts.placed, self.now()):
             self._remove(removal)
-
-    def _agreed(self, step: int) -> None:
-        """What all hold after it is the same."""
-        self.digests.sound = step
-        self.journal.write({"entry": "sound", "step": step})
 
     def _remove(self, removal: Removal) -> None:
         """It may be gone or have been told to go already; who alone has the state is kept, whatever speaks against it."""
@@ -480,16 +436,16 @@ class Coordinator:
                 self.governing.beat(host, self.now())
                 self.streams.heard(host, self.now())
                 self.observing.heard(host, message.beat)
-                self._beat(message.beat)
+                self.reports.beat(message.beat)
             case "worker_up":
                 self.ray_hosts.met(host, message.worker_up.pid)
                 self.do(self.machine.worker_up(*_describe(message.worker_up, host), self.now()))
             case "worker_exit":
                 left = message.worker_exit
-                self.seen.pop(left.worker, None)
+                self.reports.seen.pop(left.worker, None)
                 self.do(self.machine.worker_exit(left.worker, _status(left), self.now()))
             case "report":
-                self._report(message.report)
+                self.reports.told(message.report)
             case "stacks":
                 for stack in message.stacks.stacks:
                     self.machine.hangs.shown(stack.worker, stack.frames)
@@ -513,105 +469,12 @@ class Coordinator:
             if stream.host == host:
                 stream.outbox.put_nowait(None)
 
-    def _beat(self, beat: pb.Beat) -> None:
-        now = self.now()
-        for progress in beat.progress:
-            if progress.worker not in self.machine.workers:
-                continue
-            seen = self.seen.setdefault(progress.worker, Seen())
-            moved = (progress.micro_batch, progress.exchanges)
-            if moved != seen.moved:
-                self.machine.activity(progress.worker, now)
-            seen.step, seen.state, seen.moved = progress.step, progress.state, moved
-            self.machine.busy(progress.worker, progress.busy)
-            generation = wire.generation_from_wire(progress.generation)
-            self.machine.heard(progress.worker, generation, progress.collectives, progress.polls, now)
-            view = self.machine.workers.get(progress.worker)
-            if view is not None and view.running:  # else it may say where it was before the job went back
-                self.machine.progress(progress.step, progress.step_seconds, now)
-
-    def _report(self, report: pb.RankReport) -> None:
-        machine, worker, now = self.machine, report.worker, self.now()
-        match report.WhichOneof("body"):
-            case "prepared":
-                self.do(machine.prepared(worker, wire.answer_from_wire(report.prepared), now))
-            case "ready":
-                self.do(machine.ready(worker, wire.state_from_wire(report.ready.state), now))
-            case "running":
-                running = report.running
-                generation = wire.generation_from_wire(running.generation)
-                self.do(machine.running(worker, generation, running.how, running.seconds, now))
-            case "exchange_failed":
-                failed = report.exchange_failed
-                generation = wire.generation_from_wire(failed.generation)
-                self.do(machine.exchange_failed(worker, generation, failed.error, now))
-            case "published":
-                published = report.published
-                fields = {"path": published.path, "tier": published.tier, "step": published.step}
-                sizes = {"bytes": published.bytes, "raw_bytes": published.raw_bytes, "seconds": published.seconds}
-                self.event("checkpoint", {**fields, **sizes})
-                self.saving.published(published.step, published.tier)
-            case "finished":
-                machine.progress(wire.state_from_wire(report.finished.state).step, 0.0, now)  # no beat says it any more
-                self.do(machine.finished(worker, now))
-            case "failed":
-                self._failed(report)
-            case "note":
-                self._note(worker, report.note, now)
-            case "wrong_sums":
-                self._wrong_sums.told(worker, report.wrong_sums)
-            case "digest":
-                state = wire.state_from_wire(report.digest.state)
-                if state.generation == machine.generation:
-                    found = self.digests.tell(worker, state, report.digest.digest, machine.configured)
-                    if found is not None:
-                        self._compared(found)
-
-    def _failed(self, report: pb.RankReport) -> None:
-        failed, view = report.failed, self.machine.workers.get(report.worker)
-        if failed.device_lost and view is not None and self.machine.can_spare(view.host):
-            self.event("device_lost", {"host": view.host, "rank": view.rank, "error": failed.error})
-            self.governing.convict(view.host, Code.DEVICE_LOST, self.now())
-            self.remove_convicted()
-            if view.host in self.machine.hosts:  # it stays, for now at least; and the task is not to blame
-                self.do([ms.SendExit(report.worker, failed.error)])
-            return
-        self.do(self.machine.failed(report.worker, failed.exit_code, failed.error, failed.step, self.now()))
-        if failed.traceback and self.machine.phase is ms.JobPhase.ENDED:
-            with contextlib.suppress(OSError):  # a full disk must not keep the job from ending
-                (self.folder / "traceback.txt").write_text(failed.traceback)
-
-    def _note(self, worker: str, note: pb.Note, now: float) -> None:
-        if note.kind == "apply_failed":
-            self.do(self.machine.apply_failed(worker, note.json, now))
-        elif note.kind == "join_failed":
-            self.do(self.machine.join_failed(worker, now))
-        else:
-            fields = json.loads(note.json)
-            if note.kind == "plan":
-                self.total_steps = int(fields["total_steps"])
-            elif note.kind == "non_finite" and worker in self.machine.workers:
-                host, step, again = self.machine.workers[worker].host, int(fields["step"]), bool(fields["again"])
-                if self.non_finite.told(host, step, again=again):
-                    self.event("non_finite_job", {"step": step, "code": Code.NONFINITE_JOB.value})
-            elif note.kind == "finite_again":
-                self.non_finite.finite(int(fields["step"]), now)
-            elif note.kind == "resumed":
-                self.journal.trust()
-                self._agreed(int(fields["step"]))
-            self.event(note.kind, fields)
-
     # ------------------------------------------------------------------ what operators ask
 
     def driver_lives(self) -> None:
         """The process that started the job has asked for something."""
         if self._driver_seen != float("inf"):
             self._driver_seen = time.monotonic()
-
-    def last_seen(self, worker: str) -> tuple[str, int]:
-        """State and step in its last beat."""
-        seen = self.seen.get(worker, Seen())
-        return seen.state, seen.step
 
     def stop(self, reason: str, now: bool) -> None:
         """Checkpoint and end, or end at once."""

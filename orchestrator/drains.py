@@ -12,6 +12,7 @@ from quantarion.v1 import control_pb2 as pb
 
 from orchestrator import membership as ms
 from orchestrator.governing import Removal, Way
+from orchestrator.governor.codes import Code
 from orchestrator.notices import DEADLINE_SECONDS, Notice, Notices, Source
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Drains:
         if notice.host not in job.machine.hosts or (known := self.notices.hear(notice)) is None:
             return
         job.journal.write({"entry": "notice", **known.record()})
-        job.event("drain_notice", known.record())
+        job.event("drain_notice", {**known.record(), "code": Code.DRAIN.value})
 
     def tick(self) -> None:
         """Obey what is due. At the end of a job everybody leaves."""

@@ -247,9 +247,10 @@ class Governing:
         return record is not None and record.state is HostState.COOLING
 
     def to_test(self, present: Collection[str]) -> list[str]:
-        """Hosts of those `present` whose removal a guard refuses: a test is to tell whether they stay."""
-        held = (each for each in self._out if each.state is HostState.QUARANTINED and each.is_tested)
-        return [each.host for each in held if each.host in present]
+        """Hosts of those `present` whose removal a guard refuses: a test is to tell whether they stay. And all that are
+        live after the loss of the job has jumped, each once."""
+        asked = (self.records[host] for host in self.records.tested if host in present)
+        return [each.host for each in asked if each.state not in (HostState.EVICTED, HostState.COOLING)]
 
     def trust(self, host: str) -> float:
         record = self.records.get(host)

@@ -60,7 +60,8 @@ class HostTests:
     def tick(self) -> None:
         """Test the quarantined whom a guard keeps; give up those that do not answer."""
         job, now = self._job, self._job.now()
-        to_test = {host for host in job.governing.to_test(job.machine.hosts) if not self.has_to_wait(host)}
+        attached = {host for host, view in job.machine.hosts.items() if view.attached}  # else it would not hear of it
+        to_test = {host for host in job.governing.to_test(attached) if not self.has_to_wait(host)}
         begun = job.relief.testable(to_test - self._asked, now)
         for host in sorted(begun):
             self.begin(host)

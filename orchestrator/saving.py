@@ -28,7 +28,8 @@ class Saving:
         """The step: one that no rank has passed yet, so that all tell a digest of the same state; the last one at most."""
         job, pace = self._job, self._job.machine.pace
         step = pace.soon(job.now()) or pace.step + 1
-        self.step = min(step, job.total_steps) if job.total_steps else step
+        total = job.reports.total_steps
+        self.step = min(step, total) if total else step
         self._told_at = float("-inf")
         job.journal.write({"entry": "save", "step": self.step})
         self.tick()

@@ -13,8 +13,10 @@ CHANGE_REASONS = {
     "start": "chosen anew",
     "saves": "saves time",
     "no_gain": "no faster than none",
-    "disappoints": "took no less than none had",
+    "disappoints": "took no less than others had",
     "compares": "to see what steps with none take",
+    "tries": "to see what steps with it take",
+    "wins": "the fastest of those compared",
     "collapse": "the link has collapsed",
     "budget": "error budget exceeded",
     "dense_start_over": "dense start over",
@@ -56,7 +58,7 @@ def event_sentence(event: Record) -> str | None:
         case {"kind": "drain_notice", "host": host, "reason": reason, "heard": heard, "deadline": deadline}:
             return f"{host} will be taken away within {deadline - heard:.0f} s: {reason}"
         case {"kind": "host_test", "host": host, "passed": True}:
-            return f"{host} has passed the host test and comes back"
+            return f"{host} has passed the host test"
         case {"kind": "host_test", "host": host, "failures": failures}:
             return f"{host} has not passed the host test: {'; '.join(failures)}"
         case {"kind": "scaled", "hosts": hosts}:
@@ -154,12 +156,15 @@ VERDICTS = {
     "quarantine": "{target} is in quarantine{why}",
     "evict": "{target} is evicted{why}",
     "pause": "the governor calls for an operator{why}",
+    "inform": "the job is slower than it is meant to be{why}",
     "regroup": "group {target} has a common cause{why}",
 }
 """By the governor's act; those that are not here are steps on the way to one that is."""
 
 
 def _verdict(target: str, act: str, reasons: list[str]) -> str | None:
+    if act == "test" and "LOSS_SPIKE" in reasons:
+        return "the loss of the job has jumped: all hosts test themselves (LOSS_SPIKE)"
     why = f" ({', '.join(reasons)})" if reasons else ""
     return VERDICTS[act].format(target=target or "of all", why=why) if act in VERDICTS else None
 

@@ -54,15 +54,14 @@ class WrongSums:
         job = self._job
         hosts = sorted({places[owner] for owner in owners if 0 <= owner < len(places)})
         culprit = hosts[0] if len(owners) == len(hosts) == 1 and len(places) > 2 else ""
-        sound = min(job.digests.sound, right)
+        sound = min(job.agreement.sound, right)
         job.event("wrong_sums", {"step": step, "hosts": hosts, "culprit": culprit, "sound": sound})
         if culprit:
             job.governing.convict(culprit, Code.REDUCE_CHECK, job.now())
         if job.spec.governor.certain is not Mode.ENFORCE:
             return
         job.remove_convicted()
-        job.digests.sound = sound
-        job.journal.distrust(sound)
+        job.agreement.distrust(sound)
         self._unexplained = 0 if culprit else self._unexplained + 1
         if self._unexplained >= MOST_UNEXPLAINED:
             text = f"sums over the ranks were wrong {self._unexplained} times, of step {step} last"

@@ -84,9 +84,10 @@ class CheckpointConfig(Config):
         description="With tier `qins`: checkpoints from one exact one to the next; 1 makes all of them exact.",
         json_schema_extra=unit("checkpoints"),
     )
-    weights: Literal["int8", "v1"] = Field(
+    weights: Literal["int8", "v1", "log7", "log8"] = Field(
         "int8",
-        description="With tier `qins`, the codec of the weights: `int8` in blocks of 128, or the logarithmic code `v1`.",
+        description="With tier `qins`, the codec of the weights: `int8` in blocks of 128; logarithmic codes of 7 or 8 bits "
+        "in such blocks, `log7` and `log8`, which need no range for the tensor and keep NaN; or the logarithmic code `v1`.",
     )
     keep: Count = Field(
         3,

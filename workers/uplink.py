@@ -161,7 +161,12 @@ class Uplink:
         """Go `way`; the way there is then. That is the one before where nobody can be reached on this one; where somebody
         was reached but did not answer, it is neither."""
         way.task = asyncio.create_task(self._attached(way, reach_first=way.is_led or before is not None))
-        await _first(way.task, way.welcome, stopped, self._is_turned, seconds=WELCOME_SECONDS if way.is_led else None)
+        seconds = WELCOME_SECONDS if way.is_led else None
+        try:
+            await _first(way.task, way.welcome, stopped, self._is_turned, seconds=seconds)
+        except asyncio.CancelledError:
+            way.task.cancel()
+            raise
         if way.is_led and not way.welcome.is_set():
             way.task.cancel()
             await asyncio.wait([way.task])

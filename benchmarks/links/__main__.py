@@ -44,6 +44,7 @@ from benchmarks.links.picture import draw
 from benchmarks.links.records import Records
 from benchmarks.links.summary import layouts_of, timings
 from benchmarks.links.tasks import TASKS
+from benchmarks.machine import commit
 from benchmarks.system import ROOT, exit_on_signals
 from workers.errors import DataError
 
@@ -73,7 +74,8 @@ def measure(hosts: Hosts, cells: Sequence[Cell], effort: Effort, options: argpar
     else:
         found = ((cell, measure_alone(hosts, cell, options)) for cell in cells)
     for cell, record in found:
-        yield cell.key | record | {"took": round(time.monotonic() - begun, 2), "command": options.command}
+        made = {"took": round(time.monotonic() - begun, 2), "command": options.command, "commit": options.commit}
+        yield cell.key | record | made
 
 
 def measure_alone(hosts: Hosts, cell: Cell, options: argparse.Namespace) -> Record:
@@ -192,7 +194,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/links.jsonl"), help="raw measurements (runs/links.jsonl)")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "links.md")
     options = parser.parse_args(arguments)
-    options.command = command_of(parser, options)
+    options.command, options.commit = command_of(parser, options), commit()
     options.model, options.seeds = options.model.split(","), [int(seed) for seed in options.seeds.split(",")]
     for model in options.model:
         if model not in TASKS:

@@ -77,8 +77,20 @@ def page(records: Records, accuracy_layout: str) -> str:
     lines += change_section(changed)
     lines += _limit(limited)
     lines += _failed(records.failed())
+    lines += _commits(timed)
     commands = dict.fromkeys(record["command"] for record in (*timed, *trained, *limited, *changed))
     return "\n".join([*lines, made_by("\n".join(commands)), ""])
+
+
+def _commits(timed: Sequence[Record]) -> list[str]:
+    """Which contests were timed with which state of the source, where they were not all timed with one."""
+    found: dict[str, dict[str, None]] = {}
+    for record in timed:
+        found.setdefault(record.get("commit") or "unknown", {})[f"{record['layout']} {record['rate']}"] = None
+    if len(found) < 2:
+        return []
+    lines = ["Steps were timed with more than one state of the source:", ""]
+    return [*lines, *(f"- `{name}`: {', '.join(contests)}" for name, contests in found.items()), ""]
 
 
 def _section(timed: Sequence[Record], trained: Sequence[Record], model: str, layout: str) -> list[str]:

@@ -96,6 +96,12 @@ class GovernorConfig(Config):
     retry: float = Field(60.0, gt=0, description="Seconds for which a removal that a guard refuses is tried again.")
     probation_steps: int = Field(50, ge=0, description="Committed steps without alert that a probation lasts at least.")
     change_cost: float = Field(5.0, ge=0, description="Seconds that a removal costs the job.")
+    steps_per_second: float | None = Field(
+        None,
+        gt=0,
+        description="Committed steps per second that the job is meant to do; with less than 95 % of them over six "
+        "evaluations it says so (THROUGHPUT_UNDERRUN).",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

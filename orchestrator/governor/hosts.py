@@ -74,21 +74,29 @@ class Hosts(dict[str, HostRecord]):
 
     Attributes:
         out: the names of hosts that are not live.
+        tested: of those that were asked for a host test.
     """
 
     out: set[str]
+    tested: set[str]
 
     def __init__(self, records: Mapping[str, HostRecord] | None = None) -> None:
         super().__init__(records or {})
-        self.out = records.out.copy() if isinstance(records, Hosts) else {h for h, r in self.items() if not r.state.is_live}
+        if isinstance(records, Hosts):
+            self.out, self.tested = records.out.copy(), records.tested.copy()
+        else:
+            self.out = {host for host, record in self.items() if not record.state.is_live}
+            self.tested = {host for host, record in self.items() if record.is_tested}
 
     def __setitem__(self, host: str, record: HostRecord) -> None:
         super().__setitem__(host, record)
         (self.out.discard if record.state.is_live else self.out.add)(host)
+        (self.tested.add if record.is_tested else self.tested.discard)(host)
 
     def __delitem__(self, host: str) -> None:
         super().__delitem__(host)
         self.out.discard(host)
+        self.tested.discard(host)
 
     @property
     def num_live(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
-from orchestrator.governor import guards
+from orchestrator.governor import course, guards
 from orchestrator.governor.codes import NOISY, RESOURCES, Code, Scope
 from orchestrator.governor.config import GovernorConfig, Mode
 from orchestrator.governor.events import (
@@ -92,6 +92,7 @@ class _Turn:
         self.hosts, self.steps, self.target = Hosts(state.hosts), state.steps, state.target
         self.pools: Mapping[Code, Pool] = state.pools
         self.shortages = state.shortages
+        self.course = state.course
         self.verdicts: list[Verdict] = []
         self.alerts = [each for each in state.alerts if each[0] > self.now - CAUSE_SECONDS]
         self.removed = [each for each in state.removed if each[0] > self.now - guards.CAP_SECONDS]
@@ -114,6 +115,7 @@ class _Turn:
             steps=self.steps,
             pools=self.pools,
             shortages=self.shortages,
+            course=self.course,
             alerts=tuple(self.alerts),
             removed=tuple(self.removed),
             not_healthy=tuple(self.not_healthy),
@@ -153,6 +155,7 @@ class _Turn:
         for record, codes in wanted:
             self._quarantine(record, codes)
         self._relieve(event.observations)
+        self._look_at_the_job(event)
 
     def convict(self, host: str, code: Code) -> None:
         record = self.hosts.get(host)
@@ -189,7 +192,12 @@ class _Turn:
 
     def tested(self, host: str, *, passed: bool) -> None:
         record = self.hosts.get(host)
+        if record is not None and record.state.is_live and record.is_tested:
+            self._tested_live(record, passed=passed)
+            return
         if record is None or record.state not in (HostState.COOLING, HostState.QUARANTINED):
+            return
+        if record.state is HostState.QUARANTINED and not record.is_tested:  # it was asked for before that
             return
         if passed:
             self._say(host, Act.ADMIT, [])
@@ -199,6 +207,14 @@ class _Turn:
         else:
             self._evict(record, Code.HOST_TEST_FAILED)
             self.fence(host)
+
+    def _tested_live(self, record: HostRecord, *, passed: bool) -> None:
+        """After a jump of the loss. Where many fail at once they have a cause in common, and it takes a person."""
+        self.hosts[record.host] = replace(record, is_tested=False)
+        if not passed and self._mass_failure:
+            self._say(record.host, Act.EVICT, [Code.HOST_TEST_FAILED], guard="mass_failure")
+        elif not passed:
+            self.convict(record.host, Code.HOST_TEST_FAILED)
 
     def leave(self, host: str) -> None:
         if host in self.hosts:
@@ -310,6 +326,22 @@ class _Turn:
             if each not in known:
                 self._say(each.host, Act.RELIEVE, [each.code], self.config.mode(each.code))
 
+    def _look_at_the_job(self, event: Observed) -> None:
+        """Once of each jump and each time that it falls behind. After a jump, which may be a host's doing that is in all
+        gradients by now, each host tests itself; steps go on, as nothing is known to be wrong (GM-20)."""
+        live = [each for host, each in sorted(event.observations.items()) if self._is_live(host)]
+        self.course = course.after(self.course, live, self.now, event.steps, self.config.steps_per_second)
+        before, mode = self.state.course, self.config.mode(Code.LOSS_SPIKE)
+        if self.course.has_jumped and not before.has_jumped:
+            self._say("job", Act.TEST, [Code.LOSS_SPIKE], mode)
+            for host in sorted(self.hosts.keys() - self.hosts.out) if mode is Mode.ENFORCE else ():
+                self.hosts[host] = replace(self.hosts[host], is_tested=True)
+        if self.course.is_behind and not before.is_behind:
+            self._say("job", Act.INFORM, [Code.THROUGHPUT_UNDERRUN])
+
+    def _is_live(self, host: str) -> bool:
+        return host in self.hosts and self.hosts[host].state.is_live
+
     # ------------------------------------------------------------------ as time passes
 
     def _go_on(self, record: HostRecord) -> None:
@@ -355,7 +387,8 @@ class _Turn:
         if record.state is HostState.HEALTHY and state is not HostState.HEALTHY:
             self.not_healthy.append((self.now, record.host))
         fresh = HostRecord(record.host, record.group, state, self.now, record.trust, evictions=record.evictions)
-        kept = {"score": record.score, "pace": record.pace, **others}
+        stays = record.is_tested and record.state.is_live and state.is_live
+        kept = {"score": record.score, "pace": record.pace, "is_tested": stays, **others}
         self.hosts[record.host] = replace(fresh, **kept)  # type: ignore[arg-type]
 
     def _evict(self, record: HostRecord, code: Code) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.governor.codes import Code
+from orchestrator.governor.course import Course
 from orchestrator.governor.hosts import Hosts
 from orchestrator.governor.peers import Pool
 from orchestrator.governor.pressure import Shortage
@@ -38,6 +39,8 @@ class GovernorState:
     """Nobody is told of it while the first hosts join."""
     shortages: tuple[Shortage, ...] = ()
     """Of memory, disk and processors, those that last."""
+    course: Course = field(default_factory=Course)
+    """Of the job as a whole."""
 
     def read(
         self, observations: Mapping[str, Observation], singles: Sequence[Mapping[str, Observation]] = ()

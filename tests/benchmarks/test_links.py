@@ -291,3 +291,13 @@ def test_the_picture_goes_from_slow_links_to_fast_ones(tmp_path: Path) -> None:
     for layout in LAYOUTS:
         draw({"MLP": found, "transformer": found}, layout, tmp_path / f"{layout}.png")
         assert (tmp_path / f"{layout}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_says_which_contests_were_timed_with_another_state_of_the_source(tmp_path: Path) -> None:
+    path = tmp_path / "links.jsonl"
+    both = [time_record(rate, FP32.key, 0.7) | {"commit": name} for rate, name in (("100", "abc1234"), ("10", "def5678+"))]
+    path.write_text("".join(json.dumps(line) + "\n" for line in both))
+    text = page(Records(path, keep=True), "4x1")
+    assert "- `abc1234`: 4x1 100\n- `def5678+`: 4x1 10\n" in text
+    path.write_text("".join(json.dumps(line | {"commit": "abc1234"}) + "\n" for line in both))
+    assert "abc1234" not in page(Records(path, keep=True), "4x1")

@@ -22,7 +22,7 @@ import pytest
 
 from benchmarks.gang import gang
 from benchmarks.gang.control import death_file
-from benchmarks.gang.gang import read_json_lines
+from benchmarks.gang.gang import read_json_lines, read_settings
 from benchmarks.gang.zygote import Child
 from orchestrator import stop
 from orchestrator.audit import audit
@@ -262,6 +262,20 @@ class Gang(gang.Gang):
             if child.host == host and child.status is None:
                 os.kill(child.pid, signal.SIGSTOP)
         return now
+
+    def keep_host(self, host: str) -> None:
+        """From now on nobody can end what runs on this host, and its machine is no other host."""
+        (address,) = {child.address for child in self.processes("agent") if child.host == host}
+        settings = read_settings(self.folder)
+        others = [each for each in settings["nodes"] if each != address]
+        self._write_settings(settings | {"nodes": others, "out_of_reach": [address]})
+
+    def wake_host(self, host: str) -> list[Child]:
+        """SIGCONT of everything on a host that was stopped; the processes."""
+        woken = [child for child in self.processes() if child.host == host and child.status is None]
+        for child in woken:
+            os.kill(child.pid, signal.SIGCONT)
+        return woken
 
     def lose_host(self, host: str, *, replace: bool = True) -> None:
         """Everything on a host dies at once, and its address with it; another machine appears."""

@@ -34,6 +34,9 @@ QUIET_SECONDS, PACE_SECONDS, LINGER_SECONDS = 0.01, 0.05, 1.0
 recoveries fall into the training; and in the last LINGERING_STEPS, for machines on which a recovery takes long."""
 
 
+SPIKE = 50.0
+"""Times as large is the loss while the test wants it to be."""
+
 LAME_SECONDS = 0.1
 """More for a micro-batch on a host that is lame."""
 
@@ -124,7 +127,7 @@ def train() -> None:
         greetings.note()
         dawdle(job)
         lose_device(job)
-        job.step(cross_entropy(model(x), y))
+        job.step(SPIKE * cross_entropy(model(x), y) if (job.folder / "spike").exists() else cross_entropy(model(x), y))
     if (job.folder / "odd-rounds").exists():
         job.collect("odd", lambda part, parts: {f"part{part}": 1.0})  # a bug: other keys on every rank
     job.collect("first", lambda part, parts: {"parts": float(part == 0)})

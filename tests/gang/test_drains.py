@@ -24,6 +24,7 @@ def test_gm38_notices_of_one_second_are_one_change_of_members_that_discards_noth
     g.wait_for("their end", lambda: len(g.events("host_left")) == 2)
     notices = {str(event["host"]): event for event in g.events("drain_notice")}
     assert {host: event["source"] for host, event in notices.items()} == {"host-2": "ray", "host-3": "agent"}
+    assert {event["code"] for event in notices.values()} == {"DRAIN"}
     assert all(event["deadline"] - event["heard"] == 30.0 for event in notices.values())
     assert all(notices[str(left["host"])]["t"] < left["t"] for left in g.events("host_leaves"))
     first, alone = g.events("generation")

@@ -129,6 +129,50 @@ def test_gm18_a_host_that_falls_silent_as_a_whole_is_given_up_within_the_limit(g
     assert [test["host"] for test in g.events("host_test")] == ["host-2"]
 
 
+@pytest.mark.timeout(240)
+def test_gm6_section12e_a_host_that_wakes_up_after_its_eviction_changes_nothing(gang: StartGang) -> None:
+    """Nobody can end its processes, among them the rank that writes logs and checkpoints. They wake up when the others have
+    gone on without them, and go on as far as they are let."""
+    g = gang(limits={"patience": 60.0, "prepare": 60.0}, spares=0, epochs=40, checkpoint_every=10)
+    g.wait_for_step(20)
+    writer = str(g.members()[0]["host"])
+    g.keep_host(writer)
+    g.stop_host(writer)
+    g.wait_for("the loss", lambda: g.events("host_lost"))
+    (verdict,) = verdicts(g, "evict")
+    assert (verdict["target"], verdict["reasons"]) == (writer, ["HEARTBEAT_DEAD"])
+    g.wait_for("the others", lambda: {m["host"] for m in g.members().values()} == {"host-1", "host-2"} - {writer})
+    g.wait_for_step(g.step() + 20)
+    steps, generation = len(read_steps(g.folder)), g.events("generation")[-1]["generation"]
+    woken = g.wake_host(writer)
+    g.wait_for_step(g.step() + 30)
+    assert g.events("generation")[-1]["generation"] == generation and g.events("checkpoint")
+    after = read_steps(g.folder)[steps:]
+    assert all(step["generation"] == generation for step in after) and len(after) >= 30
+    assert len({step["step"] for step in after}) == len(after)
+    assert {child.pid for child in woken if child.kind == "worker"}
+    g._ask(do="remove", host=writer)  # as its own Ray would when it has found out
+    g.check()
+    check_log(g)
+
+
+@pytest.mark.timeout(240)
+def test_gm20_when_the_loss_of_all_jumps_every_host_tests_itself_and_training_goes_on(gang: StartGang) -> None:
+    g = gang(hosts=3, ranks_per_host=1, spares=0, epochs=40, governor={**QUICK, "relief": "shadow"})
+    g.wait_for("some windows", lambda: read_steps(g.folder) and g.step() >= 60)
+    (g.folder / "spike").touch()
+    g.wait_for("the tests", lambda: len(g.events("host_test")) >= 3)
+    (g.folder / "spike").unlink()
+    tested = g.events("host_test")
+    assert sorted(event["host"] for event in tested) == ["host-1", "host-2", "host-3"]
+    assert all(event["passed"] for event in tested)
+    (said,) = (event for event in g.events("verdict") if event["target"] == "job")
+    assert (said["act"], said["reasons"], said["mode"]) == ("test", ["LOSS_SPIKE"], "enforce")
+    g.check()
+    assert verdicts(g, "evict") == [] and len(g.events("generation")) == 1
+    check_log(g)
+
+
 def test_gm18_pages_say_what_agents_send(gang: StartGang) -> None:
     g = gang(epochs=20)
     g.wait_for_step(30)
@@ -173,5 +217,6 @@ def test_gm20_what_is_finite_nowhere_is_skipped_and_nobody_is_to_blame(gang: Sta
     g.check_digests()
     assert audit(g.folder).each_once
     assert [(e["rank"], e["step"], e["again"]) for e in g.events("non_finite")] == [(1, 40, False), (0, 40, True)]
-    assert [event["step"] for event in g.events("non_finite_job")] == [40] and verdicts(g, "evict") == []
+    assert [(event["step"], event["code"]) for event in g.events("non_finite_job")] == [(40, "NONFINITE_JOB")]
+    assert verdicts(g, "evict") == []
     assert [step["step"] for step in read_steps(g.folder) if step["loss"] is None] == [40]

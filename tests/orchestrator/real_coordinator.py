@@ -134,5 +134,5 @@ class RealCoordinator(Coordinator):
         )
         line = (machine.stopping, machine.formed, machine.discarded, machine.rolling_back, sorted(machine.failed_steps))
         pace = (machine.pace, machine.incidents.open, list(machine.apply_failures), machine.exchange_error_at)
-        told = (self.seen, self.total_steps, self.exit_code, self.digests.sound, self.attached)
+        told = (self.reports.seen, self.reports.total_steps, self.exit_code, self.agreement.sound, self.attached)
         return repr((roster, course, line, pace, told))

@@ -56,3 +56,13 @@ def test_gm24_gm25_gauges_are_on_record_and_begin_anew_with_a_generation() -> No
     again.generation(Generation(1, 3), {"h1": ""})
     again._thread.shutdown(wait=True)
     assert again.phi is None and again.lockstep is None
+
+
+def test_gm25_a_graph_in_two_parts_is_on_record_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the links were not those that the exchange needs: each host is linked within its group alone."""
+    monkeypatch.setattr("orchestrator.gauging.links", lambda sizes: [(0, 1), (2, 3)])
+    told: list[tuple[str, dict[str, Any]]] = []
+    gauges = Gauges(lambda kind, fields: told.append((kind, fields)))
+    gauges.generation(Generation(1, 2), {"h1": "a", "h2": "a", "h3": "b", "h4": "b"})
+    gauges._thread.shutdown(wait=True)
+    assert [(kind, fields["phi"], fields["code"]) for kind, fields in told] == [("links", 1.0, "TOPOLOGY_SPLIT")]

@@ -97,7 +97,7 @@ def test_gm18_a_beat_about_a_worker_that_nobody_knows_says_that_the_host_lives_a
     def scenario(job: RealCoordinator) -> None:
         for number in range(1000):
             job.hear("host-1", job.beat("host-1", worker=f"stranger-{number}", step=9))
-        assert job.seen.keys() <= {"w1", "w2"} and job.machine.pace.step == 0
+        assert job.reports.seen.keys() <= {"w1", "w2"} and job.machine.pace.step == 0
         assert job.events("message_refused") == [] and "host-1" in job.governing._beats
 
     with_coordinator(tmp_path, scenario)

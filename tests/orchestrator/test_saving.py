@@ -16,7 +16,7 @@ class Job:
 
     def __init__(self, save: int = 0) -> None:
         self.time = 0.0
-        self.total_steps = 100
+        self.reports = SimpleNamespace(total_steps=100)
         self.entries: list[dict[str, Any]] = []
         self.told: list[tuple[float, str, int]] = []
         members = [SimpleNamespace(worker="a"), SimpleNamespace(worker="b")]
@@ -72,7 +72,7 @@ def test_ep12_a_restarted_coordinator_asks_on() -> None:
 
 def test_no_step_is_named_that_the_job_does_not_have_and_one_where_nothing_is_known() -> None:
     job = Job()
-    job.total_steps = 11
+    job.reports.total_steps = 11
     assert job.saving.ask() == 11
-    job.total_steps, job.machine.pace = 0, Pace()
+    job.reports.total_steps, job.machine.pace = 0, Pace()
     assert job.saving.ask() == 1

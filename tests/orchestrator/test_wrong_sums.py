@@ -36,7 +36,7 @@ def run(folder: Path, body: Callable[[RealCoordinator], None]) -> None:
     async def work() -> None:
         with RealCoordinator.opened(folder, hosts=3) as job:
             job.train()
-            job.digests.sound = 180
+            job.agreement.agreed(180)
             body(job)
 
     asyncio.run(work())
@@ -49,7 +49,7 @@ def test_gm16_whose_sums_are_wrong_is_evicted_and_the_job_goes_back_to_before_th
         assert (wrong["step"], wrong["hosts"], wrong["culprit"], wrong["sound"]) == (200, ["host-2"], "host-2", 150)
         (verdict,) = [event for event in job.events("verdict") if event["act"] == "evict"]
         assert (verdict["target"], verdict["reasons"][0]) == ("host-2", "REDUCE_CHECK")
-        assert job.machine.hosts["host-2"].leaving and job.machine.rolling_back == 150 and job.digests.sound == 150
+        assert job.machine.hosts["host-2"].leaving and job.machine.rolling_back == 150 and job.agreement.sound == 150
         tell(job, [1], by=["host-2"])
         assert len(job.events("wrong_sums")) == len(job.events("rolls_back")) == 1
 
@@ -68,7 +68,7 @@ def test_gm16_one_host_that_lies_moves_nobody_however_often(tmp_path: Path) -> N
 
 def test_gm16_a_sound_step_of_before_the_last_check_counts(tmp_path: Path) -> None:
     def body(job: RealCoordinator) -> None:
-        job.digests.sound = 100
+        job.agreement.agreed(100)
         tell(job, [1])
         assert job.machine.rolling_back == 100
 

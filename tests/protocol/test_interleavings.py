@@ -60,14 +60,14 @@ def advance(world: Simulation) -> None:
         tick(world, chance.choice([0.05, 0.3, 3.0]))
 
 
-def tick(world: Simulation, seconds: float) -> None:
+def tick(world: Simulation, seconds: float, step_seconds: float = 0.1) -> None:
     world.now += seconds
     if world.machine is None:
         world.start_coordinator()
         return
     for worker in world.workers.values():
         if worker.machine.phase is RankState.TRAINING:
-            world.machine.progress(worker.machine.state.step, 0.1, world.now)
+            world.machine.progress(worker.machine.state.step, step_seconds, world.now)
     world.do(world.machine.tick(world.now))
     world.tell_of_dead_nodes()
     if not world.hosts:
@@ -155,7 +155,7 @@ def run(first: int, count: int, kind: type[Simulation] = Simulation) -> None:
             raise AssertionError(f"interleaving {seed}: {type(error).__name__}: {error}") from error
 
 
-def test_ep19_random_interleavings() -> None:
+def test_ep19_section12d_random_interleavings() -> None:
     """One line, no sample lost or doubled, no unhealed authority, progress when faults stop."""
     run(0, IN_CI)
 

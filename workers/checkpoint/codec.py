@@ -78,9 +78,13 @@ class TensorRecord(BaseModel):
         return -(-math.prod(self.shape) // self.chunk)
 
     def chunk_bytes(self, index: int) -> int:
-        """Bytes that chunk `index` unfolds to."""
+        """Bytes that chunk `index` unfolds to, at least."""
         elements = self.chunk_elements(index)
         return LOSSY[self.codec].size(elements) if self.codec in LOSSY else elements * self.itemsize
+
+    def most_chunk_bytes(self, index: int) -> int:
+        """The same at most."""
+        return LOSSY[self.codec].most(self.chunk_elements(index)) if self.codec in LOSSY else self.chunk_bytes(index)
 
     def chunk_elements(self, index: int) -> int:
         """Elements in chunk `index`."""
@@ -174,7 +178,7 @@ class Decoder:
         start = 0
         for index, blob in enumerate(blobs):
             size = record.chunk_bytes(index)
-            join_planes(self._decompress(record, blob, size), record.itemsize, raw[start : start + size])
+            join_planes(self._decompress(record, blob, index), record.itemsize, raw[start : start + size])
             start += size
         _check_digest(record, blake2b(raw.data, digest_size=16).hexdigest())
         return tensor
@@ -183,7 +187,7 @@ class Decoder:
         tensor, digest = _empty(record), blake2b(digest_size=16)
         for index, blob in enumerate(blobs):
             out = tensor.view(-1)[index * record.chunk :][: record.chunk]
-            payload = self._decompress(record, blob, record.chunk_bytes(index))
+            payload = self._decompress(record, blob, index)
             digest.update(payload.data)
             try:
                 out.copy_(LOSSY[record.codec].unpack(payload, len(out)))
@@ -192,11 +196,13 @@ class Decoder:
         _check_digest(record, digest.hexdigest())
         return tensor
 
-    def _decompress(self, record: TensorRecord, blob: Bytes, size: int) -> Bytes:
+    def _decompress(self, record: TensorRecord, blob: Bytes, index: int) -> Bytes:
+        least, most = record.chunk_bytes(index), record.most_chunk_bytes(index)
         try:
             declared = zstandard.get_frame_parameters(blob.data).content_size
-            if declared != size:
-                raise ValueError(f"a chunk of tensor {record.name!r} declares {declared} bytes instead of {size}")
+            if not least <= declared <= most:
+                wanted = str(least) if least == most else f"{least} to {most}"
+                raise ValueError(f"a chunk of tensor {record.name!r} declares {declared} bytes instead of {wanted}")
             raw = self._zstd.decompress(blob.data, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise ValueError(f"a chunk of tensor {record.name!r} does not decompress ({error})") from None

@@ -5,6 +5,7 @@
 | `qins.v1/1` | log_min, log_max (float32), n codes, ⌈n / 8⌉ bytes of sign bits, lowest bit first, 1 for negative |
 | `qins.log8u/1` | log_min, log_max (float32), n codes |
 | `int8.128/1` | ⌈n / 128⌉ scales (bfloat16), n codes int8 |
+| `qins.log7/1`, `qins.log8/1` | those of `workers.qins.blocks`, longer by what is no number |
 
 Codes of the first two are those of `workers.qins.codec`; 0 stands for an exact zero. In `qins.v1/1` that is lossless: v1
 gives every zero the code 255 and the sign 0. `qins.log8u/1` has v1's formulas without its floor of 1e-8, because second
@@ -24,9 +25,12 @@ import torch
 from torch import Tensor
 
 from workers.checkpoint.planes import Bytes
+from workers.qins import blocks
+from workers.qins.blocks import BlockCode
 from workers.qins.codec import QINSCodec, check_range, codes, magnitudes
 
 V1, LOG8U, INT8 = "qins.v1/1", "qins.log8u/1", "int8.128/1"
+LOG7, LOG8 = "qins.log7/1", "qins.log8/1"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BLOCK = 128
 RANGE_BYTES = 8
@@ -34,13 +38,30 @@ SCALE_BYTES = 2
 
 
 class Lossy(NamedTuple):
-    """`size(n)`: payload bytes of a chunk of n elements. `pack(name, values, n)` yields the payloads of a float32 tensor
-    [N] in chunks of n, or raises ValueError with the reason. `unpack(payload, n)` gives float32 [n], or raises ValueError.
+    """`size(n)`: payload bytes of a chunk of n elements, at least; `most(n)` at most. `pack(name, values, n)` yields the
+    payloads of a float32 tensor [N] in chunks of n, or raises ValueError with the reason. `unpack(payload, n)` gives
+    float32 [n], or raises ValueError.
     """
 
     size: Callable[[int], int]
+    most: Callable[[int], int]
     pack: Callable[[str, Tensor, int], Iterator[bytes]]
     unpack: Callable[[Bytes, int], Tensor]
+
+
+def _of_one_size(
+    size: Callable[[int], int], pack: Callable[[str, Tensor, int], Iterator[bytes]], unpack: Callable[[Bytes, int], Tensor]
+) -> Lossy:
+    return Lossy(size, size, pack, unpack)
+
+
+def _in_blocks(code: BlockCode) -> Lossy:
+    def pack(name: str, values: Tensor, chunk: int) -> Iterator[bytes]:
+        whole = values.numpy()
+        for start in range(0, len(whole), chunk):
+            yield code.encode(whole[start : start + chunk], name)
+
+    return Lossy(code.least_bytes, code.most_bytes, pack, lambda payload, n: torch.from_numpy(code.decode(payload, n)))
 
 
 def _v1_pack(name: str, values: Tensor, chunk: int) -> Iterator[bytes]:
@@ -110,12 +131,14 @@ def _ends(log_min: float, log_max: float) -> bytes:
 
 
 LOSSY = {
-    V1: Lossy(lambda n: RANGE_BYTES + n + -(-n // 8), _v1_pack, _v1_unpack),
-    LOG8U: Lossy(lambda n: RANGE_BYTES + n, _log8u_pack, _log8u_unpack),
-    INT8: Lossy(lambda n: SCALE_BYTES * _blocks(n) + n, _int8_pack, _int8_unpack),
+    V1: _of_one_size(lambda n: RANGE_BYTES + n + -(-n // 8), _v1_pack, _v1_unpack),
+    LOG8U: _of_one_size(lambda n: RANGE_BYTES + n, _log8u_pack, _log8u_unpack),
+    INT8: _of_one_size(lambda n: SCALE_BYTES * _blocks(n) + n, _int8_pack, _int8_unpack),
+    LOG7: _in_blocks(blocks.LOG7),
+    LOG8: _in_blocks(blocks.LOG8),
 }
 
-WEIGHTS = {"int8": INT8, "v1": V1}
+WEIGHTS = {"int8": INT8, "v1": V1, "log7": LOG7, "log8": LOG8}
 """Codecs of weights by their name in the JobSpec."""
 
 _MOMENTS = {"exp_avg": INT8, "momentum_buffer": INT8, "exp_avg_sq": LOG8U, "max_exp_avg_sq": LOG8U}

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from orchestrator.governor.codes import Code
 from orchestrator.governor.config import GovernorConfig, Mode
-from orchestrator.governor.events import Event, Fenced, HostTested, Joined, Observed, Tick
+from orchestrator.governor.events import Event, Fenced, HostTested, Joined, Late, Observed, Tick
 from orchestrator.governor.groups import sizes
 from orchestrator.governor.hosts import HostRecord, HostState
 from orchestrator.governor.policy import decide
@@ -40,12 +40,14 @@ def slower(times: float) -> Change:
 
 
 class Fleet:
-    """Hosts in groups of at most 64. Every host test is passed unless the host is in `broken`."""
+    """Hosts in groups of at most 64. Every host test is passed unless the host is in `broken`; none ends where not
+    `answers`. `tests`: the hosts whose tests have ended."""
 
     def __init__(self, hosts: int, config: GovernorConfig = ENFORCED, seed: int = 1) -> None:
         self.config, self.chance = config, random.Random(seed)
         self.state, self.verdicts = GovernorState(target=hosts, seed=seed), list[Verdict]()
         self.now, self.steps, self.broken = 0.0, 0, set[str]()
+        self.tests, self.answers = list[str](), True
         names = iter(range(hosts))
         for group, size in enumerate(sizes(hosts)):
             for _ in range(size):
@@ -57,9 +59,18 @@ class Fleet:
         for each in found:
             if each.is_in_force and each.act is Act.EVICT:
                 self.tell(Fenced(self.now, each.target))
-            elif each.is_in_force and each.act is Act.TEST:
-                self.tell(HostTested(self.now, each.target, passed=each.target not in self.broken))
+            elif each.is_in_force and each.act is Act.TEST and self.answers:
+                for host in sorted(self.state.hosts.tested) if each.target == "job" else [each.target]:
+                    self.test(host, passed=host not in self.broken)
         return found
+
+    def test(self, host: str, *, passed: bool) -> None:
+        """What comes of the test that it was asked for."""
+        self.tests.append(host)
+        self.tell(HostTested(self.now, host, passed))
+
+    def late(self, host: str) -> None:
+        self.tell(Late(self.now, host))
 
     def evaluate(self, times: int = 1, changes: Mapping[str, Change] | None = None, every: float = 10.0) -> None:
         """So many windows, in which the `changes` hosts are not as usual."""

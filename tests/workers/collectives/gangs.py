@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,8 +79,13 @@ class Gang:
         self.reducers = self.each(enter)
 
     def each(self, do: Callable[[int], T]) -> list[T]:
-        """On every rank at the same time."""
-        return list(self.threads.map(do, range(len(self.places))))
+        """On every rank at the same time. Raises what went wrong first: others may only have waited for that rank."""
+        running = [self.threads.submit(do, rank) for rank in range(len(self.places))]
+        done, _ = wait(running, return_when=FIRST_EXCEPTION)
+        for each in done:
+            if (error := each.exception()) is not None:
+                raise error
+        return [each.result() for each in running]
 
 
 def never() -> bool:

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from workers.compression.choice import NONE
+from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.controller import lessons, records
-from workers.compression.controller.candidates import CANDIDATES, is_late
+from workers.compression.controller.belief import believe
+from workers.compression.controller.candidates import CANDIDATES, RIVAL, is_late
 from workers.compression.controller.config import ControllerConfig
 from workers.compression.controller.forecast import Option, ends, exposed, known_option, own_exposed, seconds
 from workers.compression.controller.knapsack import least_lossy
 from workers.compression.controller.layout import Measured, Value
 from workers.compression.controller.link import Line
 from workers.compression.controller.records import Record
-from workers.compression.controller.state import BucketState, ControllerState
-from workers.compression.controller.wire import BucketFacts, transfers
+from workers.compression.controller.state import BucketState, ControllerState, Doubt
+from workers.compression.controller.wire import BucketFacts
 
 FOLLOW = 0.3
 """Weight of a window in the smoothed time per byte."""
@@ -24,20 +25,8 @@ FOLLOW = 0.3
 COHERENCE_FALLS = 0.05
 """Relative, between windows."""
 
-SHOWS = 4.0
-"""Times as long as the latency, which is the noise too, the largest transfer has to take for its time to tell the speed."""
-
-PASSES_BYTES = 1 << 20
-"""Of a step, that a shaper may let pass at once, however fast the link behind it is."""
-
-PROBE_STEPS = 100
-"""Between two probes of a link that may only seem faster; twice as many after each that finds it as it was."""
-
-MOST_PROBE_STEPS = 1600
-LEAST_PROBE_BYTES, MOST_PROBE_BYTES = 1 << 16, 1 << 20
-
-FASTER = 2.0
-"""Times, by which a link has to seem faster for a probe, and a probe to be faster for a change."""
+LOOKS = 2
+"""Steps in which it is looked at again whether a link that is much slower makes steps longer."""
 
 TOLERATED = 1.2
 """Of the budget, what is in force may seem to need before it is given up: errors are noisy."""
@@ -49,9 +38,9 @@ EARLY_SHARE = 3 / 4
 """Of a step: a plan that promises to save as much need not wait until it is well known how long steps with `none` take, and
 over a link that seems slower than it was then nobody asks whether it does."""
 
-BAR_STEPS = 500
-"""For how long a choice that has broken the budget is out; and for how long nothing that sends more is in, after a link has
-collapsed twice, as one does that had only seemed fast. Twice as long each time that happens again."""
+WAIT_STEPS = 500
+"""For how long nothing that sends more is in, after a link has collapsed twice, as one does that had only seemed fast.
+Twice as long each time that happens again."""
 
 
 def adaptive(
@@ -69,67 +58,22 @@ def adaptive(
     - at once where the plan in force is not within the error budget, to one that loses less; where that is so only while
       gradients change fast, it may go back as soon as they do not;
     - all of them at once to `none` where steps have turned out no faster than with `none` over such a link, or where it is
-      time to see whether they are (`lessons`); then there is a first decision again after a window of `none`;
+      time to see whether they are (`lessons`); after that window to `RIVAL`, where that promises something; then back to
+      the plan where it was the fastest, and else there is a first decision again, which has to promise more than `RIVAL`
+      was measured to save;
     - all of them once more after the window in which a link has collapsed, when it is better known.
     """
     line = measured.lines.get(buckets[0].level)
     if line is None or buckets[0].hosts < 2:
         return replace(state, step=step), []
-    if step % config.every == 0:
-        state = lessons.second_thought(state, measured.step_seconds, step, config)
-    believed, unclear = _believed(line, state, buckets, measured.step_seconds, config)
-    state, believed = _probed(state, measured, believed, unclear=unclear)
-    state = _next_probe(state, measured.step_seconds, step, unclear=unclear)
+    state = lessons.of_world(state, buckets[0].hosts, buckets[0].local_ranks, step)
+    state, believed = believe(line, state, measured, step, buckets, config)
     window = _Window(state, measured, step, buckets, config, believed)
+    state = window.state = window.looked()
+    if window.is_whole and state.doubt is not None and not window.collapsed and not window.tries_rival:
+        state, back = lessons.second_thought(state, measured.step_seconds, step, config)
+        window = _Window(state, measured, step, buckets, config, believed, back)
     return window.outcome() if window.is_whole or window.collapsed else (state, [])
-
-
-def _believed(
-    line: Line, state: ControllerState, facts: Sequence[BucketFacts], took: Value, config: ControllerConfig
-) -> tuple[Line, bool]:
-    """The link as it was, where what is sent is so little that it would not show whether the link is faster now; and
-    whether it seems to be.
-
-    Either it takes no longer than noise may make it take; or shapers and queues let it pass at once, because the link
-    had time for it while ranks computed.
-
-    Args:
-        took: seconds of a step.
-    """
-    before = state.seconds_per_byte
-    if before is None:
-        return line, False
-    sent = [transfers(each, bucket.choice) for each, bucket in zip(facts, state.buckets, strict=True)]
-    largest, total = max(map(max, sent)), sum(map(sum, sent))
-    expected, seems_faster = line._replace(seconds_per_byte=before), line.seconds_per_byte * FASTER < before
-    passes = total <= PASSES_BYTES and took is not None and total * before < took
-    if passes and seems_faster:
-        return expected, True
-    shows = largest * before > SHOWS * line.latency
-    if shows or line.seconds(largest) > config.collapse * expected.seconds(largest):
-        return line, False
-    return expected, seems_faster
-
-
-def _probed(state: ControllerState, measured: Measured, line: Line, *, unclear: bool) -> tuple[ControllerState, Line]:
-    """What a probe has found, where nothing else tells: the link is as it was, or faster, which is then known at once."""
-    before, now = state.seconds_per_byte, measured.probe
-    if now is None or before is None or not unclear:
-        return state, line
-    if now * FASTER > before:
-        return replace(state, probes=state.probes + 1), line
-    faster = replace(state, seconds_per_byte=now, probes=0, probe_after=0)  # how much faster the next one tells
-    return faster, line._replace(seconds_per_byte=now)
-
-
-def _next_probe(state: ControllerState, took: Value, step: int, *, unclear: bool) -> ControllerState:
-    """It goes with the measures of the next decision, and sends what the link, as it is taken for, carries in a step."""
-    before = state.seconds_per_byte
-    if not unclear or not before or took is None or step < state.probe_after:
-        return state
-    nbytes = min(max(round(took / before), LEAST_PROBE_BYTES), MOST_PROBE_BYTES)
-    rest = min(PROBE_STEPS * 2**state.probes, MOST_PROBE_STEPS)
-    return replace(state, probing=nbytes, probe_after=step + rest)
 
 
 @dataclass(frozen=True)
@@ -152,7 +96,9 @@ class _Window:
         facts: Sequence[BucketFacts],
         config: ControllerConfig,
         line: Line,
+        back: Plan | None = None,
     ) -> None:
+        """`back`: a plan that was the fastest of those compared."""
         self.dearer = lessons.dearer(state, step)
         self.state, self.measured = state, lessons.as_dear(measured, self.dearer)
         self.step, self.config, self.line = step, config, line
@@ -160,14 +106,39 @@ class _Window:
         self.is_whole = step % config.every == 0
         self.hidden = [max(0.0, value or 0.0) for value in measured.hidden]
         self.budget = _budget(state, measured, facts, config)
-        self.present = [self._present(i) for i in range(len(facts))]
+        self.present = [self._option(i, bucket.choice) for i, bucket in enumerate(state.buckets)]
         self.options = [self._options(i) for i in range(len(facts))]
         self.none = [seconds(line, each, NONE, *_or_zero(measured.rate(NONE))) for each in facts]
+        self.rival = [option for options in self.options for option in options if option.choice == RIVAL]
         self.durations = [option.seconds for option in self.present]
+        self.own = [own_exposed(self.durations, self.hidden, i, own) for i, own in enumerate(self.durations)]
         before = state.seconds_per_byte
-        self.collapsed = before is not None and line.seconds_per_byte > config.collapse * before
+        self.slower = before is not None and line.seconds_per_byte > config.collapse * before
+        self.collapsed = self.slower and self._makes_steps_longer
+        self.back = self._within_budget(back)
         self.streaks = [self._streaks(i) for i in range(len(facts))]
         self.over = self._error(self.present) > TOLERATED * self.budget.allowed
+
+    def _within_budget(self, plan: Plan | None) -> list[Option] | None:
+        options = None if plan is None else [self._option(i, choice) for i, choice in enumerate(plan)]
+        return options if options is not None and self._error(options) <= self.budget.allowed else None
+
+    @property
+    def _makes_steps_longer(self) -> bool:
+        """Than they were with `none` over the link as it was. While they are not, nothing is urgent about a link that is
+        much slower than of late; and where ranks wait for a core, what they send only seems to crawl. Once that was found,
+        it takes more than a single step to think otherwise."""
+        none, last = self.state.none_step_seconds, self.measured.latest_seconds
+        if self.state.looks >= LOOKS and self.measured.step_seconds is not None:
+            last = self.measured.step_seconds
+        return none is None or last is None or last > none
+
+    def looked(self) -> ControllerState:
+        """It is looked again in the next steps: the step in which it became slower may have hardly begun."""
+        if not self.slower or self.collapsed:
+            return replace(self.state, looks=0)
+        again = self.state.looks < LOOKS
+        return replace(self.state, looks=self.state.looks + 1, alarmed=True) if again else self.state
 
     # ------------------------------------------------------------------ what there is to choose from
 
@@ -177,9 +148,8 @@ class _Window:
         others = [option for option in found if option is not None and option.choice != self.present[i].choice]
         return [self.present[i], *others]
 
-    def _present(self, i: int) -> Option:
-        """What is in force. Where it was not measured, as after a restart, it is taken to be just within the budget."""
-        choice = self.state.buckets[i].choice
+    def _option(self, i: int, choice: Choice) -> Option:
+        """Where it was not measured, as after a restart, it is taken to be just within the budget."""
         known = known_option(self.line, self.facts[i], i, choice, self.measured)
         if known is not None:
             return known
@@ -189,17 +159,16 @@ class _Window:
 
     def gain(self, i: int, option: Option) -> float:
         """Share of the exposed seconds that bucket i causes which it would save; 0 where it causes none."""
-        now = own_exposed(self.durations, self.hidden, i, self.durations[i])
+        now = self.own[i]
         return 1 - own_exposed(self.durations, self.hidden, i, option.seconds) / now if now > 0 else 0.0
 
     def _enough(self, i: int, option: Option) -> bool:
         """Whether a change to `option` is worth it: `none` is where what is in force does not beat it by `worth`."""
-        if option.choice == NONE and self.gain(i, option) > -self.config.worth / (1 - self.config.worth):
+        gain = self.gain(i, option)
+        if option.choice == NONE and gain > -self.config.worth / (1 - self.config.worth):
             return True
-        saved = self.gain(i, option) * own_exposed(self.durations, self.hidden, i, self.durations[i])
-        return self.gain(i, option) >= self.config.change and saved >= self.config.worth * (
-            self.measured.step_seconds or 0.0
-        )
+        saves = gain * self.own[i] >= self.config.worth * (self.measured.step_seconds or 0.0)
+        return gain >= self.config.change and saves
 
     def _streaks(self, i: int) -> dict[str, int]:
         before = self.state.buckets[i].streaks
@@ -213,19 +182,23 @@ class _Window:
         bucket, config = self.state.buckets[i], self.config
         urgent = self.collapsed or not self.state.chosen
         rests = bucket.changed is not None and self.step - bucket.changed < config.pause
-        allowed = [self.present[i]]
+        allowed = [] if self._is_out(i) else [self.present[i]]
         for option in self.options[i][1:]:
-            text = str(option.choice)
             if is_late(option.choice) and self.step < self.state.dense_until:
                 continue
-            if text in bucket.barred and self.step < bucket.barred[text][1]:
+            if lessons.is_barred(bucket, option.choice, self.step):
                 continue
-            ripe = not rests and self.streaks[i].get(text, 0) >= config.windows
+            ripe = not rests and self.streaks[i].get(str(option.choice), 0) >= config.windows
             safer = self.over and option.error < self.present[i].error
             small = option.nbytes <= self.present[i].nbytes or self.step >= self.state.small_until
             if safer or ((urgent or ripe) and small):
                 allowed.append(option)
-        return allowed
+        return allowed or [self.present[i]]
+
+    def _is_out(self, i: int) -> bool:
+        """What is in force was only tried, and was no faster."""
+        bucket = self.state.buckets[i]
+        return not self.state.chosen and not self.collapsed and lessons.is_barred(bucket, bucket.choice, self.step)
 
     # ------------------------------------------------------------------ the choice
 
@@ -243,22 +216,37 @@ class _Window:
         if chosen is None:  # within the budget, but not once every error is rounded up
             return self.present
         found = [options[index] for options, index in zip(allowed, chosen, strict=True)]
-        if self.over or (self.state.chosen and not self.collapsed):
+        if self.over:
             return found
+        if self.state.chosen and not self.collapsed:
+            lossy = any(option.choice != NONE for option in found)
+            is_measured = self._is_all_rival or self._sends_all
+            return self.present if is_measured and lossy and not self._worth(found) else found
         enough = self._saves(found) and (self.state.chosen or self._worth(found))
-        return found if enough else self.present
+        return found if enough else self._otherwise
+
+    @property
+    def _otherwise(self) -> list[Option]:
+        """Without a plan that is worth it: `RIVAL` where it was measured to be, and nothing that was only tried."""
+        if self.collapsed:
+            return self.present
+        if self.state.rival_saves and self.state.doubt is None and self._may_go_by_rival:
+            return self.rival
+        pairs = zip(self.none, self.present, strict=True)
+        return [none if self._is_out(i) else option for i, (none, option) in enumerate(pairs)]
 
     def _saves(self, found: list[Option]) -> bool:
         """Whether a plan gains enough in which some buckets may take longer, and lose less, for the sake of others."""
-        now, then = (exposed([option.seconds for option in options], self.hidden) for options in (self.present, found))
+        before = self._otherwise if any(map(self._is_out, range(len(self.facts)))) else self.present
+        now, then = (exposed([option.seconds for option in options], self.hidden) for options in (before, found))
         return then < now and then <= (1 - self.config.change) * now
 
     def _worth(self, found: list[Option]) -> bool:
-        """Whether the first plan is."""
+        """Whether the first plan is, or one instead of `RIVAL`."""
         saved = self._promised(found)
         step = self.measured.step_seconds or 0.0
         least = EARLY_SHARE * step if self._is_early else self.config.worth * max(self._none_exposed, step)
-        return self._can_tell and saved > least
+        return self._can_tell and saved > least + self.state.rival_saves
 
     def _promised(self, options: Sequence[Option]) -> float:
         """Exposed seconds that they save over `none`."""
@@ -274,13 +262,18 @@ class _Window:
         """It is known how long a step takes when nothing is encoded, to compare with; or that the exchange takes longer
         than backward, where any plan that promises something is better. Not before it is known what to think of a plan
         that has disappointed, but in a collapse."""
-        if self.state.disappointing is not None and not self.collapsed:
+        if self.state.doubt is not None and not self.collapsed:
             return False
         return self.measured.step_seconds is not None or self._none_exposed >= max(self.hidden)
 
     @cached_property
     def _none_exposed(self) -> float:
-        return exposed([option.seconds for option in self.none], self.hidden)
+        """Seconds of a step with `none`; as predicted, or as measured where that is in force and it was less: of a fast
+        link a fit may say anything."""
+        predicted, took = exposed([option.seconds for option in self.none], self.hidden), self.measured.took[-1]
+        if took is None or not self._sends_all or not self.is_whole or self.collapsed:
+            return predicted
+        return min(predicted, max(0.0, took - self.hidden[-1]))
 
     def _reason(self, old: Option, new: Option) -> str:
         if self.over and new.error < old.error:
@@ -302,18 +295,58 @@ class _Window:
             return "disappoints"
         if not self.is_whole or self.collapsed or self._sends_all:
             return None
-        due = lessons.is_due(self.state, self.step, self.measured.step_seconds, self._promised(self.present))
-        return "compares" if due else None
+        is_due = lessons.is_due(self.state, self.step, self.measured.step_seconds, self._measured_savings)
+        return "compares" if is_due else None
 
     @property
     def disappoints(self) -> bool:
-        """Steps with what is encoded take no less time than they took when nothing was, over such a link; or over one that
-        seems slower, where little is promised even so: small transfers tell less of a link, and a window of `none` more."""
+        """Steps with what is encoded take no less time than they took when nothing was, or with `RIVAL`, over such a link;
+        or over one that seems slower, where little is promised even so: small transfers tell less of a link, and a window
+        of `none` more."""
         state, now = self.state, self.measured.step_seconds
-        if not self.is_whole or now is None or state.none_step_seconds is None or self._sends_all:
+        if not self.is_whole or now is None or state.none_step_seconds is None or self._sends_all or self._is_judged:
             return False
         like = self._is_no_slower(state.none_seconds_per_byte) or self._promised(self.present) < EARLY_SHARE * now
-        return like and now > (1 - self.config.worth) * state.none_step_seconds
+        best = state.none_step_seconds - (0.0 if self._is_all_rival else state.rival_saves)
+        return like and now > (1 - self.config.worth) * best
+
+    @property
+    def _is_judged(self) -> bool:
+        """The window was there to try `RIVAL`, which is judged by now."""
+        return self._is_all_rival and not self.state.chosen
+
+    @property
+    def _is_all_rival(self) -> bool:
+        return all(option.choice == RIVAL for option in self.present)
+
+    @property
+    def _measured_savings(self) -> float:
+        """Over `none`, seconds of a step, or as predicted if that is less. While little is sent, predictions may be too
+        good: ranks that wait for each other make a link's latency seem long, and `none` has the most transfers."""
+        none, now, promised = self.state.none_step_seconds, self.measured.step_seconds, self._promised(self.present)
+        is_known = none is not None and now is not None and self._is_no_slower(self.state.none_seconds_per_byte)
+        return min(promised, (none or 0.0) - (now or 0.0)) if is_known else promised
+
+    @property
+    def tries_rival(self) -> bool:
+        """The next window goes with it: a plan is in doubt, this one has told of `none`, and sending half promises
+        something that the plan has not reached. What coding takes there is what is to be seen."""
+        state, now = self.state, self.measured.step_seconds
+        if not self.is_whole or self.collapsed or state.doubt is None or state.doubt.of_rival or now is None:
+            return False
+        if not self._sends_all or not self._may_go_by_rival or self.step < state.small_until:
+            return False
+        if not self._is_no_slower(state.seconds_per_byte):
+            return False
+        promised = self._promised([option._replace(seconds=option.seconds - option.coding) for option in self.rival])
+        return promised > self.config.worth * now and state.doubt.took > now - promised
+
+    @property
+    def _may_go_by_rival(self) -> bool:
+        """It is known of all buckets, within the error budget, and not out."""
+        if len(self.rival) < len(self.facts) or self._error(self.rival) > self.budget.allowed:
+            return False
+        return not any(lessons.is_barred(bucket, RIVAL, self.step) for bucket in self.state.buckets)
 
     def _is_no_slower(self, before: float | None) -> bool:
         """The link is, than `before`, seconds per byte."""
@@ -324,28 +357,31 @@ class _Window:
         return all(option.choice == NONE for option in self.present)
 
     def outcome(self) -> tuple[ControllerState, list[Record]]:
-        doubt = self._doubt
-        chosen = self.choose() if doubt is None else self.none
+        trial, doubt = self.tries_rival, None if self.back else self._doubt
+        chosen = self.rival if trial else self.back or (self.choose() if doubt is None else self.none)
         after, decisions = [], []
         for i, (old, new) in enumerate(zip(self.present, chosen, strict=True)):
             if new.choice == old.choice:
                 after.append(replace(self.state.buckets[i], streaks=self.streaks[i]))
                 continue
-            reason = doubt or self._reason(old, new)
+            reason = "tries" if trial else "wins" if self.back else doubt or self._reason(old, new)
             decisions.append(self._change(i, old, new, reason))
             after.append(self._changed(i, new, reason))
         state = replace(
             self.state,
             buckets=tuple(after),
             step=self.step,
-            chosen=not self.collapsed and (self.state.chosen or self._has_decided(chosen)),
+            chosen=not self.collapsed and not trial and (self.state.chosen or self._has_decided(chosen)),
             seconds_per_byte=self._smoothed(),
             gradient_norm=_or(self.measured.gradient_norm, self.state.gradient_norm),
             coherence=_or(self.measured.coherence, self.state.coherence),
         )
         if doubt is not None:
-            coding = sum(option.coding for option in self.present) / self.dearer
-            state = lessons.compared(state, self.measured.step_seconds or 0.0, self._promised(self.present), coding)
+            coding = sum(option.coding for option in self.present if option.choice != RIVAL) / self.dearer
+            took, promised = self.measured.step_seconds or 0.0, self._promised(self.present)
+            state = lessons.compared(state, Doubt(took, promised, coding, self.state.plan))
+        elif trial:
+            state = lessons.rival_is_next(state, self.measured.step_seconds or 0.0)
         elif (self._sends_all or not self.state.chosen) and any(option.choice != NONE for option in chosen):
             state = lessons.chosen(state, self.step)
         if self.collapsed:
@@ -359,12 +395,9 @@ class _Window:
         """What is encoded now may seem to cross a fast link, and is not to be compared with steps of before."""
         soon = self.step < max(state.small_until, state.probe_after) + lessons.FORGET_STEPS  # after it could be tried again
         collapses = state.collapses + 1 if soon and state.collapses else 1
-        waits = BAR_STEPS * 2 ** (collapses - 2) if collapses > 1 else 0
+        waits = WAIT_STEPS * 2 ** (collapses - 2) if collapses > 1 else 0
         return replace(
-            state,
-            none_step_seconds=None,
-            compare_after=0,
-            comparisons=0,
+            lessons.forgotten(state),
             collapses=collapses,
             small_until=self.step + waits,
             probes=0,
@@ -381,19 +414,19 @@ class _Window:
 
     def _changed(self, i: int, new: Option, reason: str) -> BucketState:
         before = self.state.buckets[i]
-        barred = dict(before.barred)
         if reason == "budget" and not self.budget.tight:
-            text = str(before.choice)
-            count = barred.get(text, (0, 0))[0]
-            barred[text] = (count + 1, self.step + BAR_STEPS * 2**count)
+            before = lessons.barred(before, before.choice, self.step)
         for_now = reason == "budget" and self.budget.tight  # gradients may be calm again soon, and the old choice as good
         streaks = {str(before.choice): self.config.windows} if for_now else {}
         changed = None if for_now else before.changed if reason == "start" else self.step
-        return BucketState(new.choice, changed, streaks, barred)
+        return BucketState(new.choice, changed, streaks, before.barred)
 
     def _smoothed(self) -> float:
+        """As it was where it seems much slower and nobody waits for it."""
         before, now = self.state.seconds_per_byte, self.line.seconds_per_byte
-        return now if before is None or self.collapsed else before + FOLLOW * (now - before)
+        if before is None or self.collapsed:
+            return now
+        return before if self.slower else before + FOLLOW * (now - before)
 
     def _change(self, i: int, old: Option, new: Option, reason: str) -> Record:
         encode, decode = self.measured.rate(new.choice)

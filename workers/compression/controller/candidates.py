@@ -9,10 +9,13 @@ LATE = frozenset({"topk", "threshold", "sign", *FACTOR_CODECS})
 
 INT8 = Choice("int8")
 
+RIVAL = Choice("bf16-ring")
+"""Loses next to nothing, and rounds within the ring that `none` goes by: it waits for cores no more than that does."""
+
 CANDIDATES = (
     NONE,
     Choice("fp16"),
-    Choice("bf16-ring"),
+    RIVAL,
     INT8,
     Choice("int4"),
     Choice("topk", 0.1),

@@ -55,6 +55,8 @@ class Controller:
         """No shadow is in the way of the exchange, whose times are then its own."""
         self._begun: tuple[int, float] | None = None
         """The last step, and when it began."""
+        self._last = 0.0
+        """Seconds of the step before."""
         self._copies: dict[int, Tensor] = {}
         self._shadow_codecs: dict[int, PowerSGD] = {}
         self._shapes = {slot.name: slot.shape for slot in plan.slots}
@@ -96,7 +98,8 @@ class Controller:
     def vector(self) -> Tensor:
         """What is reduced, to the largest of each element, in a step that measures are due in: float32 [n]. Behind the
         measures are zeros where the link is to be probed."""
-        found = self.measures.vector()
+        running = 0.0 if self._begun is None else time.perf_counter() - self._begun[1]
+        found = self.measures.vector(max(running, self._last) or None)
         receivers = (self._hosts - 1) * self._local_ranks
         if not self.state.probing or not receivers:
             return found
@@ -134,8 +137,10 @@ class Controller:
     def begin_step(self, step: int) -> None:
         """Whether gradients have to be copied for shadows is known from here on."""
         now = time.perf_counter()
-        if self._begun is not None and self._begun[0] == step - 1 and self.is_calm:
-            self.measures.stepped(now - self._begun[1])
+        if self._begun is not None and self._begun[0] == step - 1:
+            self._last = now - self._begun[1]
+            if self.is_calm:
+                self.measures.stepped(self._last)
         self._begun = step, now
         self._copies.clear()
         quiet = self._config.policy != "adaptive" or self.state.probing > 0

@@ -29,6 +29,7 @@ class Measured:
             last of them has the time of the transfer itself.
         round_trip: mean of the last ones, seconds; the shortest, as the others have waited for somebody.
         step_seconds: of a whole step under the plan in force; the shortest.
+        latest_seconds: of the last step, or of this one until now, whichever is more; the shortest.
         probe: seconds per byte of the last probe of the link; the fastest rank's, which waited for nobody.
         gradient_norm, coherence: of the window; equal on all ranks, or the largest norm and the least coherence.
         encode, decode: seconds per element of each candidate; the slowest rank's.
@@ -41,6 +42,7 @@ class Measured:
     lines: dict[str, Line | None]
     round_trip: Value
     step_seconds: Value
+    latest_seconds: Value
     probe: Value
     gradient_norm: Value
     coherence: Value
@@ -71,13 +73,14 @@ class Layout:
     @property
     def length(self) -> int:
         """K."""
-        return 2 * len(self._levels) + 5 + 2 * len(CANDIDATES) + (3 + len(CANDIDATES)) * self._num_buckets
+        return 2 * len(self._levels) + 6 + 2 * len(CANDIDATES) + (3 + len(CANDIDATES)) * self._num_buckets
 
     def write(self, measured: Measured) -> Tensor:
         """float32 [K]; -inf where nothing was measured, and the negative of what is to be reduced to the smallest."""
         lines = [measured.lines.get(level) for level in self._levels]
         values = [None if line is None else -line.seconds(size) for line in lines for size in (NEAR, FAR)]
-        values += [_negative(measured.round_trip), _negative(measured.step_seconds), _negative(measured.probe)]
+        times = (measured.round_trip, measured.step_seconds, measured.latest_seconds, measured.probe)
+        values += map(_negative, times)
         values += [measured.gradient_norm, _negative(measured.coherence)]
         values += [*measured.encode, *measured.decode]
         values += [_negative(value) for value in (*measured.hidden, *measured.took)]
@@ -98,13 +101,14 @@ class Layout:
             return tuple(next(rest) for _ in range(count))
 
         lines = {level: _line(*map(_negative, take(2))) for level in self._levels}
-        round_trip, step_seconds, probe, gradient_norm, coherence = take(5)
+        round_trip, step_seconds, latest_seconds, probe = map(_negative, take(4))
+        gradient_norm, coherence = take(2)
         encode, decode = take(len(CANDIDATES)), take(len(CANDIDATES))
         hidden, took = (tuple(map(_negative, take(self._num_buckets))) for _ in range(2))
         energy = take(self._num_buckets)
         errors = tuple(take(len(CANDIDATES)) for _ in range(self._num_buckets))
-        waits = (_negative(round_trip), _negative(step_seconds), _negative(probe))
-        return Measured(lines, *waits, gradient_norm, _negative(coherence), encode, decode, hidden, took, energy, errors)
+        times = (round_trip, step_seconds, latest_seconds, probe)
+        return Measured(lines, *times, gradient_norm, _negative(coherence), encode, decode, hidden, took, energy, errors)
 
 
 def _negative(value: Value) -> Value:

@@ -76,6 +76,8 @@ class Link:
 
     def __init__(self) -> None:
         self._bursts: deque[Burst] = deque()
+        self._transfers = 0
+        """In all bursts."""
         self._small: deque[float] = deque(maxlen=RECENT)
         """Seconds of those that were alone, and are not looked at any more."""
         self._fitted: Line | None = None
@@ -86,6 +88,7 @@ class Link:
         """So many transfers for which this rank sent `nbytes`; `begin` and `end` in seconds. Called in the order of their
         ends."""
         self._is_fitted = False
+        self._transfers += transfers
         burst = Burst(transfers, nbytes, begin, end)
         while self._bursts and self._bursts[-1].joins(begin):
             last = self._bursts.pop()  # several, where a long one ends after some that came and went in the meantime
@@ -95,8 +98,10 @@ class Link:
         if free > burst.begin:
             burst = burst._replace(begin=free, end=max(burst.end, free), waited=True)
         self._bursts.append(burst)
-        while self._are_many and sum(each.transfers for each in self._bursts) - self._bursts[0].transfers >= WINDOW:
-            self._small += _alone_and_small([self._bursts.popleft()])
+        while self._are_many and self._transfers - self._bursts[0].transfers >= WINDOW:
+            oldest = self._bursts.popleft()
+            self._transfers -= oldest.transfers
+            self._small += _alone_and_small([oldest])
 
     @property
     def _are_many(self) -> bool:
@@ -118,16 +123,30 @@ class Link:
         """How many times longer the last transfers took than the line of the last `settle` says, in the median; 1 where
         there is none, or too few have come since the link began.
         """
-        points = self._points()
-        if self._reference is None or len(points) < RECENT:
+        if self._reference is None or not self._has_enough:
             return 1.0
-        telling = [points[i] for i in _telling(points)]
+        telling = self._last_telling()
         if sudden := _sudden(telling, self._reference):
             return _ratio(telling[-sudden:], self._reference)
         return _ratio(telling[-RECENT:], self._reference)
 
+    @property
+    def _has_enough(self) -> bool:
+        return sum(1 for burst in self._bursts if burst.seconds > 0) >= RECENT
+
+    def _last_telling(self) -> list[Point]:
+        """The last `RECENT` of `_telling`, without a look at all of them: they are asked for in each step."""
+        found: list[Point] = []
+        for burst in reversed(self._bursts):
+            if burst.seconds > 0 and burst.nbytes > SMALL * burst.transfers:
+                found.append(_point(burst))
+                if len(found) == RECENT:
+                    return found[::-1]
+        points = self._points()
+        return [points[i] for i in _telling(points)][-RECENT:]
+
     def _points(self) -> list[Point]:
-        return [Point(b.nbytes / b.transfers, b.seconds / b.transfers) for b in self._bursts if b.seconds > 0]
+        return [_point(burst) for burst in self._bursts if burst.seconds > 0]
 
     def _fit(self) -> Line | None:
         points = self._points()
@@ -136,6 +155,10 @@ class Link:
         small = [*self._small, *_alone_and_small(self._bursts)][-RECENT:]
         floor = median(small) if small else ASSUMED_LATENCY
         return fit_line(points[_change(points, floor) :], floor)
+
+
+def _point(burst: Burst) -> Point:
+    return Point(burst.nbytes / burst.transfers, burst.seconds / burst.transfers)
 
 
 def _alone_and_small(bursts: Iterable[Burst]) -> list[float]:

@@ -155,9 +155,13 @@ class Measures:
 
     # ------------------------------------------------------------------ for the decision
 
-    def vector(self) -> Tensor:
-        """float32 [K], to be reduced to the largest of each element over all ranks, in the steps of a decision."""
-        found = self._layout.write(self._measured())
+    def vector(self, latest: Value = None) -> Tensor:
+        """float32 [K], to be reduced to the largest of each element over all ranks, in the steps of a decision.
+
+        Args:
+            latest: seconds of the last step, or of the one under way until now, whichever is more.
+        """
+        found = self._layout.write(self._measured(latest))
         self._probe = None
         return found
 
@@ -172,11 +176,12 @@ class Measures:
         """The reduced `vector`, the same on all ranks."""
         return self._layout.read(reduced)
 
-    def _measured(self) -> Measured:
+    def _measured(self, latest: Value) -> Measured:
         return Measured(
             lines={level: link.settle() for level, link in self._links.items()},
             round_trip=_mean(self._round_trips),
-            step_seconds=_quartile(self._steps) if len(self._steps) >= ENOUGH_STEPS else None,
+            step_seconds=_midmean(self._steps) if len(self._steps) >= ENOUGH_STEPS else None,
+            latest_seconds=latest,
             probe=self._probe,
             gradient_norm=_mean(self._norms),
             coherence=_mean(self._coherence),
@@ -211,9 +216,11 @@ def _median(values: Sequence[float] | deque[float]) -> Value:
     return median(values) if values else None
 
 
-def _quartile(values: Sequence[float] | deque[float]) -> float:
-    """The lower one: what makes a step longer now and then is mostly none of the plan's doing."""
-    return sorted(values)[(len(values) - 1) // 4]
+def _midmean(values: Sequence[float] | deque[float]) -> float:
+    """Of the middle half. A rank that begins a step late has a long one and then a short one, and where ranks wait for each
+    other more, both are more extreme: the least steps of a plan tell less of it than those in the middle."""
+    cut = len(values) // 4
+    return sum(sorted(values)[cut : len(values) - cut]) / (len(values) - 2 * cut)
 
 
 def _rate(samples: deque[tuple[float, int]] | None) -> Value:

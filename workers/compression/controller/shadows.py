@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from workers.compression.choice import NONE, Choice, Plan
-from workers.compression.controller.candidates import CANDIDATES
+from workers.compression.controller.candidates import CANDIDATES, RIVAL
 from workers.compression.controller.wire import BucketFacts, transfers
 
 FIRST_STEPS = 12
@@ -15,7 +15,7 @@ FIRST_STEPS = 12
 
 EVERY = 5
 SELDOM_EVERY = 20
-"""After that, in one step of so many something is tried again, if it is due; where nothing is encoded. There steps are
+"""After that, in one step of so many something is tried again, if it is due; where next to nothing is lost. There steps are
 short, and nothing hangs on errors of yesterday: a codec is chosen by them only when a link has become slower."""
 
 DUE_STEPS = 100
@@ -69,7 +69,7 @@ class Shadows:
         """The next to be tried in `step`, where `plan` is in force; None when that is enough for this step."""
         if step != self._step:
             self._step, self._left = step, self._per_step
-        every = SELDOM_EVERY if all(choice == NONE for choice in plan) else EVERY
+        every = SELDOM_EVERY if all(choice in (NONE, RIVAL) for choice in plan) else EVERY
         if self._left <= 0 or (step % every and not self._untried):
             return None
         waiting = [pair for pair in self._pairs if step - self._asked.get(pair, -PATIENCE) >= PATIENCE]
@@ -80,8 +80,9 @@ class Shadows:
         self._left = 0
         if step % every:
             return None
-        due = [pair for pair in waiting if self._is_due(pair, plan)]
-        return self._ask(min(due, key=lambda pair: self._tried[pair])) if due else None
+        oldest_first = sorted(waiting, key=lambda pair: self._tried[pair])
+        due = next((pair for pair in oldest_first if self._is_due(pair, plan)), None)
+        return self._ask(due) if due else None
 
     def _ask(self, pair: Pair) -> Pair:
         self._asked[pair] = self._step

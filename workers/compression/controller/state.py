@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from workers.compression.choice import NONE, Choice, Plan
+from workers.compression.controller.candidates import RIVAL
 from workers.compression.controller.config import ControllerConfig
 
-VERSION = 7
+VERSION = 9
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,47 @@ class BucketState:
         changed: the step of its last change, but for first choices; None where there was none, or after one made only
             because gradients changed fast.
         streaks: for how many windows in a row a change to that choice was promised to gain enough, by its text.
-        barred: choices that have broken the error budget here, by text: how often, and the step until which they are out.
+        barred: choices that have broken the error budget here, or were no faster than `none` where all buckets had them, by
+            text: how often, and the step until which they are out.
     """
 
     choice: Choice = NONE
     changed: int | None = None
     streaks: Mapping[str, int] = field(default_factory=dict)
     barred: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Of a plan that may be no faster than `none` or `RIVAL`, until it is compared with them.
+
+    Attributes:
+        took: seconds of a step.
+        promised: seconds that it was predicted to save over `none`.
+        coding: of a step, what goes into encoding and decoding by themselves.
+        plan: the choice of each bucket.
+        none: seconds of a step with `none`, in the window before one with `RIVAL`; None before that.
+    """
+
+    took: float
+    promised: float
+    coding: float
+    plan: Plan
+    none: float | None = None
+
+    @property
+    def of_rival(self) -> bool:
+        """It encoded with nothing but `RIVAL`."""
+        return set(self.plan) <= {NONE, RIVAL}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "plan": [str(choice) for choice in self.plan]}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """Of `as_dict`."""
+        return cls(**{**plain, "plan": tuple(map(Choice.parse, plain["plan"]))})
 
 
 @dataclass(frozen=True)
@@ -45,12 +80,12 @@ class ControllerState:
         gradient_norm, coherence: of the last window.
         none_step_seconds: of a step in the last window in which nothing was encoded, and `none_seconds_per_byte` of the
             link then; None where there was none.
+        rival_saves: seconds of a step that `RIVAL` for all buckets was measured to save over `none`; 0 where it was not.
+        hosts, local_ranks: those that all this was measured with; 0 where nothing was.
         dearer: how many times longer than by themselves encoding and decoding take in a step, as plans have shown that
             saved less than they promised, `lessons` of them; since step `dearer_since`, from which on it is forgotten by
             and by.
-        disappointing: seconds of a step of a plan that may be no faster than `none`, until they are compared with those of
-            the window after it; it had `promised` to save so many, `coding` of which go into encoding and decoding by
-            themselves.
+        doubt: in the windows in which the plan before them is compared with others.
         compare_after: the step after which a plan that promises little is compared with `none`; 0 where none was chosen.
         comparisons: made one after the other that spoke for the plan.
         collapses: of the link that followed each other soon, and `small_until`: the step until which therefore no more is
@@ -59,7 +94,8 @@ class ControllerState:
         probes: made one after the other that have found the link as it was, and `probe_after`: the step before which there
             is no other.
         alarmed: the next measures that are reduced are for a decision, since a rank finds its link collapsed
-            (`Measures.alarm`); taken back by `decide`.
+            (`Measures.alarm`), or to look again; taken back by `decide`.
+        looks: how often it was looked at again whether a link that is much slower makes steps longer.
     """
 
     buckets: tuple[BucketState, ...]
@@ -71,12 +107,13 @@ class ControllerState:
     coherence: float | None = None
     none_step_seconds: float | None = None
     none_seconds_per_byte: float | None = None
+    rival_saves: float = 0.0
+    hosts: int = 0
+    local_ranks: int = 0
     dearer: float = 1.0
     dearer_since: int = 0
     lessons: int = 0
-    disappointing: float | None = None
-    promised: float = 0.0
-    coding: float = 0.0
+    doubt: Doubt | None = None
     compare_after: int = 0
     comparisons: int = 0
     collapses: int = 0
@@ -85,6 +122,7 @@ class ControllerState:
     probes: int = 0
     probe_after: int = 0
     alarmed: bool = False
+    looks: int = 0
 
     @property
     def plan(self) -> Plan:
@@ -103,12 +141,13 @@ class ControllerState:
             "coherence": self.coherence,
             "none_step_seconds": self.none_step_seconds,
             "none_seconds_per_byte": self.none_seconds_per_byte,
+            "rival_saves": self.rival_saves,
+            "hosts": self.hosts,
+            "local_ranks": self.local_ranks,
             "dearer": self.dearer,
             "dearer_since": self.dearer_since,
             "lessons": self.lessons,
-            "disappointing": self.disappointing,
-            "promised": self.promised,
-            "coding": self.coding,
+            "doubt": None if self.doubt is None else self.doubt.as_dict(),
             "compare_after": self.compare_after,
             "comparisons": self.comparisons,
             "collapses": self.collapses,
@@ -117,6 +156,7 @@ class ControllerState:
             "probes": self.probes,
             "probe_after": self.probe_after,
             "alarmed": self.alarmed,
+            "looks": self.looks,
             "buckets": [
                 {
                     "choice": str(bucket.choice),
@@ -142,7 +182,9 @@ class ControllerState:
             )
             for each in plain["buckets"]
         )
-        return cls(buckets, **{name: value for name, value in plain.items() if name not in ("version", "buckets")})
+        doubt = None if plain["doubt"] is None else Doubt.from_dict(plain["doubt"])
+        rest = {name: value for name, value in plain.items() if name not in ("version", "buckets", "doubt")}
+        return cls(buckets, doubt=doubt, **rest)
 
 
 def dense_until(config: ControllerConfig, planned_steps: int) -> int:

@@ -58,7 +58,9 @@ def measured(
     coherence: float | None = None,
     round_trip: float | None = None,
     step_seconds: float | None = None,
+    latest_seconds: float | None = None,
     probe: float | None = None,
+    took: Sequence[float] | None = None,
     overrides: Mapping[tuple[int, str], float] | None = None,
 ) -> Measured:
     """`errors` None: no gain was measured. `overrides`: of a bucket and a candidate."""
@@ -72,13 +74,14 @@ def measured(
         lines={"hosts": line},
         round_trip=round_trip,
         step_seconds=step_seconds,
+        latest_seconds=latest_seconds,
         probe=probe,
         gradient_norm=gradient_norm,
         coherence=coherence,
         encode=rate,
         decode=rate,
         hidden=nothing if hidden is None else tuple(hidden),
-        took=nothing,
+        took=nothing if took is None else tuple(took),
         energy=nothing if energy is None else tuple(energy),
         errors=tuple(found),
     )
@@ -95,6 +98,7 @@ def any_measures(draw: st.DrawFn, buckets: int = 2) -> Measured:
         lines={"hosts": draw(st.none() | lines)},
         round_trip=draw(st.none() | st.floats(0, 0.1)),
         step_seconds=draw(st.none() | st.floats(0, 3)),
+        latest_seconds=draw(st.none() | st.floats(0, 3)),
         probe=draw(st.none() | st.floats(1e-10, 1e-5)),
         gradient_norm=draw(st.none() | st.floats(0, 10)),
         coherence=draw(st.none() | st.floats(-1, 1)),

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from workers.compression.controller.link import (
     ASSUMED_LATENCY,
+    ENOUGH,
     RECENT,
+    SMALL,
+    SUDDEN,
     WINDOW,
     Line,
     Link,
@@ -219,3 +222,28 @@ def test_cc21_a_collapse_shows_however_many_transfers_a_step_has() -> None:
         if seconds < 1:
             link.settle()
     assert link.slowdown() > 50
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 100, 4096, SMALL, 20_000, 10**6]),
+            st.floats(-1e-3, 2e-3),
+            st.sampled_from([0.0, 1e-4, 1e-3, 1e-1]),
+            st.integers(1, 3),
+        ),
+        min_size=RECENT,
+        max_size=80,
+    )
+)
+def test_cc21_what_tells_of_a_collapse_is_found_from_the_end(transfers: list[tuple[int, float, float, int]]) -> None:
+    """As if all of them were looked at; and the number of transfers is kept."""
+    link, clock = Link(), 1.0
+    for nbytes, late, lasts, count in transfers:
+        begin = clock + late
+        clock = max(begin, clock) + lasts
+        link.transfer(nbytes, begin, clock, count)
+    points = [Point(b.nbytes / b.transfers, b.seconds / b.transfers) for b in link._bursts if b.seconds > 0]
+    large = [point for point in points if point.nbytes > SMALL]
+    assert link._last_telling() == (large if len(large) >= ENOUGH + SUDDEN else points)[-RECENT:]
+    assert link._transfers == sum(burst.transfers for burst in link._bursts)

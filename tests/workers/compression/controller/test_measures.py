@@ -234,3 +234,14 @@ def test_cc17_a_controller_sends_as_much_beside_its_measures_as_the_probe_is_lon
     assert not padded[length:].any()
     controller.decide(20, padded, controller.world, alarmed=False)
     assert controller.state.step == 20 and controller.state.probing == 0
+
+
+def test_cc18_a_steps_time_is_that_of_the_middle_half() -> None:
+    """Neither the shortest steps of ranks that wait for each other, nor those in which something else was in the way."""
+    measures = Measures(mlp())
+    for seconds in (0.01, 0.02, 0.09, 0.11, 0.10, 0.10, 0.30, 5.0):
+        measures.stepped(seconds)
+    found = measures.read(measures.vector(0.7))
+    assert found.step_seconds == pytest.approx(0.1)
+    assert found.latest_seconds == pytest.approx(0.7)
+    assert measures.read(measures.vector()).latest_seconds is None
