@@ -1,7 +1,8 @@
 """What a resume from the qins tier costs, beside the exact one: `python -m benchmarks.restore`.
 
 The byte transformer is trained in this process. Early and late its whole state is saved in each tier and read again; each
-then goes on for 40 steps on the same batches.
+then goes on for 40 steps on the same batches. In the qins tier it is also the last of a chain of eight checkpoints, of
+which all but the first are differences to the one before.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import copy
 import io
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from torch.optim import AdamW
 
 from benchmarks.machine import made_by
 from benchmarks.system import ROOT
-from workers.checkpoint import load, save
+from workers.checkpoint import Published, load, save
+from workers.checkpoint.chain import Chain
 from workers.data import sampler
 from workers.data.library import read_library
 from workers.data.windows import cut, without
@@ -30,6 +32,7 @@ from workers.state import ReplicatedState
 
 PAGE = ROOT / "docs" / "results" / "restore.md"
 BATCH, CONTEXT, RATE, FURTHER = 16, 128, 2e-3, 40
+CHAIN = 8
 TIERS = {"exact": ("exact", "int8"), "qins, int8 weights": ("qins", "int8"), "qins, v1 weights": ("qins", "v1")}
 
 
@@ -64,40 +67,63 @@ class Training:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one tier at one step: bytes of the checkpoint, and losses."""
+    """Of one tier at one step: bytes of the checkpoint, or the mean of its chain, and losses."""
 
     step: int
     tier: str
-    size: int
+    size: float
     at_restore: float
     afterwards: float
 
 
-def outcomes(training: Training, folder: Path) -> list[Outcome]:
-    """Save, read, go on, for each tier from the same state."""
-    begin = copy.deepcopy(training)
-    rows = []
-    for name, (tier, weights) in TIERS.items():
-        published = save(
-            training.state.capture(),
-            folder / name.replace(" ", "-"),
-            job="restore",
-            step=training.step,
-            generation=(1, 1),
-            lineage=1,
-            world=1,
-            fence=lambda: True,
-            tier=tier,
-            weights=weights,
-        )
-        resumed = copy.deepcopy(begin)
-        resumed.state = ReplicatedState(resumed.model, resumed.optimizer)
-        resumed.state.restore(load(published.path))
-        at_restore = resumed.loss()
-        resumed.go_on(FURTHER)
-        rows.append(Outcome(training.step, name, published.bytes, at_restore, resumed.loss()))
-        print(rows[-1], flush=True)
-    return rows
+def saved(training: Training, root: Path, tier: str, weights: str, chain: Chain | None = None) -> Published:
+    """Its whole state."""
+    return save(
+        training.state.capture(),
+        root,
+        job="restore",
+        step=training.step,
+        generation=(1, 1),
+        lineage=1,
+        world=1,
+        fence=lambda: True,
+        tier=tier,
+        weights=weights,
+        chain=chain,
+        whole_every=CHAIN,
+    )
+
+
+def chained(training: Training, root: Path, until: int) -> list[Published]:
+    """Train until that step, and save eight times on the way, the last time there."""
+    chain, every = Chain(), max(1, until // 10)
+    found = []
+    for left in reversed(range(CHAIN)):
+        training.go_on(until - left * every - training.step)
+        found.append(saved(training, root, "qins", "int8", chain))
+        print(f"step {training.step}: {found[-1].bytes} bytes, a difference to {found[-1].base}", flush=True)
+    return found
+
+
+def outcomes(training: Training, folder: Path, chain: Sequence[Published]) -> list[Outcome]:
+    """Save, read, go on, for each tier from the same state; and from the last one of the chain."""
+    found = {name: saved(training, folder / name.replace(" ", "-"), *tier) for name, tier in TIERS.items()}
+    sizes: dict[str, float] = {name: published.bytes for name, published in found.items()}
+    every = chain[1].path.name.split("-")[1], chain[0].path.name.split("-")[1]
+    name = f"qins, int8 weights, the last of {CHAIN} that are {int(every[0]) - int(every[1])} steps apart"
+    found[name], sizes[name] = chain[-1], sum(each.bytes for each in chain) / len(chain)
+    return [_outcome(training, name, found[name].path, sizes) for name in found]
+
+
+def _outcome(training: Training, name: str, path: Path, sizes: Mapping[str, float]) -> Outcome:
+    resumed = copy.deepcopy(training)
+    resumed.state = ReplicatedState(resumed.model, resumed.optimizer)
+    resumed.state.restore(load(path))
+    at_restore = resumed.loss()
+    resumed.go_on(FURTHER)
+    outcome = Outcome(training.step, name, sizes[name], at_restore, resumed.loss())
+    print(outcome, flush=True)
+    return outcome
 
 
 def torch_save_bytes(training: Training) -> int:
@@ -113,7 +139,8 @@ def page(rows: Sequence[Outcome], plain: int, command: str) -> str:
         "# A resume from the qins tier",
         "",
         f"The byte transformer (AdamW, learning rate {RATE:g}, batch {BATCH}, context {CONTEXT}); mean loss on held-out "
-        f"windows when it is restored and after {FURTHER} further steps on the same batches, also relative to exact.",
+        f"windows when it is restored and after {FURTHER} further steps on the same batches, also relative to exact. The "
+        f"size of the last of a chain is the mean of the chain; all but its first are differences to the one before.",
         "",
         "| step | tier | size, torch.save = 1 | loss at restore | relative | after 40 steps | relative |",
         "|---|---|---|---|---|---|---|",
@@ -144,8 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="qr-") as folder:
         for step in map(int, options.steps.split(",")):
-            training.go_on(step - training.step)
-            rows += outcomes(training, Path(folder))
+            chain = chained(training, Path(folder) / f"chain-{step}", step)
+            rows += outcomes(training, Path(folder), chain)
     result = page(rows, torch_save_bytes(training), "python -m benchmarks.restore " + " ".join(arguments or sys.argv[1:]))
     options.page.write_text(result)
     print(result)

@@ -102,7 +102,7 @@ class Hang:
             "limit": limit,
             "culprits": [{"host": each.host, "rank": each.rank} for each in self.culprits],
             "numbers": {str(each.rank): each.collectives for each in self.stands},
-            "waiting": [each.rank for each in self.stands if each.waits],
+            "waiting": sorted(each.rank for each in self.stands if each.waits),
             "stacks": {str(each.rank): list(each.frames) for each in self.stands},
             "unheard": list(self.unheard),
             "in_a_row": self.in_a_row,

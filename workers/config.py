@@ -84,6 +84,14 @@ class CheckpointConfig(Config):
         description="With tier `qins`: checkpoints from one exact one to the next; 1 makes all of them exact.",
         json_schema_extra=unit("checkpoints"),
     )
+    whole_every: int = Field(
+        8,
+        ge=1,
+        le=32,
+        description="With tier `qins`: checkpoints of that tier from one that is whole to the next; those between hold the "
+        "difference to the one before, and are lost with it. 1 makes all of them whole.",
+        json_schema_extra=unit("checkpoints"),
+    )
     weights: Literal["int8", "v1", "log7", "log8"] = Field(
         "int8",
         description="With tier `qins`, the codec of the weights: `int8` in blocks of 128; logarithmic codes of 7 or 8 bits "

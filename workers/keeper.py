@@ -150,6 +150,7 @@ class Keeper:
             rounds=state.round,
             tier=tier,
             weights=self._config.checkpoint.weights,
+            whole_every=self._config.checkpoint.whole_every,
         )
         return writer
 

@@ -19,11 +19,12 @@ from workers.checkpoint import Entry, list_checkpoints
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 NAME = "quarter"
-EVERY, EXACT_EVERY, KEEP = 16, 4, 2
+EVERY, EXACT_EVERY, WHOLE_EVERY, KEEP = 16, 4, 3, 2
 ONE_HOST = ("--set", "hosts.max=1", "--set", "spares_per_host=0")
 QINS = (
     *("--set", "checkpoint.tier=qins", "--set", f"checkpoint.exact_every={EXACT_EVERY}"),
     *("--set", f"checkpoint.every={EVERY}", "--set", f"checkpoint.keep={KEEP}"),
+    *("--set", f"checkpoint.whole_every={WHOLE_EVERY}"),
 )
 
 
@@ -65,6 +66,7 @@ def test_ck6_the_only_exact_one_outlives_the_newer_ones(dead: Dead) -> None:
     assert [entry.tier for entry in dead.found] == ["qins"] * (1 + len(between)) + ["exact"]
     assert KEEP <= 1 + len(between) <= KEEP + 1  # killed before the last deletion
     assert exact.step == EVERY * EXACT_EVERY and newest.step >= exact.step + KEEP * EVERY
+    assert newest.bases == (between[0].path.name,), "CK-2: the newest one is the difference to a whole one"
     assert newest.path.name == f"step-{newest.step}-gen-1.1-qins" and exact.path.name == f"step-{exact.step}-gen-1.1"
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from workers.checkpoint.catalog import prune
+from workers.checkpoint.chain import Chain
 from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError
 from workers.checkpoint.manifest import EXACT
 from workers.checkpoint.writer import Published, save
@@ -53,6 +54,7 @@ class BackgroundWriter:
     ) -> None:
         self._root, self._job, self._on_done, self._keep = root, job, on_done, keep
         self._first_retry_seconds = first_retry_seconds
+        self._chain = Chain()
         self._changed = threading.Condition()
         self._queued: _Order | None = None
         self._is_writing = False
@@ -74,6 +76,7 @@ class BackgroundWriter:
         rounds: int = 0,
         tier: str = EXACT,
         weights: str = "int8",
+        whole_every: int = 1,
     ) -> None:
         """Queue a state, which from now on belongs to the writer. Returns at once.
 
@@ -93,6 +96,8 @@ class BackgroundWriter:
                 rounds=rounds,
                 tier=tier,
                 weights=weights,
+                chain=self._chain,
+                whole_every=whole_every,
             )
 
         with self._changed:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from workers.checkpoint.errors import CheckpointError, StaleWriter, storage_error
 from workers.checkpoint.manifest import EXACT, Label, parse_folder, read_manifest
-from workers.checkpoint.reader import check_present, load, verify
+from workers.checkpoint.reader import chain_of, load, verify
 from workers.identity import Generation
 from workers.state import Captured
 
@@ -26,7 +26,8 @@ ASIDE = "rolled-back-"
 class Entry:
     """A checkpoint on disk. `valid` None: looks whole, content not read; False: `reason` says why; True: verified.
 
-    `tier` is the one in its name where the manifest cannot be read.
+    `tier` is the one in its name where the manifest cannot be read. `bases` are the folders of the checkpoints that it is a
+    difference to, the nearest first; where one is missing it is not valid.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Entry:
     tier: str
     valid: bool | None
     reason: str = ""
+    bases: tuple[str, ...] = ()
 
 
 Skipped = Callable[[Entry], None]
@@ -96,7 +98,7 @@ def load_newest(
 
 def prune(root: Path, keep: int, fence: Callable[[], bool]) -> list[Path]:
     """Delete what is older than the newest `keep` verified checkpoints, but no exact one before a newer exact one is
-    verified; returns what was deleted.
+    verified, and none that one of those that stay is a difference to; returns what was deleted.
 
     With fewer than `keep` sound ones nothing is deleted, and a damaged one only when it is older than those. Raises
     StaleWriter, before touching the next one, where `fence` says False; StorageError where the folder refuses.
@@ -104,12 +106,16 @@ def prune(root: Path, keep: int, fence: Callable[[], bool]) -> list[Path]:
     if keep < 1:
         raise ValueError(f"keep {keep} would delete every checkpoint; write 1 or more")
     sound, has_exact = 0, False
+    needed: set[str] = set()
     deleted: list[Path] = []
     for entry in list_checkpoints(root):
         if sound < keep or (entry.tier == EXACT and not has_exact):
-            is_sound = bool(check(entry).valid)
+            is_sound = entry.path.name in needed or bool(check(entry).valid)  # to verify one is to verify those below it
             sound += is_sound
             has_exact |= is_sound and entry.tier == EXACT
+            needed.update(entry.bases)
+            continue
+        if entry.path.name in needed:
             continue
         if not fence():
             raise StaleWriter(f"{entry.path} was not deleted: the generation of its successor's writer is over")
@@ -147,7 +153,7 @@ def _entry(path: Path, label: Label) -> Entry:
     try:
         manifest = read_manifest(path)
         entry = replace(entry, tier=manifest.tier)
-        check_present(path, manifest)
+        entry = replace(entry, bases=tuple(below.name for below, _ in chain_of(path, manifest)[1:]))
     except CheckpointError as error:
         return replace(entry, valid=False, reason=str(error))
     return entry

@@ -1,20 +1,24 @@
 """How one tensor becomes bytes and back: payload, then zstd, in chunks of bounded size, with a checksum.
 
-The payload is the byte planes of the tensor, which loses nothing, or that of a codec of the qins tier.
+The payload is the byte planes of the tensor, which loses nothing, or that of a codec of the qins tier, or the difference to
+one of those in an earlier checkpoint.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import zstandard
 from pydantic import BaseModel, ConfigDict, Field
 
+from workers.checkpoint import deltas
+from workers.checkpoint.deltas import DELTAS, WHOLE, Coded
+from workers.checkpoint.grids import GRIDS
 from workers.checkpoint.lossy import FLOATS, LOSSY, as_float32
 from workers.checkpoint.planes import Bytes, join_planes, split_planes
 
@@ -80,15 +84,27 @@ class TensorRecord(BaseModel):
     def chunk_bytes(self, index: int) -> int:
         """Bytes that chunk `index` unfolds to, at least."""
         elements = self.chunk_elements(index)
+        if self.codec in WHOLE:
+            return deltas.least_bytes(elements)
         return LOSSY[self.codec].size(elements) if self.codec in LOSSY else elements * self.itemsize
 
     def most_chunk_bytes(self, index: int) -> int:
         """The same at most."""
-        return LOSSY[self.codec].most(self.chunk_elements(index)) if self.codec in LOSSY else self.chunk_bytes(index)
+        elements = self.chunk_elements(index)
+        if self.codec in WHOLE:
+            return deltas.most_bytes(elements)
+        return LOSSY[self.codec].most(elements) if self.codec in LOSSY else self.chunk_bytes(index)
 
     def chunk_elements(self, index: int) -> int:
         """Elements in chunk `index`."""
         return min(self.chunk, math.prod(self.shape) - index * self.chunk)
+
+
+class Link(NamedTuple):
+    """A tensor in a checkpoint and, chunk by chunk, its zstd frames."""
+
+    record: TensorRecord
+    blob: Callable[[int], Bytes]
 
 
 class Encoder:
@@ -99,19 +115,58 @@ class Encoder:
         self._chunk_bytes = chunk_bytes
         self._planes = np.empty(0, np.uint8)
 
-    def encode_lossy(self, name: str, tensor: torch.Tensor, codec: str) -> tuple[TensorRecord, list[bytes]]:
-        """The record of a float tensor in a codec of `LOSSY`, and one zstd frame per chunk.
+    def encode_lossy(
+        self, name: str, tensor: torch.Tensor, codec: str, kept: Coded | None = None
+    ) -> tuple[TensorRecord, list[bytes]]:
+        """The record of a float tensor in a codec of `LOSSY`, and one zstd frame per chunk; `kept`, of `coded`, gets what a
+        difference to it will need.
 
         Raises ValueError, with the reason, where that codec cannot hold it.
         """
-        values, chunk = as_float32(name, tensor), max(1, self._chunk_bytes // tensor.dtype.itemsize)
+        values, chunk = as_float32(name, tensor), self._chunk(tensor)
         digest, blobs = blake2b(digest_size=16), []
         for payload in LOSSY[codec].pack(name, values, chunk):
             digest.update(payload)
             blobs.append(self._zstd.compress(payload))
+            if kept is not None:
+                kept.add(np.frombuffer(payload, np.uint8))
         kind, checksum = dtype_name(tensor.dtype), digest.hexdigest()
         shape = list(tensor.shape)
         return TensorRecord(name=name, codec=codec, dtype=kind, shape=shape, chunk=chunk, checksum=checksum), blobs
+
+    def coded(self, tensor: torch.Tensor, codec: str) -> Coded | None:
+        """An empty `Coded` for `encode_lossy`, or None where no differences are made to that codec."""
+        if codec not in DELTAS:
+            return None
+        return Coded(codec, dtype_name(tensor.dtype), list(tensor.shape), self._chunk(tensor))
+
+    def encode_delta(self, name: str, tensor: torch.Tensor, base: Coded) -> tuple[TensorRecord, list[bytes], Coded] | None:
+        """The record of a float tensor as a difference to `base`, one zstd frame per chunk, and what a later difference
+        needs. None where it is better written whole, or has to be."""
+        like = self.coded(tensor, base.codec)
+        if like is None or (like.dtype, like.shape, like.chunk) != (base.dtype, base.shape, base.chunk):
+            return None
+        values = as_float32(name, tensor)
+        if not bool(torch.isfinite(values).all()) or (found := deltas.subtract(values, base)) is None:
+            return None
+        payloads, after = found
+        digest, blobs = blake2b(digest_size=16), []
+        for payload in payloads:
+            digest.update(payload)
+            blobs.append(self._zstd.compress(payload))
+        record = TensorRecord(
+            name=name,
+            codec=DELTAS[base.codec],
+            dtype=base.dtype,
+            shape=base.shape,
+            chunk=base.chunk,
+            checksum=digest.hexdigest(),
+        )
+        return record, blobs, after
+
+    def _chunk(self, tensor: torch.Tensor) -> int:
+        """Elements of a chunk."""
+        return max(1, self._chunk_bytes // tensor.dtype.itemsize)
 
     def encode(self, name: str, tensor: torch.Tensor) -> tuple[TensorRecord, list[bytes]]:
         """The record of a dense tensor of any shape and a dtype of `DTYPES`, and one zstd frame per chunk.
@@ -119,8 +174,7 @@ class Encoder:
         Raises ValueError, with a sentence, for any other tensor.
         """
         raw = _raw_bytes(name, tensor)
-        itemsize = tensor.dtype.itemsize
-        chunk = max(1, self._chunk_bytes // itemsize)
+        itemsize, chunk = tensor.dtype.itemsize, self._chunk(tensor)
         blobs = [
             self._compress(raw[start : start + chunk * itemsize], itemsize)
             for start in range(0, raw.size, chunk * itemsize)
@@ -151,7 +205,7 @@ def flaw(record: TensorRecord, blob_sizes: Sequence[int], codecs: Sequence[str] 
         return f"tensor {record.name!r} is in codec {record.codec!r}, but here stand {', '.join(map(repr, codecs))}"
     if record.dtype not in DTYPES:
         return f"tensor {record.name!r} has the unknown dtype {record.dtype!r}"
-    if record.codec in LOSSY and DTYPES[record.dtype] not in FLOATS:
+    if record.codec != CODEC and DTYPES[record.dtype] not in FLOATS:
         return f"tensor {record.name!r} is {record.dtype}, which codec {record.codec!r} does not hold"
     if record.chunk * record.itemsize > MAX_CHUNK_BYTES:
         return f"tensor {record.name!r} declares chunks of more than {MAX_CHUNK_BYTES} bytes"
@@ -173,6 +227,8 @@ class Decoder:
         """The tensor as it was written. Raises ValueError, with a sentence, where bytes are not what was written."""
         if record.codec in LOSSY:
             return self._decode_lossy(record, blobs)
+        if record.codec in WHOLE:
+            raise ValueError(f"tensor {record.name!r} is a difference, and what it is a difference to is not here")
         tensor = _empty(record)
         raw = _as_bytes(tensor)
         start = 0
@@ -196,6 +252,34 @@ class Decoder:
         _check_digest(record, digest.hexdigest())
         return tensor
 
+    def decode_chain(self, links: Sequence[Link]) -> torch.Tensor:
+        """The tensor of the first link, which is a difference to the next, and so on to one written whole; what follows
+        that is not read. Raises ValueError, with a sentence."""
+        last = next((index for index, link in enumerate(links) if link.record.codec not in WHOLE), len(links))
+        whole = links[last].record if last < len(links) else None
+        record = links[0].record
+        if last == 0:
+            return self.decode(record, map(links[0].blob, range(record.num_chunks)))
+        if whole is None:
+            raise ValueError(f"tensor {record.name!r} is a difference, and what it is a difference to is not here")
+        for each in (link.record for link in links[:last]):
+            same = (each.name, each.dtype, each.shape, each.chunk) == (whole.name, whole.dtype, whole.shape, whole.chunk)
+            if not same or WHOLE[each.codec] != whole.codec:
+                raise ValueError(f"tensor {record.name!r} is a difference to one of another shape, dtype or codec")
+        tensor, digests = _empty(record), [blake2b(digest_size=16) for _ in links[: last + 1]]
+        for index in range(record.num_chunks):
+            out = tensor.view(-1)[index * record.chunk :][: record.chunk]
+            payloads = [self._decompress(link.record, link.blob(index), index) for link in links[: last + 1]]
+            for digest, payload in zip(digests, payloads, strict=True):
+                digest.update(payload.data)
+            try:
+                out.copy_(_added(whole.codec, payloads, len(out)))
+            except ValueError as error:
+                raise ValueError(f"tensor {record.name!r} cannot be decoded: {error}") from None
+        for link, digest in zip(links, digests, strict=False):
+            _check_digest(link.record, digest.hexdigest())
+        return tensor
+
     def _decompress(self, record: TensorRecord, blob: Bytes, index: int) -> Bytes:
         least, most = record.chunk_bytes(index), record.most_chunk_bytes(index)
         try:
@@ -207,6 +291,14 @@ class Decoder:
         except zstandard.ZstdError as error:
             raise ValueError(f"a chunk of tensor {record.name!r} does not decompress ({error})") from None
         return np.frombuffer(raw, np.uint8)
+
+
+def _added(codec: str, payloads: Sequence[Bytes], n: int) -> torch.Tensor:
+    """float32 [n] of a chunk that is written whole in the last of `payloads`; the newest difference comes first."""
+    grid, codes = GRIDS[codec].split(payloads[-1], n)
+    for payload in reversed(payloads[:-1]):
+        codes, decode = deltas.add(payload, grid, codes)
+    return decode()
 
 
 def _check_digest(record: TensorRecord, found: str) -> None:

@@ -4,14 +4,14 @@
 |---|---|
 | `qins.v1/1` | log_min, log_max (float32), n codes, ⌈n / 8⌉ bytes of sign bits, lowest bit first, 1 for negative |
 | `qins.log8u/1` | log_min, log_max (float32), n codes |
-| `int8.128/1` | ⌈n / 128⌉ scales (bfloat16), n codes int8 |
+| `int8.128/1`, `int6.128/1` | ⌈n / 128⌉ scales (bfloat16), n codes int8 |
 | `qins.log7/1`, `qins.log8/1` | those of `workers.qins.blocks`, longer by what is no number |
 
 Codes of the first two are those of `workers.qins.codec`; 0 stands for an exact zero. In `qins.v1/1` that is lossless: v1
 gives every zero the code 255 and the sign 0. `qins.log8u/1` has v1's formulas without its floor of 1e-8, because second
 moments lie below it, and on the range of what is not zero. In `int8.128/1` a block of 128 elements has the scale
 max |x| / 127, rounded to bfloat16, and x is stored as round(x / scale); the largest |x| still as 127, so that what was
-decoded has the codes that it came from.
+decoded has the codes that it came from. `int6.128/1` has 31 in place of 127.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.checkpoint.planes import Bytes
@@ -29,7 +30,7 @@ from workers.qins import blocks
 from workers.qins.blocks import BlockCode
 from workers.qins.codec import QINSCodec, check_range, codes, magnitudes
 
-V1, LOG8U, INT8 = "qins.v1/1", "qins.log8u/1", "int8.128/1"
+V1, LOG8U, INT8, INT6 = "qins.v1/1", "qins.log8u/1", "int8.128/1", "int6.128/1"
 LOG7, LOG8 = "qins.log7/1", "qins.log8/1"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BLOCK = 128
@@ -99,30 +100,40 @@ def _log8u_unpack(payload: Bytes, n: int) -> Tensor:
     return magnitudes(log_min, log_max)[torch.from_numpy(payload[RANGE_BYTES:].astype(np.int32))]
 
 
-def _int8_pack(name: str, values: Tensor, chunk: int) -> Iterator[bytes]:
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"{name} holds NaN or Inf")
-    for part in values.split(chunk):
-        blocks = torch.nn.functional.pad(part, (0, -len(part) % BLOCK)).view(-1, BLOCK)
-        scale = (blocks.abs().amax(dim=1, keepdim=True) / 127).to(torch.bfloat16)
-        steps = (blocks / torch.where(scale == 0, 1.0, scale.float())).round_().clamp_(-127, 127)
-        yield (
-            scale.view(torch.int16).numpy().astype("<i2").tobytes()
-            + steps.to(torch.int8).view(-1)[: len(part)].numpy().tobytes()
-        )
+def _linear(levels: int) -> Lossy:
+    """In blocks of 128; codes from -levels to levels."""
+
+    def pack(name: str, values: Tensor, chunk: int) -> Iterator[bytes]:
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"{name} holds NaN or Inf")
+        for part in values.split(chunk):
+            blocks = torch.nn.functional.pad(part, (0, -len(part) % BLOCK)).view(-1, BLOCK)
+            scale = (blocks.abs().amax(dim=1, keepdim=True) / levels).to(torch.bfloat16)
+            steps = (blocks / torch.where(scale == 0, 1.0, scale.float())).round_().clamp_(-levels, levels)
+            yield (
+                scale.view(torch.int16).numpy().astype("<i2").tobytes()
+                + steps.to(torch.int8).view(-1)[: len(part)].numpy().tobytes()
+            )
+
+    def unpack(payload: Bytes, n: int) -> Tensor:
+        head = SCALE_BYTES * num_blocks(n)
+        steps = torch.from_numpy(payload[head:].view(np.int8).astype(np.float32))
+        return steps * torch.from_numpy(scales_of(payload[:head])).repeat_interleave(BLOCK)[:n]
+
+    return _of_one_size(lambda n: SCALE_BYTES * num_blocks(n) + n, pack, unpack)
 
 
-def _int8_unpack(payload: Bytes, n: int) -> Tensor:
-    num_blocks = _blocks(n)
-    bits = payload[: SCALE_BYTES * num_blocks].view("<i2").astype(np.int16)
-    scale = torch.from_numpy(bits).view(torch.bfloat16).float()
-    if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
+def scales_of(head: Bytes) -> NDArray[np.float32]:
+    """The scales, one for each block, that a linear payload begins with. Raises ValueError where one is none."""
+    scales = torch.from_numpy(head.view("<i2").astype(np.int16)).view(torch.bfloat16).float()
+    if not bool((torch.isfinite(scales) & (scales >= 0)).all()):
         raise ValueError("a chunk has a scale that is negative, NaN or Inf")
-    steps = torch.from_numpy(payload[SCALE_BYTES * num_blocks :].view(np.int8).astype(np.float32))
-    return steps * scale.repeat_interleave(BLOCK)[:n]
+    found: NDArray[np.float32] = scales.numpy()
+    return found
 
 
-def _blocks(n: int) -> int:
+def num_blocks(n: int) -> int:
+    """Of 128, the last one may be shorter."""
     return -(-n // BLOCK)
 
 
@@ -133,7 +144,8 @@ def _ends(log_min: float, log_max: float) -> bytes:
 LOSSY = {
     V1: _of_one_size(lambda n: RANGE_BYTES + n + -(-n // 8), _v1_pack, _v1_unpack),
     LOG8U: _of_one_size(lambda n: RANGE_BYTES + n, _log8u_pack, _log8u_unpack),
-    INT8: _of_one_size(lambda n: SCALE_BYTES * _blocks(n) + n, _int8_pack, _int8_unpack),
+    INT8: _linear(127),
+    INT6: _linear(31),
     LOG7: _in_blocks(blocks.LOG7),
     LOG8: _in_blocks(blocks.LOG8),
 }
@@ -144,17 +156,26 @@ WEIGHTS = {"int8": INT8, "v1": V1, "log7": LOG7, "log8": LOG8}
 _MOMENTS = {"exp_avg": INT8, "momentum_buffer": INT8, "exp_avg_sq": LOG8U, "max_exp_avg_sq": LOG8U}
 
 
-def codecs_of(tensors: Mapping[str, Tensor], weights: str = "int8") -> dict[str, str]:
+def codecs_of(tensors: Mapping[str, Tensor], weights: str = "int8", is_whole: bool = True) -> dict[str, str]:
     """The codec that the qins tier has for a tensor of a state (workers/state.py), by name; the rest is kept bit for bit.
 
-    Weights, those kept from an earlier epoch too, in `WEIGHTS[weights]`; first moments in int8 blocks; second moments in an
-    unsigned logarithmic code: a linear one would round the small ones to 0, and Adam divides by their root (QN-21).
+    Weights, those kept from an earlier epoch too, in `WEIGHTS[weights]`; first moments in int8 blocks, or int6 where the
+    checkpoint is a difference to another, as theirs would take no fewer bits; second moments in an unsigned logarithmic
+    code: a linear one would round the small ones to 0, and Adam divides by their root (QN-21).
     """
-    codecs = {name: _codec_of(name, tensors, WEIGHTS[weights]) for name, each in tensors.items() if each.dtype in FLOATS}
+    first = INT8 if is_whole else INT6
+    codecs = {
+        name: _codec_of(name, tensors, WEIGHTS[weights], first) for name, each in tensors.items() if each.dtype in FLOATS
+    }
     return {name: codec for name, codec in codecs.items() if codec is not None}
 
 
-def _codec_of(name: str, tensors: Mapping[str, Tensor], weights: str) -> str | None:
+def is_first_moment(name: str) -> bool:
+    """Whether a tensor of a state is one, by its name."""
+    return _MOMENTS.get(name.rpartition("|")[2]) == INT8
+
+
+def _codec_of(name: str, tensors: Mapping[str, Tensor], weights: str, first: str) -> str | None:
     field, _, rest = name.partition(".")
     match field:
         case "parameter":
@@ -162,7 +183,7 @@ def _codec_of(name: str, tensors: Mapping[str, Tensor], weights: str) -> str | N
         case "kept":  # buffers among them stand in no optimizer
             return weights if f"parameter.{rest}" in tensors else None
         case "optimizer":
-            return _MOMENTS.get(rest.rpartition("|")[2])
+            return first if is_first_moment(name) else _MOMENTS.get(rest.rpartition("|")[2])
     return None
 
 

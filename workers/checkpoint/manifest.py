@@ -72,10 +72,27 @@ class ShardEntry(BaseModel):
     tensors: list[str]
 
 
+def _plain_folder(name: str) -> str:
+    label = parse_folder(name)
+    if label is None or label.tier != QINS:
+        raise ValueError(f"{name[:80]!r} is not the folder of a checkpoint of the qins tier")
+    return name
+
+
+class Base(BaseModel):
+    """The checkpoint that another holds the difference to: the folder beside it, the BLAKE2b-128 of its manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: Annotated[str, AfterValidator(_plain_folder)]
+    checksum: Checksum
+
+
 class Manifest(BaseModel):
     """Schema version 1. `created` in Unix seconds; `lineage` as 16 hex digits; `meta` as `workers.plain` writes it.
 
-    `rounds` is left out where it is 0, as `refused` where it is empty: so the exact tier is what it was before them.
+    `rounds` is left out where it is 0, as `refused` where it is empty and `base` where there is none: so what needs none of
+    them is what it was before them.
 
     `refused` has the reason by name for tensors that the codec of their field cannot hold; they are kept bit for bit.
     """
@@ -95,6 +112,7 @@ class Manifest(BaseModel):
     signature: Checksum
     shards: list[ShardEntry]
     refused: dict[str, str] = {}
+    base: Base | None = None
     meta: Any
 
     @property
@@ -134,7 +152,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> int:
 
     Raises OSError, or CheckpointError where it would be larger than a reader accepts.
     """
-    fields = manifest.model_dump(exclude={name for name in ("refused", "rounds") if not getattr(manifest, name)})
+    fields = manifest.model_dump(exclude={name for name in ("refused", "rounds", "base") if not getattr(manifest, name)})
     text = json.dumps({**fields, "checksum": _checksum(fields)}).encode()
     if len(text) > MAX_MANIFEST_BYTES:
         raise CheckpointError(
@@ -168,6 +186,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise damaged(path, f"field {place!r} is wrong ({first['msg']})") from None
     _check_consistent(path, manifest)
     return manifest
+
+
+def manifest_checksum(folder: Path) -> str:
+    """BLAKE2b-128 of the bytes of the manifest in `folder`: 32 hex digits. Raises CheckpointError."""
+    path = folder / MANIFEST
+    if regular_size(path) > MAX_MANIFEST_BYTES:
+        raise damaged(path, f"it is larger than {MAX_MANIFEST_BYTES} bytes")
+    try:
+        return blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    except OSError as error:
+        raise storage_error("read", path, error) from error
 
 
 def regular_size(path: Path) -> int:
@@ -208,6 +237,8 @@ def _check_consistent(path: Path, manifest: Manifest) -> None:
     label = parse_folder(path.parent.name)
     if label is not None and label[:3] != manifest.label[:3]:
         raise damaged(path, f"it belongs to {manifest.label.folder}, not to {path.parent.name}")
+    if manifest.base is not None and manifest.tier != QINS:
+        raise damaged(path, f"it is of tier {manifest.tier!r}, which holds no differences")
     if (twice := _first_repeated(entry.name for entry in manifest.shards)) is not None:
         raise damaged(path, f"it lists {twice!r} twice")
     if (twice := _first_repeated(name for entry in manifest.shards for name in entry.tensors)) is not None:

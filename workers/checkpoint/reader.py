@@ -11,11 +11,26 @@ from typing import Any
 import torch
 
 from workers import plain
-from workers.checkpoint.codec import dtype_name
+from workers.checkpoint.codec import Decoder, Link, dtype_name
 from workers.checkpoint.errors import CheckpointError, WrongModel, damaged, storage_error
-from workers.checkpoint.manifest import MANIFEST, TIERS, Manifest, ShardEntry, read_manifest, regular_size, signature
+from workers.checkpoint.manifest import (
+    MANIFEST,
+    TIERS,
+    Manifest,
+    ShardEntry,
+    manifest_checksum,
+    read_manifest,
+    regular_size,
+    signature,
+)
 from workers.checkpoint.shard import file_checksum, read_shard
 from workers.state import Captured
+
+LONGEST_CHAIN = 64
+"""Checkpoints that a reader follows, each a difference to the next."""
+
+Chain = list[tuple[Path, Manifest]]
+"""A checkpoint, the one that it is a difference to, and so on to one that is whole."""
 
 
 def load(path: Path, *, limit: int | None = None) -> Captured:
@@ -24,8 +39,9 @@ def load(path: Path, *, limit: int | None = None) -> Captured:
     `limit` bounds its raw bytes; the default is this machine's memory. Raises CheckpointError with one sentence that
     names the file and what is wrong.
     """
-    manifest = _readable(path, limit)
-    tensors = dict(_tensors(path, manifest))
+    chain = _readable(path, limit)
+    manifest = chain[0][1]
+    tensors = dict(_tensors(chain))
     if signature(tensors) != manifest.signature:
         raise damaged(path / MANIFEST, "names, shapes and dtypes of the tensors differ from its signature")
     return Captured(tensors, _meta(path, manifest))
@@ -33,8 +49,9 @@ def load(path: Path, *, limit: int | None = None) -> Captured:
 
 def verify(path: Path, *, limit: int | None = None) -> Manifest:
     """Read all of a checkpoint as `load` does, holding one tensor at a time. Raises as `load`."""
-    manifest = _readable(path, limit)
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in _tensors(path, manifest)}
+    chain = _readable(path, limit)
+    manifest = chain[0][1]
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in _tensors(chain)}
     if signature(shapes) != manifest.signature:
         raise damaged(path / MANIFEST, "names, shapes and dtypes of the tensors differ from its signature")
     _meta(path, manifest)
@@ -62,39 +79,73 @@ def check_fits(
             raise WrongModel(f"the checkpoint is of another model: the model has no tensor {name!r}")
 
 
-def check_present(path: Path, manifest: Manifest) -> None:
-    """Raise CheckpointError where a shard is missing, not a plain file, or of another size; reads no content."""
-    for entry in manifest.shards:
-        if (size := regular_size(path / entry.name)) != entry.bytes:
-            raise damaged(path / entry.name, f"it has {size} bytes instead of {entry.bytes}")
+def chain_of(path: Path, manifest: Manifest) -> Chain:
+    """The checkpoint at `path`, and those that it is a difference to. Raises CheckpointError where one is missing, another
+    than it was, or where a shard is missing, not a plain file, or of another size; reads no content."""
+    chain = [(path, manifest)]
+    while (base := chain[-1][1].base) is not None:
+        below = path.parent / base.folder
+        if not below.is_dir():
+            raise CheckpointError(f"{chain[-1][0]} holds only the difference to {base.folder}, which is not beside it")
+        if manifest_checksum(below) != base.checksum:
+            raise CheckpointError(
+                f"{chain[-1][0]} holds only the difference to another {base.folder} than the one that is beside it"
+            )
+        chain.append((below, read_manifest(below)))
+        if len(chain) > LONGEST_CHAIN:
+            raise damaged(path / MANIFEST, f"it is a difference to more than {LONGEST_CHAIN} others")
+    for folder, each in chain:
+        for entry in each.shards:
+            if (size := regular_size(folder / entry.name)) != entry.bytes:
+                raise damaged(folder / entry.name, f"it has {size} bytes instead of {entry.bytes}")
+    return chain
 
 
-def _readable(path: Path, limit: int | None) -> Manifest:
+def _readable(path: Path, limit: int | None) -> Chain:
     if not path.is_dir():
         raise CheckpointError(f"there is no checkpoint at {path}; give the folder that holds {MANIFEST}")
     manifest = read_manifest(path)
     if manifest.tier not in TIERS:
         raise CheckpointError(f"{path} is of tier {manifest.tier!r}, but this version reads {', '.join(TIERS)} only")
     allowed = _memory_bytes() if limit is None else limit
-    if manifest.raw_bytes > allowed:
-        raise CheckpointError(
-            f"{path} unfolds to {manifest.raw_bytes} bytes, more than the {allowed} allowed here; "
-            "load it where there is more memory"
-        )
-    check_present(path, manifest)
-    return manifest
+    chain = chain_of(path, manifest)
+    for folder, each in chain:
+        if each.raw_bytes > allowed:
+            raise CheckpointError(
+                f"{folder} unfolds to {each.raw_bytes} bytes, more than the {allowed} allowed here; "
+                "load it where there is more memory"
+            )
+        for entry in each.shards:
+            _check_content(folder / entry.name, entry)
+    return chain
 
 
-def _tensors(path: Path, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(chain: Chain) -> Iterator[tuple[str, torch.Tensor]]:
+    """One after the other, of what `_readable` has found sound."""
+    decoder, (path, _) = Decoder(), chain[0]
+    below = [_links(folder, manifest) for folder, manifest in chain[1:]]
+    for link in _links(*chain[0]):
+        bases = [next(links, None) for links in below]
+        present = [base for base in bases if base is not None and base.record.name == link.record.name]
+        if len(present) < len(bases):
+            raise damaged(path / MANIFEST, f"what it is a difference to does not hold tensor {link.record.name!r} there")
+        try:
+            yield link.record.name, decoder.decode_chain([link, *present])
+        except ValueError as error:
+            raise damaged(path, str(error)) from None
+
+
+def _links(path: Path, manifest: Manifest) -> Iterator[Link]:
     left = manifest.raw_bytes
     for entry in manifest.shards:
-        _check_content(path / entry.name, entry)
         wanted = iter(entry.tensors)
-        for name, tensor in read_shard(path / entry.name, left, manifest.tier):
-            if name != next(wanted, None):
-                raise damaged(path / entry.name, f"it holds tensor {name!r}, which {MANIFEST} does not list there")
-            left -= tensor.nbytes
-            yield name, tensor
+        for link in read_shard(path / entry.name, left, manifest.tier):
+            if link.record.name != next(wanted, None):
+                raise damaged(
+                    path / entry.name, f"it holds tensor {link.record.name!r}, which {MANIFEST} does not list there"
+                )
+            left -= link.record.raw_bytes
+            yield link
         if (missing := next(wanted, None)) is not None:
             raise damaged(path / entry.name, f"it lacks tensor {missing!r}, which {MANIFEST} lists")
 

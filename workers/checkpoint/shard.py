@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b, file_digest
 from pathlib import Path
 
@@ -20,14 +21,16 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from workers.checkpoint.codec import CODEC, Decoder, Encoder, TensorRecord, flaw
+from workers.checkpoint.chain import Increment
+from workers.checkpoint.codec import CODEC, Encoder, Link, TensorRecord, flaw
+from workers.checkpoint.deltas import WHOLE
 from workers.checkpoint.errors import CheckpointError, damaged, storage_error
 from workers.checkpoint.lossy import LOSSY
 from workers.checkpoint.planes import Bytes
 
 FORMATS = {"exact": "quantarion.exact/1", "qins": "quantarion.qins/1"}
 """By tier."""
-CODECS = {"exact": (CODEC,), "qins": (CODEC, *LOSSY)}
+CODECS = {"exact": (CODEC,), "qins": (CODEC, *LOSSY, *WHOLE)}
 """That a record may name, by tier."""
 
 _RECORDS = TypeAdapter(list[TensorRecord])
@@ -39,8 +42,10 @@ def write_shard(
     encoder: Encoder,
     tier: str = "exact",
     codecs: Mapping[str, str] | None = None,
+    increment: Increment | None = None,
 ) -> dict[str, str]:
-    """Write `tensors` to a new file, not yet synced: in the lossy codec that `codecs` has for a name, else bit for bit.
+    """Write `tensors` to a new file, not yet synced: in the lossy codec that `codecs` has for a name, else bit for bit;
+    with an `increment` as the difference to its base, where that is smaller.
 
     Returns the reason by name for each that its codec refused, and that is kept bit for bit instead.
     Raises OSError, or ValueError for a tensor that cannot be held.
@@ -49,7 +54,7 @@ def write_shard(
     blobs: dict[str, Bytes] = {}
     refused: dict[str, str] = {}
     for name, tensor in tensors.items():
-        record, chunks = _encoded(name, tensor, encoder, (codecs or {}).get(name), refused)
+        record, chunks = _encoded(name, tensor, encoder, (codecs or {}).get(name), refused, increment)
         for index, chunk in enumerate(chunks):
             blobs[_key(len(records), index)] = np.frombuffer(chunk, np.uint8)
         records.append(record)
@@ -64,27 +69,31 @@ def write_shard(
     return refused
 
 
-def read_shard(path: Path, limit: int, tier: str = "exact") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield name and tensor in the order written, each checked against its checksum.
+def read_shard(path: Path, limit: int, tier: str = "exact") -> Iterator[Link]:
+    """Yield the tensors in the order written, not decoded; they can be decoded until the next one is asked for.
 
-    Everything declared is checked before the first allocation; more than `limit` raw bytes in all are damage.
-    Raises CheckpointError with one sentence, StorageError where the file cannot be read.
+    Everything declared is checked before the first one; more than `limit` raw bytes in all are damage.
+    Raises CheckpointError with one sentence, StorageError where the file cannot be read; so does what is yielded.
     """
-    decoder = Decoder()
     try:
         with safe_open(path, framework="numpy") as container:
             records = _records(path, container.metadata(), FORMATS[tier])
             sizes = {key: _blob_size(path, container, key) for key in list(container.keys())}
             _check_declared(path, records, sizes, limit, CODECS[tier])
             for position, record in enumerate(records):
-                keys = [_key(position, index) for index in range(record.num_chunks)]
-                yield record.name, decoder.decode(record, map(container.get_tensor, keys))
+                yield Link(record, partial(_blob, path, container, position))
     except SafetensorError as error:
         raise damaged(path, f"it is not a safetensors container ({error})") from None
-    except ValueError as error:
-        raise damaged(path, str(error)) from None
     except OSError as error:
         raise storage_error("read", path, error) from error
+
+
+def _blob(path: Path, container: safe_open, tensor: int, chunk: int) -> Bytes:
+    try:
+        blob: Bytes = container.get_tensor(_key(tensor, chunk))
+    except SafetensorError as error:
+        raise damaged(path, f"it is not a safetensors container ({error})") from None
+    return blob
 
 
 def file_checksum(path: Path) -> str:
@@ -98,14 +107,29 @@ def _key(tensor: int, chunk: int) -> str:
 
 
 def _encoded(
-    name: str, tensor: torch.Tensor, encoder: Encoder, codec: str | None, refused: dict[str, str]
+    name: str,
+    tensor: torch.Tensor,
+    encoder: Encoder,
+    codec: str | None,
+    refused: dict[str, str],
+    increment: Increment | None,
 ) -> tuple[TensorRecord, list[bytes]]:
-    if codec is not None:
-        try:
-            return encoder.encode_lossy(name, tensor, codec)
-        except ValueError as error:
-            refused[name] = str(error)
-    return encoder.encode(name, tensor)
+    if codec is None:
+        return encoder.encode(name, tensor)
+    before = increment.before.get(name) if increment is not None else None
+    if increment is not None and before is not None and before.codec == codec:
+        if (found := encoder.encode_delta(name, tensor, before)) is not None:
+            increment.after[name] = found[2]
+            return found[:2]
+    kept = encoder.coded(tensor, codec) if increment is not None and increment.keeps(name) else None
+    try:
+        encoded = encoder.encode_lossy(name, tensor, codec, kept)
+    except ValueError as error:
+        refused[name] = str(error)
+        return encoder.encode(name, tensor)
+    if increment is not None and kept is not None:
+        increment.after[name] = kept
+    return encoded
 
 
 def _records(path: Path, metadata: dict[str, str] | None, wanted: str) -> list[TensorRecord]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from workers import plain
+from workers.checkpoint.chain import Chain, Increment
 from workers.checkpoint.codec import Encoder
 from workers.checkpoint.errors import CheckpointError, StaleWriter, storage_error
 from workers.checkpoint.lossy import codecs_of
@@ -46,7 +47,8 @@ SHARD_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Published:
-    """A visible checkpoint. `bytes` on disk, `raw_bytes` in memory; `new` is False where it was there already."""
+    """A visible checkpoint. `bytes` on disk, `raw_bytes` in memory; `new` is False where it was there already, `base` the
+    folder of the checkpoint that it holds the difference to."""
 
     path: Path
     bytes: int
@@ -54,6 +56,7 @@ class Published:
     seconds: float
     new: bool = True
     tier: str = EXACT
+    base: str | None = None
 
 
 def save(
@@ -69,13 +72,16 @@ def save(
     rounds: int = 0,
     tier: str = EXACT,
     weights: str = "int8",
+    chain: Chain | None = None,
+    whole_every: int = 1,
     shard_bytes: int = SHARD_BYTES,
     threads: int = 0,
 ) -> Published:
     """Publish `state` below `root` as its `Label` says; `fence` is asked right before the rename that makes it visible.
 
     Where that checkpoint exists already, it stays and nothing is written. `rounds` were committed since the step; `weights`
-    names their codec in the qins tier, of `lossy.WEIGHTS`. `threads` is zstd's, beside the caller's.
+    names their codec in the qins tier, of `lossy.WEIGHTS`. There, of `whole_every` checkpoints with the same `chain` all
+    but the first hold only the difference to the one before. `threads` is zstd's, beside the caller's.
 
     Raises StorageError where the folder or disk refuses, StaleWriter where `fence` says False, CheckpointError for a
     state that cannot be held; none leaves anything visible, nor a hidden folder of this call.
@@ -91,10 +97,14 @@ def save(
         if target.exists():
             return _already(target, started)
         hidden.mkdir()
-        codecs = codecs_of(state.tensors, weights) if tier == QINS else {}
+        names, increment = list(state.tensors), None
+        if tier == QINS and chain is not None and whole_every > 1:
+            increment = chain.increment(root, names, whole_every)
+        base = increment.base if increment is not None else None
+        codecs = codecs_of(state.tensors, weights, base is None) if tier == QINS else {}
         refused: dict[str, str] = {}
         entries = [
-            _write(hidden, index, part, threads, tier, codecs, refused)
+            _write(hidden, index, part, threads, tier, codecs, refused, increment)
             for index, part in enumerate(_parts(state, shard_bytes))
         ]
         manifest = Manifest(
@@ -110,6 +120,7 @@ def save(
             signature=signature(state.tensors),
             shards=entries,
             refused=refused,
+            base=base,
             meta=_plain_meta(state.meta),
         )
         size = write_manifest(hidden, manifest) + sum(entry.bytes for entry in entries)
@@ -119,7 +130,10 @@ def save(
         if not _show(hidden, target):
             return _already(target, started)
         _sync_folder(root)
-        return Published(target, size, manifest.raw_bytes, time.monotonic() - started, tier=tier)
+        if chain is not None and increment is not None:
+            chain.extend(target, names, increment)
+        seconds = time.monotonic() - started
+        return Published(target, size, manifest.raw_bytes, seconds, tier=tier, base=base.folder if base else None)
     except OSError as error:
         raise storage_error("write", target, error) from error
     finally:
@@ -156,10 +170,11 @@ def _write(
     tier: str,
     codecs: dict[str, str],
     refused: dict[str, str],
+    increment: Increment | None,
 ) -> ShardEntry:
     path = folder / shard_name(index)
     try:
-        refused |= write_shard(path, tensors, Encoder(threads), tier, codecs)
+        refused |= write_shard(path, tensors, Encoder(threads), tier, codecs, increment)
     except ValueError as error:
         raise CheckpointError(f"this state cannot be saved: {error}") from None
     _sync(path, os.O_RDWR)
