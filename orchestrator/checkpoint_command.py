@@ -1,4 +1,4 @@
-"""`quantarion checkpoint`: a running job is asked to save its state; and, if wanted, whether that lies on disk."""
+"""`quantarion checkpoint save`: a running job is asked to save its state; and, if wanted, whether that lies on disk."""
 
 from __future__ import annotations
 

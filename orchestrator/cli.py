@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator import certs_commands, explain_command, governor_commands, qins_commands
+from orchestrator import certs_commands, checkpoint_commands, explain_command, governor_commands, qins_commands
 from orchestrator.errors import DEFAULT_STORAGE, UserError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(checkpoint_commands.app)
 app.add_typer(qins_commands.app)
 app.add_typer(explain_command.app)
 app.add_typer(governor_commands.app)
@@ -158,18 +159,6 @@ def readmit(job: Job, host: Host, storage: Storage = DEFAULT_STORAGE) -> None:
     from orchestrator import operator_commands
 
     raise typer.Exit(operator_commands.readmit(job, host, storage))
-
-
-@app.command()
-def checkpoint(
-    job: Job,
-    wait: Annotated[bool, typer.Option("--wait", help="Until it lies on disk.")] = False,
-    storage: Storage = DEFAULT_STORAGE,
-) -> None:
-    """Have a running job save its exact state after the step."""
-    from orchestrator import checkpoint_command
-
-    raise typer.Exit(checkpoint_command.checkpoint(job, storage, wait))
 
 
 @app.command()

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +25,7 @@ KEPT = ".before"
 
 Where a start was killed, the next one settles it: by `GENERATION` in it, the newest one that had committed a step then."""
 GENERATION = "generation.json"
+ANOTHER_NAME = "choose another name with --set name=…"
 
 
 class JobFolder:
@@ -56,22 +58,20 @@ class JobFolder:
         """
         refuse_relative(self.spec, self._cluster)
         try:
-            self._refuse_running()
+            refuse_running(self.path, ANOTHER_NAME)
             if self.resume:
                 _check_resume(self.path, self.spec.name, self.exact)
             with suppress(FileNotFoundError):
                 os.scandir(self.path).close()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = self._acquire()
+            self._lock = _acquire(self.path, ANOTHER_NAME)
         except OSError as error:
             raise self._unwritable(error) from None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._lock is not None:
-            with suppress(OSError):
-                self._lock_path.unlink()
-            os.close(self._lock)
+            _release(self.path, self._lock)
             self._lock = None
 
     def take(self) -> None:
@@ -80,7 +80,7 @@ class JobFolder:
 
         Raises UserError: the folder cannot be written; a job of that name has begun to run meanwhile.
         """
-        self._refuse_running()
+        refuse_running(self.path, ANOTHER_NAME)
         try:
             _settle(self.path)
             self._before = _newest(self.path) if self.resume else (0, 0)
@@ -158,16 +158,6 @@ class JobFolder:
         content = {**self.spec.model_dump(mode="json"), **settings}
         _write(folder / "job.json", json.dumps(content, indent=2) + "\n")
 
-    def _refuse_running(self) -> None:
-        answer = status.fetch(self.path)
-        if answer is not None and answer["phase"] not in ("finished", "failed"):
-            stop = command("stop", self.spec.name, storage=self.spec.storage)
-            raise UserError(
-                f"a job named {self.spec.name} is running in {self.path}; choose another name with --set name=…, or stop "
-                f"it with: {stop}",
-                ExitCode.RUNNING,
-            )
-
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(
             f"the job's folder {self.path} cannot be written ({error.strerror or error}); "
@@ -180,31 +170,59 @@ class JobFolder:
         """A new folder until it has its name."""
         return self.path.with_name(f".{self.path.name}.new")
 
-    @property
-    def _lock_path(self) -> Path:
-        """Beside the folder, which may be moved."""
-        return self.path.with_name(f".{self.path.name}.lock")
 
-    def _acquire(self) -> int:
-        """The file descriptor that holds the lock; the kernel frees it however this process ends."""
-        while True:
-            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                raise UserError(
-                    f"a job named {self.spec.name} is being started, runs or is ending in another process, which holds "
-                    f"{self.path}; wait until that process has ended, press Ctrl-C there, or choose another name with "
-                    "--set name=…",
-                    ExitCode.RUNNING,
-                ) from None
-            except OSError:  # storage without locks
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Inside `with` no job starts in the folder at `path`. Raises UserError where one runs there, or is being started."""
+    refuse_running(path)
+    lock = _acquire(path)
+    try:
+        refuse_running(path)
+        yield
+    finally:
+        _release(path, lock)
+
+
+def refuse_running(path: Path, *ways: str) -> None:
+    """Raise UserError where a job runs in the folder at `path`; `ways` are what to do beside stopping it."""
+    answer = status.fetch(path)
+    if answer is not None and answer["phase"] not in ("finished", "failed"):
+        stop = command("stop", path.name, storage=path.parent)
+        advice = ", or ".join([*ways, f"stop it with: {stop}"])
+        raise UserError(f"a job named {path.name} is running in {path}; {advice}", ExitCode.RUNNING)
+
+
+def _lock_path(path: Path) -> Path:
+    """Beside the folder, which may be moved."""
+    return path.with_name(f".{path.name}.lock")
+
+
+def _acquire(path: Path, *ways: str) -> int:
+    """The file descriptor that holds the lock; the kernel frees it however this process ends."""
+    while True:
+        lock = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            *others, last = ["wait until that process has ended", "press Ctrl-C there", *ways]
+            raise UserError(
+                f"a job named {path.name} is being started, runs or is ending in another process, which holds {path}; "
+                f"{', '.join(others)}, or {last}",
+                ExitCode.RUNNING,
+            ) from None
+        except OSError:  # storage without locks
+            return lock
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), _lock_path(path).stat()):
                 return lock
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock), self._lock_path.stat()):
-                    return lock
-            os.close(lock)  # its holder removed it between the two calls
+        os.close(lock)  # its holder removed it between the two calls
+
+
+def _release(path: Path, lock: int) -> None:
+    with suppress(OSError):
+        _lock_path(path).unlink()
+    os.close(lock)
 
 
 def prepare(spec: JobSpec, *, cluster: str | None, resume: bool, exact: bool) -> Path:

@@ -87,7 +87,7 @@ class CheckpointConfig(Config):
     whole_every: int = Field(
         8,
         ge=1,
-        le=32,
+        le=8,
         description="With tier `qins`: checkpoints of that tier from one that is whole to the next; those between hold the "
         "difference to the one before, and are lost with it. 1 makes all of them whole.",
         json_schema_extra=unit("checkpoints"),

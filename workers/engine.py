@@ -39,7 +39,7 @@ from workers.outer.sync import OuterSync
 from workers.protocol import RankMachine
 from workers.recent import Recent
 from workers.rounds import from_rows
-from workers.state import Captured, ReplicatedState, tensor_bytes
+from workers.state import Captured, Copy, ReplicatedState, copied, tensor_bytes
 from workers.sum_check import SumCheck
 from workers.transfer import Commit, Heir, Snapshot, TransferError
 
@@ -446,9 +446,9 @@ class Engine:
             self.machine.synced(snapshot.state, snapshot.previous)
         return lost
 
-    def capture(self) -> Snapshot:
+    def capture(self, copy: Copy = copied) -> Snapshot:
         """A copy of the committed state, also in the middle of a step: of what that has changed, it is what was before."""
-        captured = self._captured()
+        captured = self._captured(copy)
         captured.meta.update(self.describe())
         return Snapshot(self.machine.state, self.machine.previous, captured)
 
@@ -456,9 +456,9 @@ class Engine:
         """Of the committed state, also in the middle of a step."""
         return self.replica.digest(self._captured() if self.in_step else None)
 
-    def _captured(self) -> Captured:
+    def _captured(self, copy: Copy = copied) -> Captured:
         training = self.outer.start if self.outer is not None and self.in_step else None
-        return self.replica.capture(self._buffers.before if self.in_step else {}, training)
+        return self.replica.capture(self._buffers.before if self.in_step else {}, training, copy)
 
     # ------------------------------------------------------------------ what peers ask for
 

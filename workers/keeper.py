@@ -24,6 +24,7 @@ from workers.identity import NOWHERE, Generation, StateId, next_lineage
 from workers.paths import DISTRUSTED
 from workers.rank import Rank
 from workers.solo import SoloRank
+from workers.staging import Staging
 from workers.transfer import Snapshot
 
 logger = logging.getLogger("quantarion.keeper")
@@ -54,6 +55,7 @@ class Keeper:
         self._rank, self._engine, self._config = rank, engine, config
         self._root = rank.folder / "checkpoints"
         self._writer: BackgroundWriter | None = None
+        self._staging = Staging()
         self._skipped_told: set[str] = set()
         self._phase = ""
         self._begun: StateId | None = None  # the state with which the present phase began
@@ -134,7 +136,7 @@ class Keeper:
 
     def _submit(self, tier: str) -> BackgroundWriter:
         writer = self._open()
-        snapshot = self._engine.capture()
+        snapshot = self._engine.capture(self._staging.copy)
         snapshot.captured.meta.update({**_ids(snapshot), "plan": plan_of(self._config)})
         self._rank.faults.hit("in_publish")
         state = snapshot.state
@@ -151,6 +153,7 @@ class Keeper:
             tier=tier,
             weights=self._config.checkpoint.weights,
             whole_every=self._config.checkpoint.whole_every,
+            release=self._staging.take_back,
         )
         return writer
 
@@ -217,6 +220,8 @@ class Keeper:
         entry, captured = newest
         if (other := another_plan(captured.meta.get("plan"), plan_of(self._config))) is not None:
             raise TaskError(f"{entry.path.name} {other}, or start afresh without --resume", exit_code=5)
+        if "groups" not in captured.meta:
+            raise TaskError(f"{entry.path.name} holds weights, but no training; start afresh without --resume", exit_code=5)
         try:
             attached = tuple(f"{prefix}." for prefix in self._engine.replica.attached)
             check_fits(captured, self._engine.replica.expected(), optional=("optimizer.", "kept.", *attached))

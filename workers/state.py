@@ -6,7 +6,7 @@ tensors and plain values, so that a peer, a checkpoint and a digest all see the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -17,6 +17,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from workers import plain
+
+Copy = Callable[[str, torch.Tensor], torch.Tensor]
+"""A copy, on the CPU, of the tensor of that name."""
+
+
+def copied(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """In memory of its own."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 @dataclass
@@ -58,31 +66,34 @@ class ReplicatedState:
 
     # ------------------------------------------------------------------ copying out
 
-    def capture(self, before: Mapping[int, torch.Tensor] | None = None, training: Captured | None = None) -> Captured:
+    def capture(
+        self, before: Mapping[int, torch.Tensor] | None = None, training: Captured | None = None, copy: Copy = copied
+    ) -> Captured:
         """A copy of the whole state.
 
         Args:
             before: by `id()`, those buffers that a running step changes, as they were (EP-4).
             training: a `capture_training` that stands for the present parameters, optimizer and scheduler.
+            copy: where to.
         """
-        training = training or self.capture_training()
+        training = training or self.capture_training(copy)
         tensors = dict(training.tensors)
         for name, buffer in self.buffers.items():
-            tensors[f"buffer.{name}"] = (before or {}).get(id(buffer), buffer).detach().cpu().clone()
-        tensors |= {f"kept.{name}": tensor.clone() for name, tensor in self.kept.items()}
+            tensors[f"buffer.{name}"] = copy(f"buffer.{name}", (before or {}).get(id(buffer), buffer))
+        tensors |= {f"kept.{name}": copy(f"kept.{name}", tensor) for name, tensor in self.kept.items()}
         for prefix, attached in self.attached.items():
             tensors |= {f"{prefix}.{name}": tensor for name, tensor in attached.state_dict().items()}
         return Captured(tensors, {**self._plain_meta(), **training.meta})
 
-    def capture_training(self) -> Captured:
+    def capture_training(self, copy: Copy = copied) -> Captured:
         """A copy of what an optimizer step changes: parameters, the optimizer's state and groups, the scheduler."""
-        tensors = {f"parameter.{name}": p.detach().cpu().clone() for name, p in self.parameters.items()}
+        tensors = {f"parameter.{name}": copy(f"parameter.{name}", p) for name, p in self.parameters.items()}
         scalars: dict[str, Any] = {}
         for parameter, entries in self.optimizer.state.items():
             owner = self._names[id(parameter)]
             for key, value in entries.items():
                 if isinstance(value, torch.Tensor):
-                    tensors[f"optimizer.{owner}|{key}"] = value.detach().cpu().clone()
+                    tensors[f"optimizer.{owner}|{key}"] = copy(f"optimizer.{owner}|{key}", value)
                 else:
                     scalars[f"{owner}|{key}"] = value
         return Captured(tensors, {"optimizer": scalars, **deepcopy(self._schedule_meta())})

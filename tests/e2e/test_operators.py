@@ -87,7 +87,7 @@ def test_a_running_job_is_scaled_down_and_up(gang: Gang) -> None:
 
 
 def test_ck1_an_operator_has_the_state_saved_and_waits_until_it_lies_on_disk(gang: Gang) -> None:
-    answer = told(gang, "checkpoint", gang.name, "--wait")
+    answer = told(gang, "checkpoint", "save", gang.name, "--wait")
     last = gang.events("operator")[-1]
     assert (last["command"], last["accepted"]) == ("checkpoint", True)
     assert f"the state after step {last['step']} is saved" in answer and "checkpoint of step" in answer

@@ -1,4 +1,4 @@
-"""`quantarion checkpoint`: what is asked, and what the events say of it."""
+"""`quantarion checkpoint save`: what is asked, and what the events say of it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,16 @@
 """Checkpoints, lossless or in QINS, published atomically, verified when read. Format: docs/checkpoints.md."""
 
 from workers.checkpoint.background import BackgroundWriter
-from workers.checkpoint.catalog import Entry, list_checkpoints, load_newest, newest_valid, prune, set_aside
+from workers.checkpoint.catalog import (
+    Entry,
+    check,
+    list_checkpoints,
+    load_newest,
+    newest_valid,
+    prune,
+    put_first,
+    set_aside,
+)
 from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError, WrongModel
 from workers.checkpoint.manifest import Manifest, read_manifest
 from workers.checkpoint.reader import check_fits, load, verify
@@ -16,12 +25,14 @@ __all__ = [
     "StaleWriter",
     "StorageError",
     "WrongModel",
+    "check",
     "check_fits",
     "list_checkpoints",
     "load",
     "load_newest",
     "newest_valid",
     "prune",
+    "put_first",
     "read_manifest",
     "save",
     "set_aside",

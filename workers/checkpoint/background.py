@@ -8,11 +8,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from workers.checkpoint.catalog import prune
+import torch
+
+from workers.checkpoint.catalog import Entry, prune
 from workers.checkpoint.chain import Chain
 from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError
 from workers.checkpoint.manifest import EXACT
@@ -31,6 +33,7 @@ LEAST = 2
 than the newest one is written, and then the job goes back to the one before (GM-17)."""
 
 Outcome = Published | CheckpointError
+Release = Callable[[Mapping[str, torch.Tensor]], None]
 Fence = Callable[[], bool]
 
 
@@ -77,8 +80,10 @@ class BackgroundWriter:
         tier: str = EXACT,
         weights: str = "int8",
         whole_every: int = 1,
+        release: Release | None = None,
     ) -> None:
-        """Queue a state, which from now on belongs to the writer. Returns at once.
+        """Queue a state, which from now on belongs to the writer, until it calls `release` with its tensors, in any thread.
+        Returns at once.
 
         One still queued is dropped; but where that is exact and the new one is not, the new one is.
         """
@@ -103,9 +108,13 @@ class BackgroundWriter:
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("the checkpoint writer is closed")
+            order = _Order(write, fence, tier == EXACT, partial(release or _nothing, state.tensors))
+            dropped: _Order | None = order
             if self._queued is None or tier == EXACT or not self._queued.is_exact:
-                self._queued = _Order(write, fence, tier == EXACT)
+                self._queued, dropped = order, self._queued
             self._changed.notify_all()
+        if dropped is not None:
+            dropped.release()
 
     def make_room(self, seconds: float, above: float, fence: Fence) -> None:
         """The disk is nearly full: for so long, and while more than the share `above` of it is used, no more checkpoints
@@ -158,7 +167,13 @@ class BackgroundWriter:
                 self._to_prune = None
                 return partial(self._prune, fence)
             self._queued = None
-            return None if order is None else partial(self._write, order)
+            return None if order is None else partial(self._finish, order)
+
+    def _finish(self, order: _Order) -> None:
+        try:
+            self._write(order)
+        finally:
+            order.release()
 
     def _write(self, order: _Order) -> None:
         pause = self._first_retry_seconds
@@ -184,15 +199,20 @@ class BackgroundWriter:
         if self._keep is None:
             return
         try:
-            prune(self._root, self._keep, fence)
+            prune(self._root, self._keep, fence, self._on_damage)
             for keep in range(self._keep - 1, LEAST - 1, -1):
                 if not self._is_scarce or (disk_share(self._root) or 0.0) <= self._above:
                     return
-                prune(self._root, keep, fence)
+                prune(self._root, keep, fence, self._on_damage)
         except StaleWriter as error:
             logger.info("%s", error)  # the writer of the new generation deletes it
         except CheckpointError as error:
             self._report(error)
+
+    def _on_damage(self, entry: Entry) -> None:
+        """The next one in the qins tier is whole: it may have been a difference to that one."""
+        if entry.tier != EXACT:
+            self._chain.forget()
 
     def _is_superseded_within(self, seconds: float) -> bool:
         with self._changed:
@@ -206,10 +226,14 @@ class BackgroundWriter:
 
 
 class _Order:
-    """A state to save, bound to how, and the fence of its generation."""
+    """A state to save, bound to how, the fence of its generation, and what is called when nobody needs it any more."""
 
-    def __init__(self, write: Callable[[], Published], fence: Callable[[], bool], is_exact: bool) -> None:
-        self.write, self.fence, self.is_exact = write, fence, is_exact
+    def __init__(self, write: Callable[[], Published], fence: Fence, is_exact: bool, release: Callable[[], None]) -> None:
+        self.write, self.fence, self.is_exact, self.release = write, fence, is_exact, release
+
+
+def _nothing(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Who saves once only keeps no memory for it."""
 
 
 def _lower_priority() -> None:

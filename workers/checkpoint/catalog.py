@@ -96,24 +96,28 @@ def load_newest(
     return None
 
 
-def prune(root: Path, keep: int, fence: Callable[[], bool]) -> list[Path]:
+def prune(root: Path, keep: int, fence: Callable[[], bool], on_damage: Skipped | None = None) -> list[Path]:
     """Delete what is older than the newest `keep` verified checkpoints, but no exact one before a newer exact one is
     verified, and none that one of those that stay is a difference to; returns what was deleted.
 
-    With fewer than `keep` sound ones nothing is deleted, and a damaged one only when it is older than those. Raises
-    StaleWriter, before touching the next one, where `fence` says False; StorageError where the folder refuses.
+    With fewer than `keep` sound ones nothing is deleted, and a damaged one only when it is older than those; `on_damage` is
+    called for each that is met. Raises StaleWriter, before touching the next one, where `fence` says False; StorageError
+    where the folder refuses.
     """
     if keep < 1:
         raise ValueError(f"keep {keep} would delete every checkpoint; write 1 or more")
     sound, has_exact = 0, False
-    needed: set[str] = set()
+    needed, verified = set[str](), set[str]()  # names: what those that stay are differences to; what was read with those
     deleted: list[Path] = []
     for entry in list_checkpoints(root):
         if sound < keep or (entry.tier == EXACT and not has_exact):
-            is_sound = entry.path.name in needed or bool(check(entry).valid)  # to verify one is to verify those below it
+            is_sound = entry.path.name in verified or bool(check(entry).valid)
             sound += is_sound
             has_exact |= is_sound and entry.tier == EXACT
             needed.update(entry.bases)
+            verified.update(entry.bases if is_sound else ())
+            if not is_sound and on_damage is not None:
+                on_damage(entry)
             continue
         if entry.path.name in needed:
             continue
@@ -130,16 +134,28 @@ def set_aside(root: Path, after: int) -> list[Path]:
     They were whole, but what they hold is wrong: the job has gone back to before them (GM-17). Raises StorageError where
     the folder refuses.
     """
-    moved = []
-    for entry in list_checkpoints(root):
-        if entry.step > after:
-            away = entry.path.with_name(f"{ASIDE}{entry.path.name}.{secrets.token_hex(4)}")
-            try:
-                entry.path.rename(away)
-            except OSError as error:
-                raise storage_error("rename", entry.path, error) from error
-            moved.append(away)
-    return moved
+    return [_put_aside(entry.path) for entry in list_checkpoints(root) if entry.step > after]
+
+
+def put_first(path: Path) -> list[Path]:
+    """Put all checkpoints beside the one at `path` that are newer where nobody looks for checkpoints, so that a resume
+    takes this one; returns where they are now. Raises CheckpointError where it is none that is listed, or not sound."""
+    entries = list_checkpoints(path.parent)
+    chosen = next((index for index, entry in enumerate(entries) if entry.path.name == path.name), None)
+    if chosen is None:
+        raise CheckpointError(f"there is no checkpoint at {path}; `quantarion checkpoint list` shows those of a job")
+    if not (checked := check(entries[chosen])).valid:
+        raise CheckpointError(checked.reason)
+    return [_put_aside(entry.path) for entry in entries[:chosen]]
+
+
+def _put_aside(path: Path) -> Path:
+    away = path.with_name(f"{ASIDE}{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.rename(away)
+    except OSError as error:
+        raise storage_error("rename", path, error) from error
+    return away
 
 
 def _skip(entry: Entry, on_skip: Skipped | None) -> None:

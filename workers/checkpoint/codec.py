@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from workers.checkpoint import deltas
 from workers.checkpoint.deltas import DELTAS, WHOLE, Coded
+from workers.checkpoint.errors import damaged
 from workers.checkpoint.grids import GRIDS
 from workers.checkpoint.lossy import FLOATS, LOSSY, as_float32
 from workers.checkpoint.planes import Bytes, join_planes, split_planes
@@ -101,10 +103,11 @@ class TensorRecord(BaseModel):
 
 
 class Link(NamedTuple):
-    """A tensor in a checkpoint and, chunk by chunk, its zstd frames."""
+    """A tensor in the file of a checkpoint and, chunk by chunk, its zstd frames."""
 
     record: TensorRecord
     blob: Callable[[int], Bytes]
+    file: Path
 
 
 class Encoder:
@@ -254,30 +257,32 @@ class Decoder:
 
     def decode_chain(self, links: Sequence[Link]) -> torch.Tensor:
         """The tensor of the first link, which is a difference to the next, and so on to one written whole; what follows
-        that is not read. Raises ValueError, with a sentence."""
-        last = next((index for index, link in enumerate(links) if link.record.codec not in WHOLE), len(links))
-        whole = links[last].record if last < len(links) else None
-        record = links[0].record
-        if last == 0:
-            return self.decode(record, map(links[0].blob, range(record.num_chunks)))
-        if whole is None:
-            raise ValueError(f"tensor {record.name!r} is a difference, and what it is a difference to is not here")
-        for each in (link.record for link in links[:last]):
-            same = (each.name, each.dtype, each.shape, each.chunk) == (whole.name, whole.dtype, whole.shape, whole.chunk)
-            if not same or WHOLE[each.codec] != whole.codec:
-                raise ValueError(f"tensor {record.name!r} is a difference to one of another shape, dtype or codec")
-        tensor, digests = _empty(record), [blake2b(digest_size=16) for _ in links[: last + 1]]
-        for index in range(record.num_chunks):
-            out = tensor.view(-1)[index * record.chunk :][: record.chunk]
-            payloads = [self._decompress(link.record, link.blob(index), index) for link in links[: last + 1]]
-            for digest, payload in zip(digests, payloads, strict=True):
-                digest.update(payload.data)
-            try:
-                out.copy_(_added(whole.codec, payloads, len(out)))
-            except ValueError as error:
-                raise ValueError(f"tensor {record.name!r} cannot be decoded: {error}") from None
-        for link, digest in zip(links, digests, strict=False):
-            _check_digest(link.record, digest.hexdigest())
+        that is not read. Holds one chunk of one link at a time. Raises CheckpointError, which names the file."""
+        used = next((index for index, link in enumerate(links) if link.record.codec not in WHOLE), -1) + 1
+        link, record = links[0], links[0].record
+        try:
+            if used == 1:
+                return self.decode(record, map(link.blob, range(record.num_chunks)))
+            if used == 0:
+                raise ValueError(f"tensor {record.name!r} is a difference, and what it is a difference to is not here")
+            *differences, whole = links[:used]
+            for link in differences:
+                _check_alike(link.record, whole.record)
+            tensor, digests = _empty(record), [blake2b(digest_size=16) for _ in range(used)]
+            for index in range(record.num_chunks):
+                link, n = whole, record.chunk_elements(index)
+                payload = self._decompress(link.record, link.blob(index), index)
+                digests[-1].update(payload.data)
+                grid, codes = GRIDS[link.record.codec].split(payload, n)
+                for link, digest in zip(reversed(differences), reversed(digests[:-1]), strict=True):
+                    payload = self._decompress(link.record, link.blob(index), index)
+                    digest.update(payload.data)
+                    codes, decode = deltas.add(payload, grid, codes)
+                tensor.view(-1)[index * record.chunk :][:n].copy_(decode())
+            for link, digest in zip(links[:used], digests, strict=True):
+                _check_digest(link.record, digest.hexdigest())
+        except ValueError as error:
+            raise damaged(link.file, str(error)) from None
         return tensor
 
     def _decompress(self, record: TensorRecord, blob: Bytes, index: int) -> Bytes:
@@ -293,12 +298,10 @@ class Decoder:
         return np.frombuffer(raw, np.uint8)
 
 
-def _added(codec: str, payloads: Sequence[Bytes], n: int) -> torch.Tensor:
-    """float32 [n] of a chunk that is written whole in the last of `payloads`; the newest difference comes first."""
-    grid, codes = GRIDS[codec].split(payloads[-1], n)
-    for payload in reversed(payloads[:-1]):
-        codes, decode = deltas.add(payload, grid, codes)
-    return decode()
+def _check_alike(difference: TensorRecord, whole: TensorRecord) -> None:
+    ours, theirs = ((each.name, each.dtype, each.shape, each.chunk) for each in (difference, whole))
+    if ours != theirs or WHOLE[difference.codec] != whole.codec:
+        raise ValueError(f"tensor {difference.name!r} is a difference to one of another shape, dtype or codec")
 
 
 def _check_digest(record: TensorRecord, found: str) -> None:

@@ -2,8 +2,8 @@
 
 A tensor in `int8.128/1` or `qins.log8u/1` keeps, until it is written whole again, the ranges that it was written whole with
 (workers/checkpoint/grids.py). What is stored of a later one is by how much its codes differ: mostly 0, 1 and -1, of which
-zstd makes a bit or two. So a difference loses no more than the whole tensor in its codec does, and however many follow each
-other, none adds to what was lost before.
+zstd makes a bit or two. So a difference loses what the whole tensor on those ranges would, and however many follow each
+other, none adds to what was lost before. Where ranges of its own would be noticeably finer, a tensor is written whole.
 
 | name | payload of a chunk of n elements |
 |---|---|
@@ -16,11 +16,12 @@ difference that follows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.checkpoint.grids import GRIDS, LARGEST, ZERO, Codes, Floats, Grid, entropy
@@ -63,38 +64,36 @@ def most_bytes(n: int) -> int:
     return least_bytes(n) + _ESCAPE_BYTES * most_escapes(n)
 
 
-def subtract(values: Tensor, base: Coded) -> tuple[list[bytes], Coded] | None:
+def subtract(values: Tensor, base: Coded) -> tuple[Iterator[bytes], Coded] | None:
     """The payloads of finite float32 [N], chunk by chunk, and what a reader makes of them.
 
     None where the tensor is better written whole: where it has moved so far that differences take no fewer bits than
     codes, or more than one in a hundred has no code that is near, or its ranges do not fit it any more.
     """
     after = Coded(base.codec, base.dtype, base.shape, base.chunk)
-    payloads = []
-    for part, (grid, before) in zip(values.split(base.chunk), base.parts, strict=True):
-        found = _subtract(part.numpy(), grid, before)
-        if found is None:
+    escapes = []
+    chunks = [part.numpy() for part in values.split(base.chunk)]
+    for part, (grid, before) in zip(chunks, base.parts, strict=True):
+        codes, is_escape = grid.quantize(part)
+        differences = codes.astype(np.int32)
+        differences -= before
+        is_escape |= np.abs(differences) > _FURTHEST  # so does 0 against a code
+        where = np.flatnonzero(is_escape)
+        differences[where] = 0
+        if len(where) > most_escapes(len(part)) or entropy(differences) > entropy(before):
             return None
-        payloads.append(found[0])
-        after.parts.append((grid, found[1]))
-    if GRIDS[base.codec].is_coarse([codes for _, codes in after.parts]):
+        escapes.append(where)
+        after.parts.append((grid, codes))
+    if GRIDS[base.codec].is_coarse(after.parts):
         return None
-    return payloads, after
+    return map(_payload, chunks, base.parts, after.parts, escapes), after
 
 
-def _subtract(values: Floats, grid: Grid, before: Codes) -> tuple[bytes, Codes] | None:
-    codes, is_escape = grid.quantize(values)
-    differences = codes.astype(np.int32)
-    differences -= before
-    is_escape |= np.abs(differences) > _FURTHEST  # so does 0 against a code
-    where = np.flatnonzero(is_escape)
-    if len(where) > most_escapes(len(values)):
-        return None
+def _payload(values: Floats, base: tuple[Grid, Codes], after: tuple[Grid, Codes], where: NDArray[np.intp]) -> bytes:
+    differences = after[1].astype(np.int32) - base[1]
     differences[where] = 0
-    if entropy(differences) > entropy(before):
-        return None
-    parts = [differences.astype(np.int8), np.array([len(where)], "<u4"), where.astype("<u4"), codes[where].astype("<i2")]
-    return b"".join(part.tobytes() for part in (*parts, values[where].astype("<f4"))), codes
+    parts = [differences.astype(np.int8), np.array([len(where)], "<u4"), where.astype("<u4"), after[1][where].astype("<i2")]
+    return b"".join(part.tobytes() for part in (*parts, values[where].astype("<f4")))
 
 
 def add(payload: Bytes, grid: Grid, before: Codes) -> tuple[Codes, Callable[[], Tensor]]:

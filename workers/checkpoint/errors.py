@@ -29,6 +29,7 @@ _ADVICE = {
     errno.EACCES: "access is denied; give this user the right to read and write there",
     errno.EPERM: "access is denied; give this user the right to read and write there",
     errno.EROFS: "the file system is read-only; mount it writable or choose another folder",
+    errno.EEXIST: "part of that path is a file; choose another folder",
     errno.ENOTDIR: "part of that path is a file; choose another folder",
     errno.ENOENT: "part of that path has vanished; check that the storage is mounted",
     errno.ESTALE: "the mount was lost; check that the storage is mounted",

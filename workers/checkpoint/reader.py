@@ -15,6 +15,7 @@ from workers.checkpoint.codec import Decoder, Link, dtype_name
 from workers.checkpoint.errors import CheckpointError, WrongModel, damaged, storage_error
 from workers.checkpoint.manifest import (
     MANIFEST,
+    QINS,
     TIERS,
     Manifest,
     ShardEntry,
@@ -26,11 +27,11 @@ from workers.checkpoint.manifest import (
 from workers.checkpoint.shard import file_checksum, read_shard
 from workers.state import Captured
 
-LONGEST_CHAIN = 64
+LONGEST_CHAIN = 16
 """Checkpoints that a reader follows, each a difference to the next."""
 
 Chain = list[tuple[Path, Manifest]]
-"""A checkpoint, the one that it is a difference to, and so on to one that is whole."""
+"""A checkpoint, the one that it is a difference to, and so on to one that is whole; `meta` of the first only."""
 
 
 def load(path: Path, *, limit: int | None = None) -> Captured:
@@ -85,24 +86,42 @@ def chain_of(path: Path, manifest: Manifest) -> Chain:
     chain = [(path, manifest)]
     while (base := chain[-1][1].base) is not None:
         below = path.parent / base.folder
-        if not below.is_dir():
+        if not is_folder(below):
             raise CheckpointError(f"{chain[-1][0]} holds only the difference to {base.folder}, which is not beside it")
         if manifest_checksum(below) != base.checksum:
             raise CheckpointError(
                 f"{chain[-1][0]} holds only the difference to another {base.folder} than the one that is beside it"
             )
-        chain.append((below, read_manifest(below)))
+        manifest = read_manifest(below)
+        if manifest.tier != QINS:
+            raise damaged(
+                below / MANIFEST, f"it is of tier {manifest.tier!r}, and {chain[-1][0].name} is a difference to it"
+            )
+        chain.append((below, manifest.model_copy(update={"meta": None})))
         if len(chain) > LONGEST_CHAIN:
             raise damaged(path / MANIFEST, f"it is a difference to more than {LONGEST_CHAIN} others")
     for folder, each in chain:
-        for entry in each.shards:
-            if (size := regular_size(folder / entry.name)) != entry.bytes:
-                raise damaged(folder / entry.name, f"it has {size} bytes instead of {entry.bytes}")
+        check_shards(folder, each)
     return chain
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is one. Raises StorageError where that cannot be told."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+
+
+def check_shards(path: Path, manifest: Manifest) -> None:
+    """Raise CheckpointError where a shard is missing, not a plain file, or of another size; reads no content."""
+    for entry in manifest.shards:
+        if (size := regular_size(path / entry.name)) != entry.bytes:
+            raise damaged(path / entry.name, f"it has {size} bytes instead of {entry.bytes}")
+
+
 def _readable(path: Path, limit: int | None) -> Chain:
-    if not path.is_dir():
+    if not is_folder(path):
         raise CheckpointError(f"there is no checkpoint at {path}; give the folder that holds {MANIFEST}")
     manifest = read_manifest(path)
     if manifest.tier not in TIERS:
@@ -129,10 +148,7 @@ def _tensors(chain: Chain) -> Iterator[tuple[str, torch.Tensor]]:
         present = [base for base in bases if base is not None and base.record.name == link.record.name]
         if len(present) < len(bases):
             raise damaged(path / MANIFEST, f"what it is a difference to does not hold tensor {link.record.name!r} there")
-        try:
-            yield link.record.name, decoder.decode_chain([link, *present])
-        except ValueError as error:
-            raise damaged(path, str(error)) from None
+        yield link.record.name, decoder.decode_chain([link, *present])
 
 
 def _links(path: Path, manifest: Manifest) -> Iterator[Link]:

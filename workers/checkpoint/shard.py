@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -21,11 +22,11 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from workers.checkpoint.chain import Increment
 from workers.checkpoint.codec import CODEC, Encoder, Link, TensorRecord, flaw
-from workers.checkpoint.deltas import WHOLE
+from workers.checkpoint.deltas import WHOLE, Coded
 from workers.checkpoint.errors import CheckpointError, damaged, storage_error
-from workers.checkpoint.lossy import LOSSY
+from workers.checkpoint.lossy import LOSSY, is_first_moment
+from workers.checkpoint.manifest import Base
 from workers.checkpoint.planes import Bytes
 
 FORMATS = {"exact": "quantarion.exact/1", "qins": "quantarion.qins/1"}
@@ -34,6 +35,19 @@ CODECS = {"exact": (CODEC,), "qins": (CODEC, *LOSSY, *WHOLE)}
 """That a record may name, by tier."""
 
 _RECORDS = TypeAdapter(list[TensorRecord])
+
+
+@dataclass(frozen=True)
+class Increment:
+    """One checkpoint: `before` has the codes in its `base`, by name, and gets none itself; `after` gets its own."""
+
+    base: Base | None
+    before: Mapping[str, Coded]
+    after: dict[str, Coded] = field(default_factory=dict)
+
+    def keeps(self, name: str) -> bool:
+        """Whether a later checkpoint may hold a difference of this tensor. First moments are others after some steps."""
+        return not is_first_moment(name)
 
 
 def write_shard(
@@ -81,7 +95,7 @@ def read_shard(path: Path, limit: int, tier: str = "exact") -> Iterator[Link]:
             sizes = {key: _blob_size(path, container, key) for key in list(container.keys())}
             _check_declared(path, records, sizes, limit, CODECS[tier])
             for position, record in enumerate(records):
-                yield Link(record, partial(_blob, path, container, position))
+                yield Link(record, partial(_blob, path, container, position), path)
     except SafetensorError as error:
         raise damaged(path, f"it is not a safetensors container ({error})") from None
     except OSError as error:

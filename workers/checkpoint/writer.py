@@ -16,24 +16,26 @@ from typing import Any
 import torch
 
 from workers import plain
-from workers.checkpoint.chain import Chain, Increment
+from workers.checkpoint.chain import Chain
 from workers.checkpoint.codec import Encoder
-from workers.checkpoint.errors import CheckpointError, StaleWriter, storage_error
+from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError, storage_error
 from workers.checkpoint.lossy import codecs_of
 from workers.checkpoint.manifest import (
     EXACT,
     MANIFEST,
     QINS,
     TIERS,
+    Base,
     Label,
     Manifest,
     ShardEntry,
+    manifest_checksum,
     read_manifest,
     shard_name,
     signature,
     write_manifest,
 )
-from workers.checkpoint.shard import file_checksum, write_shard
+from workers.checkpoint.shard import Increment, file_checksum, write_shard
 from workers.identity import Generation
 from workers.state import Captured
 
@@ -125,6 +127,8 @@ def save(
         )
         size = write_manifest(hidden, manifest) + sum(entry.bytes for entry in entries)
         _sync_folder(hidden)
+        if base is not None:
+            _check_base(target, base)
         if not fence():
             raise StaleWriter(f"{target} was not published: its generation is over")
         if not _show(hidden, target):
@@ -181,6 +185,16 @@ def _write(
     return ShardEntry(name=path.name, bytes=path.stat().st_size, checksum=file_checksum(path), tensors=list(tensors))
 
 
+def _check_base(target: Path, base: Base) -> None:
+    """Raise StorageError where it is not there any more: the next attempt is whole."""
+    try:
+        is_there = manifest_checksum(target.with_name(base.folder)) == base.checksum
+    except CheckpointError:
+        is_there = False
+    if not is_there:
+        raise StorageError(f"{target} was not published: {base.folder}, which it holds the difference to, has vanished")
+
+
 def _plain_meta(meta: dict[str, Any]) -> Any:
     try:
         return json.loads(plain.dumps(meta))
@@ -202,7 +216,8 @@ def _show(hidden: Path, target: Path) -> bool:
 def _already(target: Path, started: float) -> Published:
     manifest = read_manifest(target)
     size = (target / MANIFEST).stat().st_size + sum(entry.bytes for entry in manifest.shards)
-    return Published(target, size, manifest.raw_bytes, time.monotonic() - started, new=False, tier=manifest.tier)
+    base = manifest.base.folder if manifest.base is not None else None
+    return Published(target, size, manifest.raw_bytes, time.monotonic() - started, False, manifest.tier, base)
 
 
 def _sync(path: Path, flags: int) -> None:
