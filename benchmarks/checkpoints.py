@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 from torch.optim import AdamW
 
 from benchmarks.machine import made_by
@@ -144,7 +146,9 @@ class Distributed:
             case "async":
                 pending = dcp.async_save(state, checkpoint_id=folder, no_dist=True)
                 free()
-                getattr(pending, "upload_completion", pending).result()
+                if isinstance(pending, AsyncSaveResponse):
+                    pending = pending.upload_completion
+                pending.result()
             case "zstd":
                 from torch.distributed.checkpoint._extension import ZStandard
 
@@ -311,12 +315,17 @@ def codec_rates(elements: int) -> Iterator[CodecRate]:
     for codec in (INT8, INT6, V1, LOG7, LOG8, LOG8U):
         values = normal.square() if codec == LOG8U else normal
         copy = _best(lambda: target.copy_(normal))
-        payload = b"".join(LOSSY[codec].pack("t", values, elements))
-        raw = np.frombuffer(payload, np.uint8)
-        encode = _best(lambda codec=codec, values=values: list(LOSSY[codec].pack("t", values, elements)))
-        decode = _best(lambda codec=codec, raw=raw: LOSSY[codec].unpack(raw, elements))
+        pack, unpack = LOSSY[codec].pack, LOSSY[codec].unpack
+        raw = np.frombuffer(b"".join(pack("t", values, elements)), np.uint8)
+        encode = _best(partial(_used_up, partial(pack, "t", values, elements)))
+        decode = _best(partial(unpack, raw, elements))
         yield CodecRate(codec, copy / encode, copy / decode)
     torch.set_num_threads(threads)
+
+
+def _used_up(action: Callable[[], Iterator[object]]) -> None:
+    for _ in action():
+        pass
 
 
 def _best(action: Callable[[], object]) -> float:

@@ -31,6 +31,7 @@ class MemberPlan:
     on_line: bool
     shared_memory: bool = False
     group: str = ""
+    light: bool = False  # has half of the samples that others have
 
 
 @dataclass(frozen=True)

@@ -311,8 +311,9 @@ class Coordinator:
         elif now - self._observed_at >= self.spec.governor.evaluation:
             self._observed_at = now
             addresses = {host: machine.hosts[host].address for host in sorted(attached)}
-            singles = self.observing.singles(addresses) if self.spec.governor.pool is Pools.STEPS else ()
-            window = self.observing.window(addresses)
+            light = machine.light_hosts
+            singles = self.observing.singles(addresses, light) if self.spec.governor.pool is Pools.STEPS else ()
+            window = self.observing.window(addresses, light)
             self.governing.observed(window, machine.pace.step, now, singles)
             share = self.spec.global_batch / len(members)
             self.gauges.window((each.busy for each in window.values()), share, machine.pace.step_seconds)

@@ -89,4 +89,5 @@ def _member(member: ms.MemberPlan) -> pb.Member:
         on_line=member.on_line,
         shared_memory=member.shared_memory,
         group=member.group,
+        light=member.light,
     )

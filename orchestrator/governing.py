@@ -156,7 +156,7 @@ class Governing:
 
     def short_of(self, code: Code) -> set[str]:
         """Hosts that are to be relieved."""
-        if self._governor.config.mode(code) is not Mode.ENFORCE:
+        if self._governor.config.relief is not Mode.ENFORCE:
             return set()
         return {each.host for each in self._governor.state.shortages if each.code is code}
 

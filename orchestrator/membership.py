@@ -270,6 +270,22 @@ class Membership:
         for view in self.hosts.values():
             view.short_of_disk = view.host in hosts
 
+    def lighten(self, hosts: Collection[str]) -> None:
+        """Of these the ranks get half of the samples that others get (GM-21). Where that changes anything, a generation of
+        the same members begins at the end of a step."""
+        for view in self.hosts.values():
+            view.light = view.host in hosts
+
+    @property
+    def light_hosts(self) -> set[str]:
+        """That have less to do in the present generation."""
+        return {member.host for member in self.plan.members if member.light} if self.plan is not None else set()
+
+    def _to_lighten(self, hosts: Collection[str]) -> set[str]:
+        """Of these members; where it would be all, there is nobody who could do more."""
+        light = {host for host in hosts if host in self.hosts and self.hosts[host].light}
+        return light if light < set(hosts) else set()
+
     def roll_back(self, at_most: int, reason: str, now: float) -> list[Action]:
         """What members hold is wrong since after step `at_most`: the gang begins anew from a checkpoint of that step or
         before (GM-17)."""
@@ -622,6 +638,9 @@ class Membership:
                 actions += self._begin(leaving[0].leaving, now, 0 if hasty else at_step)
             elif self.roster.in_role(Role.READY):
                 actions += self._begin("join", now, at_step)
+            elif at_step and self.plan is not None:
+                if self._to_lighten({member.host for member in self.plan.members}) != self.light_hosts:
+                    actions += self._begin("load", now, at_step)
         if self.phase is JobPhase.FORMING and not self.waiting:
             actions += self._configure(now)
         actions += self._dismiss(now)
@@ -840,6 +859,7 @@ class Membership:
             self.attempt = 0 if self.at_step or first else 1
         self.attempt_step = authority.step + 1
         generation = self.round_generation
+        light = self._to_lighten({worker.host for worker in promised})
         members = []
         for worker in promised:
             on_line = worker.worker in on_lines
@@ -855,6 +875,7 @@ class Membership:
                     on_line,
                     worker.shared_memory,
                     self.roster.group(worker.host),
+                    worker.host in light,
                 )
             )
             worker.off_line_since = None if on_line else generation
@@ -884,7 +905,7 @@ class Membership:
             "attempt": self.attempt,
             "reason": self.reason,
             "discarded": self.discarded,
-        }
+        } | ({"light": sorted(light)} if light else {})
         actions: list[Action] = [Record("generation", fields)]
         return actions + [SendConfigure(m.worker, self.plan) for m in members]
 

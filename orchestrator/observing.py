@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from statistics import median
 
@@ -38,7 +38,7 @@ class Observing:
         self._links.heard(host, beat.links)
         self._beats.setdefault(host, deque(maxlen=BEATS)).append(beat)
 
-    def singles(self, members: Iterable[str]) -> tuple[dict[str, Observation], ...]:
+    def singles(self, members: Iterable[str], light: Collection[str] = ()) -> tuple[dict[str, Observation], ...]:
         """What each beat of the window so far has said that is new: of these hosts' first beats, of their second ones, …"""
         found = list[dict[str, Observation]]()
         for host in members:
@@ -46,7 +46,7 @@ class Observing:
             for number, beat in enumerate(self._beats.get(host, ())):
                 if number == len(found):
                     found.append({})
-                found[number][host] = self._seen(host, beat, told)
+                found[number][host] = self._seen(host, beat, told, host in light)
                 told = _told(beat)
         return tuple(found)
 
@@ -54,18 +54,19 @@ class Observing:
         """What was heard of it last; nothing where it was never heard."""
         return self._last.get(host, pb.Beat())
 
-    def window(self, members: Mapping[str, str]) -> dict[str, Observation]:
+    def window(self, members: Mapping[str, str], light: Collection[str] = ()) -> dict[str, Observation]:
         """What was last heard of these hosts, whose addresses they come with; a host's number is the median of its ranks'.
         What was measured once counts in one window, however long the next step takes.
 
-        The usual time per sample of a host is that of its earlier windows, the later ones counting more.
+        The usual time per sample of a host is that of its earlier windows, the later ones counting more. That of `light`
+        hosts, which have fewer samples than others, cannot be compared: what a step takes at least is a larger part of it.
         """
         found, links = {}, self._links.window(members)
         for host in members:
             beats = self._beats.get(host)
             if beats is None:
                 continue
-            seen = self._seen(host, beats[-1], self._told.get(host, {}))
+            seen = self._seen(host, beats[-1], self._told.get(host, {}), host in light)
             throughput, loss = _rounded(links[host].throughput, 0), _rounded(links[host].loss, 6)
             found[host] = replace(seen, throughput=throughput, net_loss=loss)
             self._told[host] = _told(beats[-1])
@@ -76,12 +77,12 @@ class Observing:
         self._beats.clear()
         return found
 
-    def _seen(self, host: str, beat: pb.Beat, told: Told) -> Observation:
+    def _seen(self, host: str, beat: pb.Beat, told: Told, is_light: bool) -> Observation:
         """In a beat, after what was `told` before."""
         stepped = [each for each in beat.progress if told.get(each.worker, (0, 0.0))[0] != each.step]
         compared = [each for each in beat.progress if told.get(each.worker, (0, 0.0))[1] != each.compared]
         return Observation(
-            busy=_middle(each.work for each in stepped),
+            busy=None if is_light else _middle(each.work for each in stepped),
             baseline=self._usual.get(host),
             cosine=_middle(each.cosine for each in compared),
             norm=_middle(each.norm for each in compared),

@@ -1,4 +1,4 @@
-"""What is done for hosts that are short of disk or of processors (GM-21). Nobody is removed for it."""
+"""What is done for hosts that are short of disk or of processors, or too hot (GM-21). Nobody is removed for it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Relief:
 
     def give(self) -> None:
         """At the end of each window: ranks on a host whose disk is nearly full keep fewer checkpoints, if they write some,
-        and others write from the next generation on."""
+        and others write from the next generation on; those on a host that is too hot get less to do."""
+        self._machine.lighten(self._governing.short_of(Code.THERMAL))
         short = self._governing.short_of(Code.RESOURCE_DISK)
         self._machine.short_of_disk(short)
         good = self._config.resource(Code.RESOURCE_DISK).good

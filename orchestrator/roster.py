@@ -63,6 +63,7 @@ class HostView:
     bequeaths: bool = True  # where it leaves, what it owes goes to those that stay
     leaving: str = ""  # why it was told to go; in no generation any more once others have what it has
     short_of_disk: bool = False  # others write logs and checkpoints before it does
+    light: bool = False  # its ranks are to have half the work
     at_once: bool = False  # where it leaves: it waits for the end of no step, and nobody for its answer
 
 

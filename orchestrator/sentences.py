@@ -78,6 +78,10 @@ def event_sentence(event: Record) -> str | None:
             "value": value,
         }:
             return _shortage(host, code, value, begins=event["begins"])
+        case {"kind": "resource_pressure", "host": host, "code": "THERMAL", "value": value, "begins": True}:
+            return f"{host} is too hot, {value:.0f} °C: it has half the work until it is cooler"
+        case {"kind": "resource_pressure", "host": host, "code": "THERMAL", "value": value}:
+            return f"{host} has cooled down to {value:.0f} °C, and has as much work as the others"
         case {"kind": "topology"}:
             return probe_sentence(event)
         case {"kind": "topology_warning", "message": message}:

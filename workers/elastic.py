@@ -426,8 +426,9 @@ class Job:
         if step == self._again:
             attempt += self._elsewhere or 0
         if rank.host_exchange is None or self.config.sync.within == "rank":
-            return Seat(rank.world, rank.index, attempt)
-        return Seat(rank.world, rank.index, attempt, next(host for host in rank.hosts if rank.index in host))
+            return Seat(rank.world, rank.index, attempt, shares=rank.shares)
+        together = next(host for host in rank.hosts if rank.index in host)
+        return Seat(rank.world, rank.index, attempt, together, rank.shares)
 
     def _requests(self) -> Iterator[tuple[int, sampler.Ids]]:
         """This rank's micro-batches from here to the end of the job, as the present members share them."""

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -96,6 +96,7 @@ class Rank:
         self.topology = Topology((), -1)
         self.exchange: FlatExchange | None = None
         self.hosts: Hosts = ()
+        self.shares: tuple[int, ...] = ()
         """The members of this generation that share memory, by host; one that shares none is a host of its own."""
         self.host_exchange: HostExchange | None = None
         self.host_memory: HostMemory | None = None
@@ -361,6 +362,7 @@ class Rank:
         self.topology = Topology(places, index)
         self.number = mine.rank
         self.attempt = configure.attempt
+        self.shares = _shares(configure.members)
         self._note_state()
 
     def _train(self, generation: Generation, configure: pb.Configure, sync: Sync, seconds: float) -> None:
@@ -528,3 +530,8 @@ class Rank:
     def _note_state(self) -> None:
         self.page.set_state(self.machine.phase, self.machine.generation)
         self.page.set_step(self.machine.state.step, self.longest_step)
+
+
+def _shares(members: Sequence[pb.Member]) -> tuple[int, ...]:
+    """Of the samples of a step, by the order of the ring, to each other; () where they are equal."""
+    return tuple(1 if member.light else 2 for member in members) if any(member.light for member in members) else ()

@@ -33,6 +33,7 @@ class SoloRank:
     number = index = 0
     world = 1
     attempt = 0
+    shares: tuple[int, ...] = ()
     first_step = 1
     longest_step = 1.0
     worker = f"solo{os.getpid()}"

@@ -93,6 +93,9 @@ NOISY = (
     Code.THERMAL,
 )
 RESOURCES = (Code.RESOURCE_MEMORY, Code.RESOURCE_DISK, Code.RESOURCE_LOAD)
+RELIEVED = (*RESOURCES, Code.THERMAL)
+"""What something is done about as soon as it is seen (GM-21). Heat counts against a host, too, if it lasts."""
+
 _OF_GROUPS = (Code.GROUP_LINK, Code.GROUP_CORRELATED, Code.GROUP_LEADER_LOST)
 _OF_THE_JOB = (
     Code.NONFINITE_JOB,

@@ -67,7 +67,8 @@ class GovernorConfig(Config):
     )
     relief: Annotated[Mode, Strict(False)] = Field(
         Mode.ENFORCE,
-        description="What is done for hosts that are short of memory, disk or processors; nobody is removed for it.",
+        description="What is done for hosts that are short of memory, disk or processors, or too hot; nobody is removed "
+        "for it.",
     )
     signals: dict[Annotated[Code, Strict(False)], SignalConfig] = Field(
         default={},
@@ -110,7 +111,9 @@ class GovernorConfig(Config):
         return self
 
     def resource(self, code: Code) -> Limits:
-        """Of one of `RESOURCES`, as it is configured."""
+        """Of one of `RELIEVED`, as it is configured."""
+        if code in SIGNALS:
+            return self.signal(code).limits
         own = self.resources.get(code)
         return RESOURCE_LIMITS[code] if own is None else own.limits(RESOURCE_LIMITS[code])
 

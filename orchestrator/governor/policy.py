@@ -11,7 +11,7 @@ from dataclasses import replace
 from hashlib import blake2b
 
 from orchestrator.governor import course, guards
-from orchestrator.governor.codes import NOISY, RESOURCES, Code, Scope
+from orchestrator.governor.codes import NOISY, RELIEVED, Code, Scope
 from orchestrator.governor.config import GovernorConfig, Mode
 from orchestrator.governor.events import (
     Asked,
@@ -317,14 +317,14 @@ class _Turn:
 
     def _relieve(self, observations: Mapping[str, Observation]) -> None:
         """Once of each shortage: what it brings goes on for as long as it lasts (GM-21)."""
-        limits = {code: self.config.resource(code) for code in RESOURCES}
+        limits = {code: self.config.resource(code) for code in RELIEVED}
         gone = (HostState.EVICTED, HostState.COOLING)
         present = {each.host for each in self.hosts.values() if each.state not in gone}
         self.shortages = shortages(self.shortages, observations, limits, present)
         known = set(self.state.shortages)
         for each in self.shortages:
             if each not in known:
-                self._say(each.host, Act.RELIEVE, [each.code], self.config.mode(each.code))
+                self._say(each.host, Act.RELIEVE, [each.code], self.config.relief)
 
     def _look_at_the_job(self, event: Observed) -> None:
         """Once of each jump and each time that it falls behind. After a jump, which may be a host's doing that is in all

@@ -1,4 +1,4 @@
-"""Which hosts are short of memory, disk or processors (GM-21).
+"""Which hosts are short of memory, disk or processors, or too hot (GM-21).
 
 That brings relief and counts against nobody: it is no part of the score, by which hosts are ordered for removal and are
 trusted again (GM-22, GM-23). Else a disk that fills would keep a host on probation, where one alert is enough to evict it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from orchestrator.governor.codes import RESOURCES, Code
+from orchestrator.governor.codes import RELIEVED, Code
 from orchestrator.governor.readings import Observation
 from orchestrator.governor.signals import Limits
 
@@ -26,6 +26,8 @@ def level(observation: Observation, code: Code) -> float | None:
             return observation.memory
         case Code.RESOURCE_DISK:
             return observation.disk
+        case Code.THERMAL:
+            return observation.temperature
         case _:
             return observation.load
 
@@ -44,7 +46,7 @@ def shortages(
     """
     found = {each for each in before if each.host in present}
     for host in observations.keys() & set(present):
-        for code in RESOURCES:
+        for code in RELIEVED:
             value = level(observations[host], code)
             if value is None:
                 continue

@@ -127,9 +127,47 @@ def test_gm21_shortages_outlive_the_coordinator(tmp_path_factory: pytest.TempPat
     assert after.short_of(Code.RESOURCE_DISK) == {"a"} and after.shortages("a") == [Code.RESOURCE_DISK]
 
 
+def test_gm21_a_host_that_is_too_hot_has_half_the_work_until_it_is_cooler(job: Job) -> None:
+    """From the end of a step on: nothing is discarded, and nobody leaves."""
+    machine = machine_of(job.world)
+    before = members(job.world)
+    generation = machine.generation
+    job.window(first=Observation(temperature=84.5), second=Observation(temperature=60.0))
+    settle(job.world)
+    assert machine.light_hosts == {job.first} and machine.generation > generation
+    assert {member.host for member in machine.plan.members if member.light} == {job.first} if machine.plan else False
+    assert [worker.worker for worker in members(job.world)] == [worker.worker for worker in before]
+    generation = machine.generation
+    job.window(first=Observation(temperature=80.0))  # not cool enough yet
+    settle(job.world)
+    assert machine.generation == generation and machine.light_hosts == {job.first}
+    job.window(first=Observation(temperature=75.0))
+    settle(job.world)
+    assert machine.light_hosts == set() and machine.generation > generation and machine.discarded == 0
+    told = [(fields["value"], fields["begins"]) for kind, fields in job.said if kind == "resource_pressure"]
+    assert told == [(84.5, True), (75.0, False)]
+
+
+def test_gm21_where_all_are_too_hot_nobody_could_do_more(job: Job) -> None:
+    machine = machine_of(job.world)
+    generation = machine.generation
+    job.window(first=Observation(temperature=90.0), second=Observation(temperature=90.0))
+    settle(job.world)
+    assert machine.light_hosts == set() and machine.generation == generation
+
+
+def test_gm21_the_limits_of_heat_are_those_of_the_signal() -> None:
+    job = Job(GovernorConfig.model_validate({"signals": {"THERMAL": {"good": 50, "alert": 60, "bad": 70}}}))
+    job.window(first=Observation(temperature=61.0))
+    assert job.governing.short_of(Code.THERMAL) == {job.first}
+
+
 def test_gm41_in_shadow_mode_nothing_is_done() -> None:
     job = Job(GovernorConfig(relief=Mode.SHADOW))
-    job.window(first=Observation(disk=0.95, load=9.0))
+    job.window(first=Observation(temperature=90.0), second=Observation(temperature=50.0))
+    settle(job.world)
+    assert machine_of(job.world).light_hosts == set()
+    job.window(first=Observation(disk=0.95, load=9.0, temperature=70.0))
     assert job.posted == [] and job.relief.testable({job.first}, 0.0) == {job.first}
     assert not any(view.short_of_disk for view in machine_of(job.world).hosts.values())
     assert job.governing.shortages(job.first) == [Code.RESOURCE_DISK, Code.RESOURCE_LOAD]  # it is shown

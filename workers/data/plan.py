@@ -17,6 +17,8 @@ class Seat(NamedTuple):
     attempt: int
     together: tuple[int, ...] = ()
     """The members whose gradients are summed in each inner step, this one among them; () where it takes those alone."""
+    shares: tuple[int, ...] = ()
+    """Of all members, to each other; () where they are equal."""
 
 
 class Share(NamedTuple):
@@ -65,7 +67,7 @@ class BatchPlan:
         if not self._config.reproducible:
             return self._shared_out(ids, seat)
         leaves = sampler.micro_batches(ids, micro_batch)
-        shares = (sampler.piece(len(leaves), seat.world, rank, seat.attempt) for rank in range(seat.world))
+        shares = (sampler.piece(len(leaves), seat.world, rank, seat.attempt, seat.shares) for rank in range(seat.world))
         order = SumOrder(tuple(shares), seat.rank)
         return Share([[leaves[leaf] for leaf in order.mine]], [len(ids)], order)
 
@@ -75,7 +77,7 @@ class BatchPlan:
             batch = ids[start : start + config.global_batch]
 
             def part(rank: int, batch: sampler.Ids = batch) -> sampler.Ids:
-                return sampler.share(batch, seat.world, rank, seat.attempt)
+                return sampler.share(batch, seat.world, rank, seat.attempt, seat.shares)
 
             batches.append(sampler.micro_batches(part(seat.rank), config.micro_batch))
             together = seat.together or (seat.rank,)

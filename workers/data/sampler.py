@@ -6,6 +6,7 @@ seed, step, world and attempt agree on it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -71,19 +72,24 @@ def batch(seed: int, epoch: int, index: int, num_samples: int, global_batch: int
     return permutation(seed, epoch, num_samples)[index * global_batch : (index + 1) * global_batch]
 
 
-def share(ids: Ids, world: int, rank: int, attempt: int) -> Ids:
+def share(ids: Ids, world: int, rank: int, attempt: int, shares: Sequence[int] = ()) -> Ids:
     """The part of the batch `ids` that `rank` of `world` computes; empty where there are fewer samples than ranks.
 
-    The batch is cut into `world` contiguous pieces whose sizes differ by one at most. `attempt` turns the pieces
-    round the ranks, so that a batch that is computed again falls on other ranks.
+    The batch is cut into `world` contiguous pieces whose sizes differ by one at most, or are as `shares` to each other.
+    `attempt` turns the pieces round the ranks, so that a batch that is computed again falls on other ranks.
     """
-    mine = piece(len(ids), world, rank, attempt)
+    mine = piece(len(ids), world, rank, attempt, shares)
     return ids[mine.start : mine.stop]
 
 
-def piece(number: int, world: int, rank: int, attempt: int) -> range:
-    """Which of `number` things `rank` of `world` takes: contiguous, in shares that differ by one at most."""
-    return _cut(number, world, (rank + attempt) % world)
+def piece(number: int, world: int, rank: int, attempt: int, shares: Sequence[int] = ()) -> range:
+    """Which of `number` things `rank` of `world` takes: contiguous, in shares that differ by one at most, or are to each
+    other as `shares`, one of each rank, within one. Those are of the ranks at attempt 0, and turn with the pieces."""
+    index = (rank + attempt) % world
+    if not shares:
+        return _cut(number, world, index)
+    total, before = sum(shares), sum(shares[:index])
+    return range(before * number // total, (before + shares[index]) * number // total)
 
 
 def whole_units(number: int, unit: int, parts: int, part: int) -> slice:

@@ -48,7 +48,8 @@ def test_gm26_gm27_two_alerts_apart_remove_a_host_for_each_noisy_code(code: Code
     assert fleet.record("h5").state is HostState.SUSPECT  # 10 s later it is the same alert
     fleet.evaluate(1, {"h5": SICK[code]})
     assert fleet.record("h5").state is HostState.COOLING
-    assert fleet.acts("h5") == [Act.SUSPECT, Act.QUARANTINE, Act.EVICT]
+    relief = [Act.RELIEVE] if code is Code.THERMAL else []
+    assert fleet.acts("h5") == [Act.SUSPECT, *relief, Act.QUARANTINE, Act.EVICT]
     assert all(code in reasons for _, reasons in fleet.said("h5"))
     assert all(each.target == "h5" for each in fleet.verdicts)
 
@@ -60,7 +61,18 @@ def test_gm26_a_suspect_host_that_is_well_for_long_enough_is_healthy_again() -> 
     assert fleet.record("h5").state is HostState.SUSPECT
     fleet.evaluate(1)
     assert fleet.record("h5").state is HostState.HEALTHY
-    assert fleet.acts("h5") == [Act.SUSPECT, Act.TRUST_AGAIN]
+    assert fleet.acts("h5") == [Act.SUSPECT, Act.RELIEVE, Act.TRUST_AGAIN]
+
+
+def test_gm21_heat_is_relieved_at_its_first_alert_before_it_may_count_twice() -> None:
+    """Once for as long as it lasts; and in a mode of its own."""
+    fleet = warm(config=GovernorConfig())  # noisy: shadow
+    for temperature in (84.1, 99.0, 80.0, 75.0, 84.1):
+        fleet.evaluate(1, {"h5": lambda each, degrees=temperature: replace(each, temperature=degrees)})
+    relieved = [each for each in fleet.verdicts if each.act is Act.RELIEVE]
+    assert [each.reasons for each in relieved] == [(Code.THERMAL,)] * 2
+    assert all(each.is_in_force and each.target == "h5" for each in relieved)
+    assert relieved[0].time == fleet.verdicts[0].time
 
 
 def test_gm27_an_alert_is_forgotten_after_a_while() -> None:
@@ -79,7 +91,8 @@ def test_gm27_an_alert_is_forgotten_after_a_while() -> None:
 def test_gm12_all_reasons_are_kept() -> None:
     fleet = warm()
     fleet.evaluate(3, {"h5": lambda each: SICK[Code.THERMAL](SICK[Code.GRAD_NORM](each))})
-    assert all({Code.THERMAL, Code.GRAD_NORM} <= set(reasons) for _, reasons in fleet.said("h5"))
+    removing = [reasons for act, reasons in fleet.said("h5") if act is not Act.RELIEVE]
+    assert len(removing) == 3 and all({Code.THERMAL, Code.GRAD_NORM} <= set(reasons) for reasons in removing)
 
 
 def test_gm41_in_shadow_mode_a_rule_says_what_it_would_do_and_does_nothing() -> None:
@@ -133,9 +146,11 @@ def test_gm29_what_many_of_a_group_have_is_the_groups() -> None:
     hot = {f"h{i}": SICK[Code.THERMAL] for i in range(16)}  # of 64
     fleet.evaluate(4, hot)
     assert fleet.states(hot) == [HostState.HEALTHY] * 16
-    assert [(each.target, each.act, each.scope) for each in fleet.verdicts] == [("g0", Act.REGROUP, Scope.GROUP)]
-    assert fleet.verdicts[0].reasons == (Code.GROUP_CORRELATED, Code.THERMAL)
-    assert fleet.verdicts[0].weight is Weight.NOISY_GROUP
+    assert {each.target for each in fleet.verdicts if each.act is Act.RELIEVE} == set(hot)
+    (found,) = [each for each in fleet.verdicts if each.act is not Act.RELIEVE]
+    assert (found.target, found.act, found.scope) == ("g0", Act.REGROUP, Scope.GROUP)
+    assert found.reasons == (Code.GROUP_CORRELATED, Code.THERMAL)
+    assert found.weight is Weight.NOISY_GROUP
 
 
 def test_gm29_what_many_have_of_links_is_in_the_links_of_the_group() -> None:

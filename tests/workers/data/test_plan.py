@@ -29,6 +29,24 @@ def test_ep1_all_shares_together_are_the_batch(world: int, attempt: int, step: i
         assert all(len(ids) <= 10 for ids in read)
 
 
+@given(st.lists(st.integers(1, 2), min_size=1, max_size=12), ATTEMPTS, STEPS)
+def test_gm21_shares_that_are_not_equal_are_the_batch_too(shares: list[int], attempt: int, step: int) -> None:
+    """Each sample once; a rank with a smaller share has less, where no piece was turned to it."""
+    world = len(shares)
+    for reproducible in (False, True):
+        batches = plan(reproducible=reproducible)
+        found = [batches.share(step, Seat(world, rank, attempt, (), tuple(shares))) for rank in range(world)]
+        read = [ids for share in found for ids in share.micro_batches]
+        assert sorted(np.concatenate(read).tolist()) == sorted(batches.batch(step).tolist())
+        if reproducible:
+            alone = batches.share(step, Seat(1, 0, 0)).micro_batches
+            assert sorted(ids.tolist() for ids in read) == sorted(ids.tolist() for ids in alone)
+        elif len(batches.batch(step)) == 64:
+            sizes = [sum(map(len, share.micro_batches)) for share in found]
+            turned = [shares[(rank + attempt) % world] for rank in range(world)]
+            assert all(abs(size - 64 * part / sum(shares)) < 1 for size, part in zip(sizes, turned, strict=True))
+
+
 @given(WORLDS, ATTEMPTS, STEPS)
 def test_ep4_a_reproducible_step_has_the_micro_batches_of_one_rank(world: int, attempt: int, step: int) -> None:
     batches = plan(reproducible=True)

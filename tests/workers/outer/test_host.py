@@ -107,10 +107,11 @@ def test_cc7_an_inner_step_whose_host_is_not_complete_is_abandoned(folder: Path)
 )
 def test_cc24_who_takes_inner_steps_together(within: str, shares: bool, together: tuple[int, ...]) -> None:
     """The ranks that share memory; where there is none, everybody alone."""
+    exchange, light = object() if shares else None, (2, 2, 1, 1)
     rank = SimpleNamespace(
-        world=4, index=3, attempt=1, first_step=7, hosts=((0, 1), (2, 3)), host_exchange=object() if shares else None
+        world=4, index=3, attempt=1, first_step=7, hosts=((0, 1), (2, 3)), host_exchange=exchange, shares=light
     )
     config = TrainingConfig.model_validate({"name": "job", "sync": {"every": 4, "within": within}})
     job: Any = SimpleNamespace(_rank=rank, config=config, _again=0)
-    assert Job._seat(job, 7) == Seat(4, 3, 1, together)
-    assert Job._seat(job, 8) == Seat(4, 3, 0, together)
+    assert Job._seat(job, 7) == Seat(4, 3, 1, together, light)
+    assert Job._seat(job, 8) == Seat(4, 3, 0, together, light)

@@ -514,7 +514,7 @@ class Prepare(_message.Message):
     def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., at_step: _Optional[int] = ..., timeout: _Optional[float] = ..., busy_timeout: _Optional[float] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("worker", "rank", "host", "peer_address", "state", "donor", "on_line", "shared_memory", "group")
+    __slots__ = ("worker", "rank", "host", "peer_address", "state", "donor", "on_line", "shared_memory", "group", "light")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
@@ -524,6 +524,7 @@ class Member(_message.Message):
     ON_LINE_FIELD_NUMBER: _ClassVar[int]
     SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    LIGHT_FIELD_NUMBER: _ClassVar[int]
     worker: str
     rank: int
     host: str
@@ -533,7 +534,8 @@ class Member(_message.Message):
     on_line: bool
     shared_memory: bool
     group: str
-    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., host: _Optional[str] = ..., peer_address: _Optional[str] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., donor: _Optional[bool] = ..., on_line: _Optional[bool] = ..., shared_memory: _Optional[bool] = ..., group: _Optional[str] = ...) -> None: ...
+    light: bool
+    def __init__(self, worker: _Optional[str] = ..., rank: _Optional[int] = ..., host: _Optional[str] = ..., peer_address: _Optional[str] = ..., state: _Optional[_Union[StateId, _Mapping]] = ..., donor: _Optional[bool] = ..., on_line: _Optional[bool] = ..., shared_memory: _Optional[bool] = ..., group: _Optional[str] = ..., light: _Optional[bool] = ...) -> None: ...
 
 class Configure(_message.Message):
     __slots__ = ("generation", "members", "store_address", "authority", "attempt", "first", "stop", "at_most")
