@@ -71,6 +71,7 @@ class Gang(gang.Gang):
     groups: dict[str, int] = field(default_factory=dict)  # `group` and `streams` of JobSpec's `hosts`
     lost_device: tuple[int, int] | None = None  # of this rank, in the step after so many
     lame: tuple[str, ...] = ()  # hosts that take LAME_SECONDS longer for a micro-batch
+    sensors: tuple[str, ...] = ()  # hosts that have the temperature that `heat` gives them
     epochs: int = EPOCHS
     checkpoint_every: int = 50
     replace_wait: float = 600.0
@@ -97,6 +98,8 @@ class Gang(gang.Gang):
             (self.folder / f"{host}.lame").touch()
         for host in self.full:
             (self.folder / f"{host}.full").touch()
+        for host in self.sensors:
+            self.heat(host, 50.0)
 
     def _spec(self) -> JobSpec:
         return JobSpec.model_validate(
@@ -128,6 +131,14 @@ class Gang(gang.Gang):
                 "faults": list(self.faults),
             }
         )
+
+    def heat(self, host: str, degrees: float) -> None:
+        """What its sensors show from now on, as files of the kernel."""
+        for sensor, number, name in (("thermal_zone0", "temp", "type"), ("hwmon0", "temp1_input", "name")):
+            folder = self.folder / f"{host}.sensors" / sensor
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("cpu\n")
+            (folder / number).write_text(f"{degrees * 1000:.0f}\n")
 
     @property
     def addresses(self) -> list[str]:

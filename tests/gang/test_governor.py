@@ -113,6 +113,31 @@ def test_gm21_where_disks_are_full_fewer_checkpoints_stay_and_nobody_is_removed(
     check_log(g)
 
 
+@pytest.mark.root
+def test_gm21_a_host_that_is_too_hot_computes_half_as_much_until_it_is_cooler(gang: StartGang) -> None:
+    """The files that its agent reads are those of the kernel, for that process."""
+    g = gang(sensors=("host-1", "host-2"), governor={"evaluation": 1.0}, epochs=60)
+    g.wait_until_measured()
+    g.heat("host-2", 90.0)
+
+    def light() -> list[list[str]]:
+        return [event.get("light", []) for event in g.events("generation")]
+
+    g.wait_for("less to do", lambda: light()[-1] == ["host-2"])
+    since = g.step()
+    g.wait_for_step(since + 20)
+    g.heat("host-2", 70.0)
+    g.wait_for("as much to do as before", lambda: light()[-1] == [])
+    told = [(event["value"], event["begins"]) for event in g.events("resource_pressure") if event["code"] == "THERMAL"]
+    assert told == [(90.0, True), (70.0, False)]
+    assert light() == [[], ["host-2"], []]
+    assert [event["reason"] for event in g.events("generation")[1:]] == ["load", "load"]
+    assert {event["discarded"] for event in g.events("generation")} == {0}
+    g.check()
+    assert verdicts(g, "evict") == []
+    check_log(g)
+
+
 def test_gm18_a_host_that_falls_silent_as_a_whole_is_given_up_within_the_limit(gang: StartGang) -> None:
     """Agent and ranks are stopped: no socket closes, nothing is reset."""
     g = gang(limits={"patience": 60.0, "prepare": 60.0}, epochs=40)
