@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_gm21_heat_is_relieved_at_its_first_alert_before_it_may_count_twice() ->
     """Once for as long as it lasts; and in a mode of its own."""
     fleet = warm(config=GovernorConfig())  # noisy: shadow
     for temperature in (84.1, 99.0, 80.0, 75.0, 84.1):
-        fleet.evaluate(1, {"h5": lambda each, degrees=temperature: replace(each, temperature=degrees)})
+        fleet.evaluate(1, {"h5": partial(replace, temperature=temperature)})
     relieved = [each for each in fleet.verdicts if each.act is Act.RELIEVE]
     assert [each.reasons for each in relieved] == [(Code.THERMAL,)] * 2
     assert all(each.is_in_force and each.target == "h5" for each in relieved)
