@@ -26,7 +26,8 @@ def test_gm19_a_rank_that_hangs_is_named_with_its_place_and_replaced(gang: Start
     assert len(set(hang["numbers"].values())) == 1 and set(hang["numbers"]) == {"0", "1", "2", "3"}
     g.wait_until_whole()
     g.check()
-    assert g.events("evidence") == [] and g.events("verdict") == []
+    assert g.events("evidence") == []
+    assert [event for event in g.events("verdict") if event["act"] != "relieve"] == []  # a busy machine has that said
 
 
 @pytest.mark.timeout(240)
