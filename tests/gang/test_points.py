@@ -80,7 +80,14 @@ def test_ep19_nothing_happens(gang: StartGang, undisturbed: str) -> None:
     assert len(g.events("generation")) == 1
 
 
-@pytest.mark.parametrize("point", ["in_backward", "in_exchange", "before_apply", "in_apply"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "in_exchange",
+        "in_apply",
+        *(pytest.param(point, marks=pytest.mark.long) for point in ("in_backward", "before_apply")),
+    ],
+)
 def test_ep19_kill_where_sums_have_no_order(point: str, gang: StartGang) -> None:
     """By default the exchange overlaps with the backward pass; the gangs of the other tests are reproducible."""
     g = gang(faults=(KILLS[point],))
