@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from workers.collectives.exchange import Abandoned, ExchangeError
 from workers.collectives.shared import HostExchange, HostMemory, Layout, ReduceScatter, cut
 from workers.collectives.shared import host as host_module
 from workers.collectives.shared import operation as operation_module
-from workers.collectives.shared.memory import GIVEN, LINE_BYTES, SUMMED, TAKEN, WHAT, Region, generation_of, sequence
+from workers.collectives.shared.memory import GIVEN, LINE_BYTES, SUMMED, TAKEN, WHAT, Region, fence, generation_of, sequence
 from workers.identity import Generation
 from workers.memory_file import MemoryShortage
 
@@ -375,3 +377,28 @@ def test_cc2_who_reads_while_a_peer_goes_on_without_it_does_not_finish(
         with pytest.raises(ExchangeError, match=r"local rank 0 has left generation 1\.1"):
             second.progress()
     assert overwritten
+
+
+def test_threads_of_one_process_do_not_meet_in_a_fence() -> None:
+    """As ranks that are threads do, or a rank and the thread of its communication hook: with one lock for all, a thread took
+    what another had just released, which then had nothing to release or waited for ever."""
+    raised: list[Exception] = []
+
+    def pass_fences() -> None:
+        try:
+            for _ in range(5000):
+                fence()
+        except RuntimeError as error:
+            raised.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=pass_fences, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        sys.setswitchinterval(interval)
+    assert raised == [] and not any(thread.is_alive() for thread in threads)

@@ -120,14 +120,22 @@ def generation_of(word: int) -> int:
     return word >> _OPERATION_BITS
 
 
-_private = threading.Lock()
-_private.acquire()
+class _Fence(threading.local):
+    """A lock that its thread holds. Of one that all share, another thread would take what this one has just released."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+
+
+_fence = _Fence()
 
 
 def fence() -> None:
     """What this thread loaded and stored before comes before what it loads and stores after, for every process."""
-    _private.release()
-    _private.acquire()
+    lock = _fence.lock
+    lock.release()
+    lock.acquire()
 
 
 class Region:
