@@ -380,8 +380,8 @@ def test_cc2_who_reads_while_a_peer_goes_on_without_it_does_not_finish(
 
 
 def test_threads_of_one_process_do_not_meet_in_a_fence() -> None:
-    """As ranks that are threads do, or a rank and the thread of its communication hook: with one lock for all, a thread took
-    what another had just released, which then had nothing to release or waited for ever."""
+    """As ranks that are threads do, or a rank and the thread of its communication hook: with one lock for all, a thread
+    took what another had just released, which then had nothing to release or waited for ever."""
     raised: list[Exception] = []
 
     def pass_fences() -> None:

@@ -221,9 +221,17 @@ class _Window:
         if self.state.chosen and not self.collapsed:
             lossy = any(option.choice != NONE for option in found)
             is_measured = self._is_all_rival or self._sends_all
-            return self.present if is_measured and lossy and not self._worth(found) else found
+            keeps = self._takes_longer(found) or (is_measured and lossy and not self._worth(found))
+            return self.present if keeps else found
         enough = self._saves(found) and (self.state.chosen or self._worth(found))
         return found if enough else self._otherwise
+
+    def _takes_longer(self, found: list[Option]) -> bool:
+        """By more than may be given for less error. So does what is within the budget, where what is in force is a little
+        beyond it, as it may be, and of all that is within only something slow is ripe: a bucket whose exchange is hidden
+        costs nothing, so that `none` is ripe for it, and nothing else."""
+        now, then = (exposed([option.seconds for option in options], self.hidden) for options in (self.present, found))
+        return then - now > self.config.worth * max(now, self.measured.step_seconds or 0.0)
 
     @property
     def _otherwise(self) -> list[Option]:
