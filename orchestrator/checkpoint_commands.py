@@ -41,9 +41,9 @@ def save(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Have a running job save its exact state after the step."""
-    from orchestrator import checkpoint_command
+    from orchestrator import save_command
 
-    raise typer.Exit(checkpoint_command.checkpoint(job, storage, wait))
+    raise typer.Exit(save_command.checkpoint(job, storage, wait))
 
 
 @app.command("list")

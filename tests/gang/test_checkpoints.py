@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator import checkpoint_command
+from orchestrator import save_command
 from orchestrator.errors import UserError
 from tests.gang.harness import Gang
 from workers.checkpoint import load
@@ -20,7 +20,7 @@ def test_ck1_what_is_asked_for_is_saved_although_the_rank_that_should_dies_of_it
     """No other is due before the end. The next first rank of the ring hears of it, too."""
     g = gang(checkpoint_every=0, faults=("in_publish@rank=0=kill",), epochs=40)
     g.wait_until_measured()
-    assert checkpoint_command.checkpoint("gang", g.storage, wait=True) == 0
+    assert save_command.checkpoint("gang", g.storage, wait=True) == 0
     (asked,), (saved,) = g.events("operator"), g.events("checkpoint")
     assert (asked["command"], asked["accepted"]) == ("checkpoint", True)
     assert saved["tier"] == "exact" and saved["step"] >= asked["step"] > 0
@@ -34,7 +34,7 @@ def test_ep12_what_is_asked_for_is_saved_although_the_coordinator_dies_of_it(gan
     g = gang(checkpoint_every=0, coordinator_deaths=("after:SendSave#1",), epochs=40)
     g.wait_until_measured()
     with pytest.raises(UserError, match="no coordinator answers"):
-        checkpoint_command.checkpoint("gang", g.storage, wait=False)
+        save_command.checkpoint("gang", g.storage, wait=False)
     (saved,) = g.wait_for("the checkpoint", lambda: g.events("checkpoint"))
     step = g.step()
     g.wait_for_step(step + 20)

@@ -68,9 +68,9 @@ def test_train_by_default_starts_afresh_on_this_machine(
         ("status", "show", ["status", "demo", "--json", "--storage", "x"], ("demo", Path("x"), True)),
         ("stop", "stop", ["stop", "demo"], ("demo", Path("runs"), False)),
         ("stop", "stop", ["stop", "demo", "--now", "--storage", "x"], ("demo", Path("x"), True)),
-        ("checkpoint_command", "checkpoint", ["checkpoint", "save", "demo"], ("demo", Path("runs"), False)),
+        ("save_command", "checkpoint", ["checkpoint", "save", "demo"], ("demo", Path("runs"), False)),
         (
-            *("checkpoint_command", "checkpoint"),
+            *("save_command", "checkpoint"),
             ["checkpoint", "save", "demo", "--wait", "--storage", "x"],
             ("demo", Path("x"), True),
         ),

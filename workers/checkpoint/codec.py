@@ -127,14 +127,8 @@ class Encoder:
         Raises ValueError, with the reason, where that codec cannot hold it.
         """
         values, chunk = as_float32(name, tensor), self._chunk(tensor)
-        digest, blobs = blake2b(digest_size=16), []
-        for payload in LOSSY[codec].pack(name, values, chunk):
-            digest.update(payload)
-            blobs.append(self._zstd.compress(payload))
-            if kept is not None:
-                kept.add(np.frombuffer(payload, np.uint8))
-        kind, checksum = dtype_name(tensor.dtype), digest.hexdigest()
-        shape = list(tensor.shape)
+        checksum, blobs = self._framed(LOSSY[codec].pack(name, values, chunk), kept)
+        kind, shape = dtype_name(tensor.dtype), list(tensor.shape)
         return TensorRecord(name=name, codec=codec, dtype=kind, shape=shape, chunk=chunk, checksum=checksum), blobs
 
     def coded(self, tensor: torch.Tensor, codec: str) -> Coded | None:
@@ -153,19 +147,26 @@ class Encoder:
         if not bool(torch.isfinite(values).all()) or (found := deltas.subtract(values, base)) is None:
             return None
         payloads, after = found
-        digest, blobs = blake2b(digest_size=16), []
-        for payload in payloads:
-            digest.update(payload)
-            blobs.append(self._zstd.compress(payload))
+        checksum, blobs = self._framed(payloads)
         record = TensorRecord(
             name=name,
             codec=DELTAS[base.codec],
             dtype=base.dtype,
             shape=base.shape,
             chunk=base.chunk,
-            checksum=digest.hexdigest(),
+            checksum=checksum,
         )
         return record, blobs, after
+
+    def _framed(self, payloads: Iterable[bytes], kept: Coded | None = None) -> tuple[str, list[bytes]]:
+        """The digest of payloads, and a zstd frame of each."""
+        digest, blobs = blake2b(digest_size=16), []
+        for payload in payloads:
+            digest.update(payload)
+            blobs.append(self._zstd.compress(payload))
+            if kept is not None:
+                kept.add(np.frombuffer(payload, np.uint8))
+        return digest.hexdigest(), blobs
 
     def _chunk(self, tensor: torch.Tensor) -> int:
         """Elements of a chunk."""

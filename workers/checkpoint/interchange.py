@@ -5,7 +5,6 @@ A checkpoint of torch.distributed.checkpoint is read by unpickling its index, wh
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import stat
@@ -22,7 +21,7 @@ from workers.checkpoint.errors import CheckpointError, damaged, storage_error
 from workers.checkpoint.manifest import EXACT
 from workers.checkpoint.reader import load
 from workers.checkpoint.shard import os_error
-from workers.checkpoint.writer import Published, save
+from workers.checkpoint.writer import Published, save, sync
 from workers.state import Captured
 
 SUFFIX = ".safetensors"
@@ -142,20 +141,12 @@ def _publish(target: Path, write: Callable[[Path], None]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         write(hidden)
         for path in (hidden, *(hidden.iterdir() if hidden.is_dir() else ())):
-            _sync(path)
+            sync(path)
         hidden.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except OSError as error:
         raise storage_error("write", target, error) from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
         with suppress(OSError):
             hidden.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -134,13 +134,11 @@ def _readable(path: Path, limit: int | None) -> Chain:
                 f"{folder} unfolds to {each.raw_bytes} bytes, more than the {allowed} allowed here; "
                 "load it where there is more memory"
             )
-        for entry in each.shards:
-            _check_content(folder / entry.name, entry)
     return chain
 
 
 def _tensors(chain: Chain) -> Iterator[tuple[str, torch.Tensor]]:
-    """One after the other, of what `_readable` has found sound."""
+    """One after the other, of what `_readable` has found there; each file is checked as a whole before it is used."""
     decoder, (path, _) = Decoder(), chain[0]
     below = [_links(folder, manifest) for folder, manifest in chain[1:]]
     for link in _links(*chain[0]):
@@ -154,6 +152,7 @@ def _tensors(chain: Chain) -> Iterator[tuple[str, torch.Tensor]]:
 def _links(path: Path, manifest: Manifest) -> Iterator[Link]:
     left = manifest.raw_bytes
     for entry in manifest.shards:
+        _check_content(path / entry.name, entry)
         wanted = iter(entry.tensors)
         for link in read_shard(path / entry.name, left, manifest.tier):
             if link.record.name != next(wanted, None):

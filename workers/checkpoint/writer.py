@@ -181,7 +181,7 @@ def _write(
         refused |= write_shard(path, tensors, Encoder(threads), tier, codecs, increment)
     except ValueError as error:
         raise CheckpointError(f"this state cannot be saved: {error}") from None
-    _sync(path, os.O_RDWR)
+    sync(path, os.O_RDWR)
     return ShardEntry(name=path.name, bytes=path.stat().st_size, checksum=file_checksum(path), tensors=list(tensors))
 
 
@@ -220,7 +220,8 @@ def _already(target: Path, started: float) -> Published:
     return Published(target, size, manifest.raw_bytes, time.monotonic() - started, False, manifest.tier, base)
 
 
-def _sync(path: Path, flags: int) -> None:
+def sync(path: Path, flags: int = os.O_RDONLY) -> None:
+    """A file or folder onto the disk. Raises OSError."""
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
@@ -229,7 +230,7 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+    sync(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _last_written(folder: Path) -> float:

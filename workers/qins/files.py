@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from workers.checkpoint.codec import dtype_name
 from workers.checkpoint.errors import CheckpointError, damaged, storage_error
 from workers.checkpoint.manifest import MANIFEST, regular_size
+from workers.checkpoint.writer import sync
 from workers.qins.architectures import build
 from workers.qins.codec import check_code
 from workers.qins.linear import BUFFERS, CachePolicy, ProjectiveLinear, QINSLinear
@@ -64,9 +65,9 @@ def save_model(model: nn.Module, folder: Path, architecture: Architecture) -> Mo
         manifest = ModelManifest(architecture=architecture, bytes=size, sha256=digest, tensors=table)
         (hidden / MANIFEST).write_text(to_json(manifest))
         for each in (path, hidden / MANIFEST, hidden):
-            _sync(each)
+            sync(each)
         os.rename(hidden, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
         return manifest
     except OSError as error:
         raise storage_error("write", folder, error) from error
@@ -213,11 +214,3 @@ def _container_errors(path: Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise CheckpointError(f"cannot write {path}: {error}") from None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -172,7 +172,7 @@ def test_qn12_a_folder_is_never_overwritten_and_a_failed_write_leaves_nothing(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "_sync", full)
+    monkeypatch.setattr(files, "sync", full)
     with pytest.raises(StorageError, match="disk is full"):
         save_model(model, folder.with_name("other"), architecture)
     assert os.listdir(folder.parent) == [folder.name]

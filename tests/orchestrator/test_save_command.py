@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from quantarion.v1 import operator_pb2 as pb
 
-from orchestrator import checkpoint_command
-from orchestrator.checkpoint_command import Request, checkpoint
+from orchestrator import save_command
 from orchestrator.errors import ExitCode, UserError
+from orchestrator.save_command import Request, checkpoint
 from tests.orchestrator.fake_operator import FakeOperator, append, make_job, served
 
 EVENTS = "events.jsonl"
@@ -98,7 +98,7 @@ def test_a_job_that_ends_before_is_exit_code_6(tmp_path: Path) -> None:
 
 def test_a_coordinator_that_does_not_come_back_is_exit_code_6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "demo"
-    monkeypatch.setattr(checkpoint_command, "SILENCE_SECONDS", -1.0)
+    monkeypatch.setattr(save_command, "SILENCE_SECONDS", -1.0)
     with served(operator_of(folder)) as address:
         make_job(tmp_path, "demo", address=address)
         with pytest.raises(UserError, match="the coordinator of demo has not answered") as refusal:
