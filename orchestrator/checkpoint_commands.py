@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -27,9 +28,9 @@ app = typer.Typer(name="checkpoint", help="Save, list, show, verify, convert, re
 
 Storage = Annotated[Path, typer.Option(help="Folder that holds a folder per job.")]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.")]
-Where = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job, or a folder with checkpoints.")]
+Where = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job, or a folder or URL with checkpoints.")]
 Checkpoint = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="Its folder: runs/my-job/checkpoints/step-100-gen-1.1.")
+    str, typer.Argument(metavar="CHECKPOINT", help="Its folder, runs/my-job/checkpoints/step-100-gen-1.1, or its URL.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -65,7 +66,7 @@ def list_(where: Where, as_json: AsJson = False, storage: Storage = DEFAULT_STOR
                 size(row["raw_bytes"]),
                 _ago(row["created"]),
                 "-" if row["bytes"] is None else f"difference to {row['base']}" if row["base"] else "whole",
-                row["reason"],
+                row["reason"] or ("pinned" if row["pinned"] else ""),
             )
             for row in rows
         ),
@@ -76,9 +77,12 @@ def list_(where: Where, as_json: AsJson = False, storage: Storage = DEFAULT_STOR
 def show(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
     """Show what a checkpoint holds: each tensor, its codec and its bytes."""
     from workers.checkpoint.contents import contents
+    from workers.checkpoint.places import place
+
+    where = place(checkpoint)
 
     def read() -> tuple[dict[str, Any], list[Content]]:
-        manifest, found = contents(checkpoint)
+        manifest, found = contents(where)
         fields = manifest.model_dump(exclude={"shards", "meta", "refused"})
         return fields, list(found)
 
@@ -89,7 +93,7 @@ def show(checkpoint: Checkpoint, as_json: AsJson = False) -> None:
     stored, raw = sum(each.stored for each in found), sum(each.raw for each in found)
     base = f", the difference to {fields['base']['folder']}" if fields["base"] else ""
     print(
-        f"{checkpoint.name}: job {fields['job']}, step {fields['step']}, {fields['world']} ranks, tier {fields['tier']}"
+        f"{where.name}: job {fields['job']}, step {fields['step']}, {fields['world']} ranks, tier {fields['tier']}"
         f"{base}; {len(found)} tensors, {size(stored)} of {size(raw)}, {raw / max(1, stored):.2f} times less"
     )
     _print_table(
@@ -128,7 +132,7 @@ def verify(where: Where, as_json: AsJson = False, storage: Storage = DEFAULT_STO
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A checkpoint; or a safetensors file, or a folder of such files.")
+        str, typer.Argument(metavar="SOURCE", help="A checkpoint; or a safetensors file, or a folder of such files.")
     ],
     target: Annotated[
         Path,
@@ -149,50 +153,79 @@ def convert(
 
 
 @app.command()
-def restore(checkpoint: Checkpoint) -> None:
+def pin(
+    checkpoint: Checkpoint,
+    off: Annotated[bool, typer.Option("--off", help="It may be deleted again, once it is old.")] = False,
+) -> None:
+    """Have a checkpoint stay, however old it gets, with all that it needs."""
+    from workers.checkpoint import places, read_manifest
+
+    where = places.place(checkpoint)
+    refused(lambda: read_manifest(where))
+    refused(lambda: places.pin(where, not off))
+    print(f"{where.name} {'may be deleted once it is old' if off else 'stays'}")
+
+
+@app.command()
+def restore(checkpoint: Checkpoint, storage: Storage = DEFAULT_STORAGE) -> None:
     """Go back to a checkpoint: newer ones of its job are set aside, so that `train --resume` takes this one."""
     from orchestrator.folder import held
-    from workers.checkpoint import put_first
+    from workers.checkpoint import put_first, read_manifest
+    from workers.checkpoint.places import place
 
-    path = checkpoint.resolve()
+    path = place(checkpoint)
+    if isinstance(path, Path):
+        path = path.resolve()
+        job = path.parent.parent
+    else:
+        name = refused(lambda: read_manifest(path)).job
+        if re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", name) is None:
+            raise UserError(f"{path} is of a job named {name[:80]!r}, which no job can be called", ExitCode.DATA)
+        job = storage / name
+        job.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with held(path.parent.parent):
+        with held(job):
             moved = refused(lambda: put_first(path))
     except OSError as error:
-        raise UserError(f"{path.parent.parent} cannot be written ({error.strerror or error})", ExitCode.STORAGE) from None
+        raise UserError(f"{job} cannot be written ({error.strerror or error})", ExitCode.STORAGE) from None
     for each in moved:
         print(f"set aside: {each}")
     print(f"{path.name} is the newest now; go on with `quantarion train JOB.yaml --resume`")
 
 
-def _entries(where: str, storage: Path) -> list[Entry]:
+def _entries(where: str, storage: Path) -> list[Entry[Any]]:
     """Of a job by its name, of a folder with checkpoints, or the one that is named."""
     from orchestrator import status
     from workers.checkpoint import list_checkpoints
     from workers.checkpoint.manifest import parse_folder
+    from workers.checkpoint.places import Where as Place
+    from workers.checkpoint.places import checkpoints_of, place
 
-    path = Path(where)
+    path = place(where)
     if parse_folder(path.name) is not None:
-        found = [
-            entry for entry in refused(lambda: list_checkpoints(path.absolute().parent)) if entry.path.name == path.name
-        ]
+        beside = path.absolute().parent if isinstance(path, Path) else path.parent
+        found = [entry for entry in refused(lambda: list_checkpoints(beside)) if entry.path.name == path.name]
         if not found:
             raise UserError(
                 f"there is no checkpoint at {path}; write the folder of one, or the name of a job", ExitCode.DATA
             )
         return found
-    if len(path.parts) > 1 or (path.is_dir() and not (storage / where).is_dir()):
-        root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    else:
-        root = status.find(where, storage) / "checkpoints"
+    root: Place = path
+    if isinstance(path, Path):
+        folder = path
+        if len(path.parts) == 1 and (not path.is_dir() or (storage / where).is_dir()):
+            folder = status.find(where, storage)
+        is_job = (folder / "checkpoints").is_dir() or (folder / "job.json").is_file()
+        root = refused(lambda: checkpoints_of(folder)) if is_job else folder
     entries = refused(lambda: list_checkpoints(root))
     if not entries:
         raise UserError(f"there are no checkpoints in {root}; write the name of a job that has saved one", ExitCode.DATA)
     return entries
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _row(entry: Entry[Any]) -> dict[str, Any]:
     from workers.checkpoint import CheckpointError, read_manifest
+    from workers.checkpoint.places import is_pinned
 
     row: dict[str, Any] = {
         "path": str(entry.path),
@@ -205,6 +238,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "base": None,
         "bases": list(entry.bases),
         "valid": entry.valid,
+        "pinned": refused(lambda: is_pinned(entry.path)),
         "reason": entry.reason,
     }
     try:
@@ -216,16 +250,20 @@ def _row(entry: Entry) -> dict[str, Any]:
     return row | {"base": base, "bytes": stored, "raw_bytes": manifest.raw_bytes, "created": manifest.created}
 
 
-def _convert(source: Path, target: Path, everything: bool, tier: str, weights: str) -> str:
+def _convert(written: str, target: Path, everything: bool, tier: str, weights: str) -> str:
     from workers.checkpoint import interchange
     from workers.checkpoint.lossy import WEIGHTS
     from workers.checkpoint.manifest import MANIFEST, TIERS
+    from workers.checkpoint.places import place
 
-    if (source / MANIFEST).exists():
+    source = place(written)
+    if re.match(r"[a-z][a-z0-9+.-]*:/", str(target)):
+        raise UserError(f"the target is {target}, a URL; write a folder or file of this machine")
+    if not isinstance(source, Path) or (source / MANIFEST).exists():
         if target.suffix == interchange.SUFFIX:
             return f"{target}: {size(interchange.to_safetensors(source, target, everything))} in safetensors"
-        written = interchange.to_distributed(source, target, everything)
-        return f"{target}: {size(written)}, for torch.distributed.checkpoint.load"
+        num_bytes = interchange.to_distributed(source, target, everything)
+        return f"{target}: {size(num_bytes)}, for torch.distributed.checkpoint.load"
     for option, given, known in (("--tier", tier, TIERS), ("--weights", weights, tuple(WEIGHTS))):
         if given not in known:
             raise UserError(f"{option} is {given!r}; write one of {', '.join(known)}")

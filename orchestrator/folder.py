@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from orchestrator import status
+from orchestrator import checkpoint_store, status
 from orchestrator.errors import ExitCode, UserError, command
 from orchestrator.jobspec import JobSpec
 from orchestrator.records import STEP_KEYS, STEPS, Generation, generation_of, read_object
@@ -49,6 +49,8 @@ class JobFolder:
         self.path = self.logs = (spec.storage / spec.name).absolute()
         self.aside: Path | None = None
         self.taken = False
+        self._checkpoints: str | None = None
+        self._incarnation = 0  # the latest one that a store has checkpoints of
         self._before: Generation = (0, 0)
         self._lock: int | None = None
 
@@ -60,7 +62,9 @@ class JobFolder:
         try:
             refuse_running(self.path, ANOTHER_NAME)
             if self.resume:
-                _check_resume(self.path, self.spec.name, self.exact)
+                self._checkpoints, self._incarnation = _check_resume(self.path, self.spec, self.exact)
+            elif self.spec.checkpoint.store is not None:
+                self._checkpoints = checkpoint_store.fresh(self.spec)
             with suppress(FileNotFoundError):
                 os.scandir(self.path).close()
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,18 +148,21 @@ class JobFolder:
 
     def _set_aside(self) -> None:
         kept = self.path / KEPT
-        kept.mkdir(exist_ok=True)
+        kept.mkdir(parents=True, exist_ok=True)  # all may be lost but what lies in a store
         _write(kept / GENERATION, json.dumps({"generation": self._before}))
         with suppress(FileNotFoundError):
             _write(kept / "job.json", (self.path / "job.json").read_text())
         self._write_job(self.path)
+        if self._incarnation:  # the next one is later, also where this folder was lost: names of checkpoints never meet
+            (self.path / "control").mkdir(exist_ok=True)
+            (self.path / "control" / f"incarnation-{self._incarnation}").touch()
         for name in SET_ASIDE:
             with suppress(FileNotFoundError):
                 os.replace(self.path / name, kept / name)
 
     def _write_job(self, folder: Path) -> None:
         settings = {"resume": self.resume, "exact": self.exact, "started": time.time(), "started_in": str(Path.cwd())}
-        content = {**self.spec.model_dump(mode="json"), **settings}
+        content = {**self.spec.model_dump(mode="json"), **settings, "checkpoints": self._checkpoints}
         _write(folder / "job.json", json.dumps(content, indent=2) + "\n")
 
     def _unwritable(self, error: OSError) -> UserError:
@@ -282,14 +289,19 @@ def _newest(folder: Path) -> Generation:
     return max(map(generation_of, status.tail(folder / STEPS, STEP_KEYS)), default=(0, 0))
 
 
-def _check_resume(folder: Path, name: str, exact: bool) -> None:
-    from workers.checkpoint import newest_valid
+def _check_resume(folder: Path, spec: JobSpec, exact: bool) -> tuple[str | None, int]:
+    """The URL of its checkpoints, if they lie in a store, and the latest incarnation that has some there."""
+    from workers.checkpoint import CheckpointError, newest_valid
 
-    root = folder / "checkpoints"
-    skipped: list[str] = []
-    entry = newest_valid(root, "exact" if exact else None, lambda damaged: skipped.append(damaged.reason))
+    name, skipped = spec.name, list[str]()
+    try:
+        root = folder / "checkpoints" if spec.checkpoint.store is None else checkpoint_store.last(spec, folder)
+        entry = newest_valid(root, "exact" if exact else None, lambda damaged: skipped.append(damaged.reason))
+        incarnation = 0 if isinstance(root, Path) else checkpoint_store.incarnation(root)
+    except CheckpointError as error:
+        raise UserError(str(error), ExitCode.STORAGE) from None
     if entry is not None:
-        return
+        return (None, 0) if isinstance(root, Path) else (str(root), incarnation)
     damaged = f"; {len(skipped)} damaged: {skipped[0]}" if skipped else ""
     moved = [each for each in folder.parent.glob(f"{folder.name}.[0-9]*") if any(each.glob("checkpoints/step-*"))]
     earlier = f", or move {max(moved, key=lambda each: each.stat().st_mtime)} there, an earlier run" if moved else ""

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from orchestrator import rayenv, report, status, stop
+from orchestrator import checkpoint_store, rayenv, report, status, stop
 from orchestrator.embedded import HEAD_ADDRESS, EmbeddedCluster
 from orchestrator.errors import ExitCode, UserError, again
 from orchestrator.folder import JobFolder
@@ -107,7 +107,7 @@ def _go_on(folder: JobFolder, restored: bool) -> str:
 
     `restored`: it is one of an earlier run, which has its folder again.
     """
-    if not any((folder.path / "checkpoints").glob("step-*")) or status.ended(folder.path) == ExitCode.DONE:
+    if not checkpoint_store.has_some(folder.path) or status.ended(folder.path) == ExitCode.DONE:
         return ""
     earlier = " the run before" if restored and not folder.resume else ""
     return f"go on with{earlier}: {again('--resume')}"

@@ -64,6 +64,22 @@ class ScheduleConfig(Config):
     )
 
 
+def _store(url: str) -> str:
+    scheme, _, place = url.partition("://")
+    if not place.strip("/") or scheme in ("file", "local", "memory"):
+        raise ValueError(f"{url!r} is no object store that outlives its hosts; write a URL such as s3://my-bucket/runs")
+    return url
+
+
+def _without_secrets(options: dict[str, Any]) -> dict[str, Any]:
+    if found := [key for key in options if any(word in key.lower() for word in ("key", "secret", "token", "password"))]:
+        raise ValueError(
+            f"{found[0]!r} would be kept in the job's folder for all to read; leave it out, and let the store's driver "
+            "find credentials in the environment of each host"
+        )
+    return options
+
+
 class CheckpointConfig(Config):
     """When the state is saved, in how many bytes, and how many savings stay."""
 
@@ -102,7 +118,29 @@ class CheckpointConfig(Config):
         description="How many of the newest checkpoints stay on disk; the newest exact one stays beside them.",
         json_schema_extra=unit("checkpoints"),
     )
+    keep_every: int = Field(
+        0,
+        ge=0,
+        description="Beside them those of a step that is a multiple of this stay for ever; 0: none.",
+        json_schema_extra=unit("steps"),
+    )
+    keep_best: Literal["accuracy", "loss"] | None = Field(
+        None, description="Beside them the one whose evaluation had the highest accuracy, or the lowest loss, stays."
+    )
     at_end: bool = Field(True, description="Save when the last step is committed.")
+    store: Annotated[str, AfterValidator(_store)] | None = Field(
+        None,
+        description="An object store that the checkpoints go to instead of the job's folder, by its URL; each run gets a "
+        "folder `<job>/run-…` there. All hosts have to reach it, and whoever starts the job.",
+        examples=["s3://my-bucket/runs"],
+        json_schema_extra={"expectation": "a URL such as s3://my-bucket/runs"},
+    )
+    store_options: Annotated[dict[str, Any], AfterValidator(_without_secrets)] = Field(
+        default={},
+        description="For the driver of that store, fsspec's `storage_options`. No credentials: it is kept in the job's "
+        "folder.",
+        examples=[{"endpoint_url": "https://store.example"}],
+    )
 
     def due(self, step: int) -> Literal["exact", "qins"] | None:
         """The tier in which the state after `step` committed steps is saved beside training; None: it is not."""

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from quantarion.v1 import control_pb2 as pb
 
-from workers.checkpoint import BackgroundWriter, CheckpointError, Published, check_fits, load_newest, set_aside
+from workers.checkpoint import BackgroundWriter, CheckpointError, Entry, Published, check_fits, load_newest, set_aside
 from workers.checkpoint.errors import StaleWriter, StorageError
-from workers.checkpoint.manifest import EXACT, MANIFEST
+from workers.checkpoint.manifest import EXACT
+from workers.checkpoint.places import MANIFEST, Where, checkpoints_of, read_bytes
 from workers.config import TrainingConfig
 from workers.engine import Engine
 from workers.errors import TaskError
@@ -25,11 +26,17 @@ from workers.paths import DISTRUSTED
 from workers.rank import Rank
 from workers.solo import SoloRank
 from workers.staging import Staging
+from workers.state import Captured
 from workers.transfer import Snapshot
 
 logger = logging.getLogger("quantarion.keeper")
 
 SAVE_SECONDS = 600.0
+
+PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+"""Seconds between looks for a checkpoint in storage that refuses."""
+
+Found = TypeVar("Found")
 
 TELL_AGAIN_SECONDS = 3.0
 """Who still asks then for a checkpoint that lies on disk has not heard of it."""
@@ -53,7 +60,7 @@ class Keeper:
 
     def __init__(self, rank: Rank | SoloRank, engine: Engine, config: TrainingConfig) -> None:
         self._rank, self._engine, self._config = rank, engine, config
-        self._root = rank.folder / "checkpoints"
+        self._root = checkpoints_of(rank.folder)
         self._writer: BackgroundWriter | None = None
         self._staging = Staging()
         self._skipped_told: set[str] = set()
@@ -130,8 +137,15 @@ class Keeper:
 
     def _open(self) -> BackgroundWriter:
         if self._writer is None:
-            keep = self._config.checkpoint.keep
-            self._writer = BackgroundWriter(self._root, job=self._config.name, on_done=self._report, keep=keep)
+            kept = self._config.checkpoint
+            self._writer = BackgroundWriter(
+                self._root,
+                job=self._config.name,
+                on_done=self._report,
+                keep=kept.keep,
+                every=kept.keep_every,
+                best=kept.keep_best,
+            )
         return self._writer
 
     def _submit(self, tier: str) -> BackgroundWriter:
@@ -184,7 +198,7 @@ class Keeper:
             self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
             return
         published = pb.Published(
-            path=str(outcome.path.relative_to(self._rank.folder)),
+            path=str(outcome.path.relative_to(self._rank.folder) if isinstance(outcome.path, Path) else outcome.path),
             tier=outcome.tier,
             step=int(outcome.path.name.split("-")[1]),
             bytes=outcome.bytes,
@@ -208,13 +222,18 @@ class Keeper:
         if not isinstance(self._rank, Rank):
             return None
         at_most = self._trusted(at_most)
-        if at_most is not None:
-            try:
-                set_aside(self._root, at_most)
-            except CheckpointError as error:
-                self._skipped(str(error))
         tier = "exact" if self._exact_only() else None
-        newest = load_newest(self._root, tier, lambda entry: self._skipped(str(entry.reason)), at_most)
+
+        def look() -> tuple[Entry[Any], Captured] | None:
+            if at_most is not None:
+                set_aside(self._root, at_most)
+            return load_newest(self._root, tier, lambda entry: self._skipped(str(entry.reason)), at_most)
+
+        self._rank.page.set_busy(True)  # for as long as the storage takes
+        try:
+            newest = self._patiently(look)
+        finally:
+            self._rank.page.set_busy(False)
         if newest is None:
             return None
         entry, captured = newest
@@ -235,6 +254,19 @@ class Keeper:
         if entry.tier != EXACT:
             return Snapshot(_rounded(_state(meta["state_id"]), entry.path), NOWHERE, captured)
         return Snapshot(_state(meta["state_id"]), _state(meta["previous_id"]), captured)
+
+    def _patiently(self, look: Callable[[], Found]) -> Found:
+        """What `look` finds, once the storage answers. Raises TaskError where it does not for a minute: a fresh start, or
+        one from an older checkpoint, is not what was asked for."""
+        for pause in (*PAUSES, None):
+            try:
+                return look()
+            except StorageError as error:
+                self._skipped(str(error))
+                if pause is None or self._rank.must_stop():
+                    raise TaskError(f"{error}; start again with --resume once it answers", exit_code=4) from None
+                time.sleep(pause)
+        raise AssertionError
 
     def _trusted(self, at_most: int | None) -> int | None:
         """The last step whose checkpoint may be taken, if an earlier start of the job has left word of that too."""
@@ -307,9 +339,9 @@ def another_plan(saved: dict[str, Any] | None, ours: dict[str, Any]) -> str | No
     return None
 
 
-def _rounded(state: StateId, path: Path) -> StateId:
+def _rounded(state: StateId, path: Where) -> StateId:
     """The id of what a lossy checkpoint made of `state`: equal ids mean equal bytes, and these are others."""
-    content = int.from_bytes(blake2b((path / MANIFEST).read_bytes(), digest_size=8).digest(), "big")
+    content = int.from_bytes(blake2b(read_bytes(path / MANIFEST), digest_size=8).digest(), "big")
     return state._replace(lineage=next_lineage(state, state.step, state.round, state.generation, content))
 
 

@@ -32,7 +32,7 @@ def run_with(fault: str, gang: StartGang, codec: str, **settings: object) -> Gan
 
 
 @pytest.mark.parametrize("point", KILLS)
-@pytest.mark.parametrize("codec", ["int8", "powersgd 2"])
+@pytest.mark.parametrize("codec", ["int8", pytest.param("powersgd 2", marks=pytest.mark.long)])
 def test_cc7_kill_in_the_middle_of_a_step(codec: str, point: str, gang: StartGang) -> None:
     run_with(KILLS[point], gang, codec)
 

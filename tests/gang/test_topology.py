@@ -123,7 +123,14 @@ def test_cc9_a_host_that_comes_back_has_the_group_that_the_probe_found(lab_gang:
     assert len(g.events("topology")) == 1
 
 
-@pytest.mark.parametrize("death", ["before:MeasureLinks#1", "after:MeasureLinks#1", "record:topology#1"])
+@pytest.mark.parametrize(
+    "death",
+    [
+        pytest.param("before:MeasureLinks#1", marks=pytest.mark.long),
+        "after:MeasureLinks#1",
+        pytest.param("record:topology#1", marks=pytest.mark.long),
+    ],
+)
 def test_cc9_a_coordinator_that_dies_in_the_probe_keeps_no_job_from_starting(death: str, gang: Callable[..., Gang]) -> None:
     """Its successor probes again."""
     g = gang(ranks_per_host=1, hosts_min=2, spares=0, topology={"probe": True}, epochs=5, coordinator_deaths=(death,))

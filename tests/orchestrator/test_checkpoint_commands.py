@@ -16,7 +16,7 @@ from orchestrator import status
 from orchestrator.checkpoint_commands import app
 from orchestrator.errors import ExitCode, UserError
 from orchestrator.folder import held
-from workers.checkpoint import list_checkpoints, load, newest_valid, save
+from workers.checkpoint import Remote, list_checkpoints, load, newest_valid, save
 from workers.checkpoint.chain import Chain
 from workers.state import Captured
 
@@ -87,6 +87,15 @@ def test_list_shows_what_is_there_and_what_needs_what(job: Path, monkeypatch: py
         assert [row["step"] for row in rows] == [30, 20, 10]
         assert rows[0]["bases"] == ["step-20-gen-1.2-qins"] and rows[0]["valid"] is None
         assert 0 < rows[0]["bytes"] < rows[1]["bytes"] < rows[2]["bytes"] < rows[2]["raw_bytes"] * 1.2
+
+
+def test_ck6_what_is_pinned_says_so_and_stays(job: Path) -> None:
+    first = job / "checkpoints" / "step-10-gen-1.2"
+    assert run("pin", first) == "step-10-gen-1.2 stays\n"
+    assert [row["pinned"] for row in json.loads(run("list", job, "--json"))] == [False, False, True]
+    assert "pinned" in run("list", job).splitlines()[3]
+    assert "may be deleted" in run("pin", first, "--off") and "pinned" not in run("list", job)
+    assert "manifest.json is missing" in str(failing("pin", job / "checkpoints" / "step-11-gen-1.2"))
 
 
 def test_list_says_what_is_damaged_and_goes_on(job: Path) -> None:
@@ -214,3 +223,18 @@ def test_restore_refuses_a_damaged_one_and_a_job_that_runs(job: Path, monkeypatc
     assert f"a job named mine is running in {job}; stop it with: " in str(refusal)
     assert refusal.exit_code == ExitCode.RUNNING
     assert len(list_checkpoints(job / "checkpoints")) == 3
+
+
+def test_ck10_a_job_that_no_job_can_be_called_leads_nowhere(tmp_path: Path) -> None:
+    """The manifest of a checkpoint in a store, which anybody may have written."""
+    root = Remote(f"memory://{tmp_path.name}")
+    arguments: dict[str, Any] = {"generation": (1, 2), "lineage": 3, "world": 4, "fence": lambda: True}
+    path = save(state_at(1), root, job="../../elsewhere", step=1, **arguments).path
+    assert "is of a job named '../../elsewhere'" in str(failing("restore", path, "--storage", tmp_path / "runs"))
+    assert list(tmp_path.iterdir()) == []
+    assert "a URL; write a folder or file of this machine" in str(failing("convert", path, "s3://bucket/out.safetensors"))
+
+
+def test_a_job_whose_settings_are_damaged_still_has_its_checkpoints(job: Path) -> None:
+    (job / "job.json").write_text("{")
+    assert len(json.loads(run("list", job, "--json"))) == 3

@@ -36,7 +36,7 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("report.json", "result.json"):
         (path / name).write_text('{"of": "the run before"}')
     append(path / "steps.jsonl", *({"step": step, "generation": [1, 1]} for step in (1, 2, 3)))
-    monkeypatch.setattr(folders, "_check_resume", lambda *_: None)
+    monkeypatch.setattr(folders, "_check_resume", lambda *_: (None, 0))
     return path
 
 

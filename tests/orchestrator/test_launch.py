@@ -96,7 +96,7 @@ Start = Callable[..., int | str]
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     """Runs `train` on a job `demo` without Ray: a script for `_run`, then the exit code or the sentence it ended with."""
-    monkeypatch.setattr(folders, "_check_resume", lambda *_: None)
+    monkeypatch.setattr(folders, "_check_resume", lambda *_: (None, 0))
     monkeypatch.setattr(launch, "_draw_picture", lambda _: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_JOB_ID", raising=False)

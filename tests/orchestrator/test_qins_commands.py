@@ -59,9 +59,13 @@ def test_qn15_test_prints_a_table_or_json(source: Path, tmp_path: Path) -> None:
     text.write_text("the text that was held out, " * 20)
     arguments = ("test", "--model", source, "--text", text, "--windows", 2)
     shown = run(*arguments)
-    assert shown.splitlines()[0].split() == ["v1", "v1_floor", "bf16", "int8"]
+    tiers = ["tier_int8", "tier_v1", "tier_log7", "tier_log8", "tier_exact"]
+    assert shown.splitlines()[0].split() == ["v1", "v1_floor", "bf16", "int8", *tiers]
     figures = json.loads(run(*arguments, "--json"))
     assert figures["v1"]["sign_preservation"] == 1 and 1 < figures["v1"]["ratio"] < 2
+    exact = figures["tier_exact"]
+    assert (exact["greedy"], exact["top1"], exact["kl"], exact["nrmse"]) == (1, 1, 0, 0)  # QN-15
+    assert figures["tier_v1"]["nrmse"] == pytest.approx(figures["v1"]["nrmse"])
     assert {"greedy", "top1", "top10", "kl", "perplexity_delta", "mean_relative_error", "nrmse"} <= set(figures["bf16"])
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from workers import keeper as keeper_module
 from workers.checkpoint import background, list_checkpoints, load
 from workers.checkpoint.errors import StorageError
 from workers.collectives.exchange import Place, Topology
@@ -346,3 +347,25 @@ def test_ep9_what_a_lossy_checkpoint_made_of_a_state_has_an_id_of_its_own(tmp_pa
     assert rounded[:3] == exact[:3] and rounded.lineage != exact.lineage
     (tmp_path / "manifest.json").write_text("{ }")
     assert _rounded(exact, tmp_path) != rounded
+
+
+def test_ck9_storage_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume takes no older checkpoint, nor none, because of it; after a while the job ends, and may be started again."""
+    job = Phases(tmp_path, every=1)
+    job.take(1)
+    looking, refusals = keeper_module.load_newest, [2]
+
+    def refuse(*arguments: Any) -> Any:
+        if refusals[0]:
+            refusals[0] -= 1
+            raise StorageError("cannot read s3://bucket/x: the store answers: SlowDown")
+        return looking(*arguments)
+
+    monkeypatch.setattr(keeper_module, "load_newest", refuse)
+    monkeypatch.setattr(keeper_module, "PAUSES", (0.0, 0.0))
+    snapshot = job.keeper.found()
+    assert snapshot is not None and snapshot.state.step == 1
+    refusals[0] = 3
+    with pytest.raises(TaskError, match="SlowDown; start again with --resume once it answers") as refusal:
+        job.keeper.found()
+    assert refusal.value.exit_code == 4

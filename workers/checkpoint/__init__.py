@@ -7,13 +7,14 @@ from workers.checkpoint.catalog import (
     list_checkpoints,
     load_newest,
     newest_valid,
-    prune,
     put_first,
     set_aside,
 )
 from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError, WrongModel
 from workers.checkpoint.manifest import Manifest, read_manifest
 from workers.checkpoint.reader import check_fits, load, verify
+from workers.checkpoint.remote import Remote
+from workers.checkpoint.retention import prune
 from workers.checkpoint.writer import Published, save
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Entry",
     "Manifest",
     "Published",
+    "Remote",
     "StaleWriter",
     "StorageError",
     "WrongModel",

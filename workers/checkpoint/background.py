@@ -11,13 +11,17 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from workers.checkpoint.catalog import Entry, prune
+from workers.checkpoint.catalog import Entry
 from workers.checkpoint.chain import Chain
 from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError
 from workers.checkpoint.manifest import EXACT
+from workers.checkpoint.places import Where
+from workers.checkpoint.remote import Remote, io_thread
+from workers.checkpoint.retention import Metric, prune
 from workers.checkpoint.writer import Published, save
 from workers.resources import disk_share
 from workers.state import Captured
@@ -32,7 +36,7 @@ LEAST = 2
 """Checkpoints that stay however full the disk is, with the newest exact one: whether ranks differ is known a little later
 than the newest one is written, and then the job goes back to the one before (GM-17)."""
 
-Outcome = Published | CheckpointError
+Outcome = Published[Any] | CheckpointError
 Release = Callable[[Mapping[str, torch.Tensor]], None]
 Fence = Callable[[], bool]
 
@@ -43,19 +47,25 @@ class BackgroundWriter:
     `on_done` is called in the writer's thread: with Published for each state that became visible, with the error of
     each attempt that failed (a StorageError is tried again, after 1, 2, 4, … 60 seconds, until a newer state arrives
     or the writer is closed), and with an error where old checkpoints could not be pruned after that. With `keep`, the
-    newest that many sound checkpoints stay, and the newest exact one; fewer after `make_room`.
+    newest that many sound checkpoints stay, and the newest exact one; fewer after `make_room`. `every` and `best` are those
+    of `prune`.
     """
 
     def __init__(
         self,
-        root: Path,
+        root: Where,
         *,
         job: str,
         on_done: Callable[[Outcome], None],
         keep: int | None = None,
+        every: int = 0,
+        best: Metric | None = None,
         first_retry_seconds: float = FIRST_RETRY_SECONDS,
     ) -> None:
         self._root, self._job, self._on_done, self._keep = root, job, on_done, keep
+        self._every, self._best = every, best
+        self._verified = set[str]() if isinstance(root, Remote) else None
+        """What a store holds is fetched once to be verified, what is on a disk is read again and again: disks lose bits."""
         self._first_retry_seconds = first_retry_seconds
         self._chain = Chain()
         self._changed = threading.Condition()
@@ -88,7 +98,7 @@ class BackgroundWriter:
         One still queued is dropped; but where that is exact and the new one is not, the new one is.
         """
 
-        def write() -> Published:
+        def write() -> Published[Any]:
             return save(
                 state,
                 self._root,
@@ -140,7 +150,9 @@ class BackgroundWriter:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        _lower_priority()
+        _lower_priority(threading.get_native_id())
+        if isinstance(self._root, Remote) and (transfers := io_thread()) is not None:
+            _lower_priority(transfers)
         while (task := self._next()) is not None:
             try:
                 task()
@@ -199,15 +211,20 @@ class BackgroundWriter:
         if self._keep is None:
             return
         try:
-            prune(self._root, self._keep, fence, self._on_damage)
+            self._delete(self._keep, fence)
             for keep in range(self._keep - 1, LEAST - 1, -1):
-                if not self._is_scarce or (disk_share(self._root) or 0.0) <= self._above:
+                share = disk_share(self._root) if isinstance(self._root, Path) else None
+                if not self._is_scarce or (share or 0.0) <= self._above:
                     return
-                prune(self._root, keep, fence, self._on_damage)
+                self._delete(keep, fence)
         except StaleWriter as error:
             logger.info("%s", error)  # the writer of the new generation deletes it
         except CheckpointError as error:
             self._report(error)
+
+    def _delete(self, keep: int, fence: Fence) -> None:
+        chosen: dict[str, Any] = {"every": self._every, "best": self._best, "known": self._verified}
+        prune(self._root, keep, fence, self._on_damage, **chosen)
 
     def _on_damage(self, entry: Entry) -> None:
         """The next one in the qins tier is whole: it may have been a difference to that one."""
@@ -228,7 +245,9 @@ class BackgroundWriter:
 class _Order:
     """A state to save, bound to how, the fence of its generation, and what is called when nobody needs it any more."""
 
-    def __init__(self, write: Callable[[], Published], fence: Fence, is_exact: bool, release: Callable[[], None]) -> None:
+    def __init__(
+        self, write: Callable[[], Published[Any]], fence: Fence, is_exact: bool, release: Callable[[], None]
+    ) -> None:
         self.write, self.fence, self.is_exact, self.release = write, fence, is_exact, release
 
 
@@ -236,7 +255,7 @@ def _nothing(tensors: Mapping[str, torch.Tensor]) -> None:
     """Who saves once only keeps no memory for it."""
 
 
-def _lower_priority() -> None:
-    """Only this thread: Linux keeps a niceness per thread; elsewhere nothing is changed."""
+def _lower_priority(thread: int) -> None:
+    """Only of this thread: Linux keeps a niceness per thread; elsewhere nothing is changed."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        os.setpriority(os.PRIO_PROCESS, thread, NICENESS)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from workers.checkpoint.deltas import DELTAS, WHOLE, Coded
 from workers.checkpoint.errors import damaged
 from workers.checkpoint.grids import GRIDS
 from workers.checkpoint.lossy import FLOATS, LOSSY, as_float32
+from workers.checkpoint.places import Where
 from workers.checkpoint.planes import Bytes, join_planes, split_planes
 
 CODEC = "planes.zstd/1"
@@ -107,7 +107,7 @@ class Link(NamedTuple):
 
     record: TensorRecord
     blob: Callable[[int], Bytes]
-    file: Path
+    file: Where
 
 
 class Encoder:
@@ -250,7 +250,7 @@ class Decoder:
             payload = self._decompress(record, blob, index)
             digest.update(payload.data)
             try:
-                out.copy_(LOSSY[record.codec].unpack(payload, len(out)))
+                _put(out, LOSSY[record.codec].unpack(payload, len(out)))
             except ValueError as error:
                 raise ValueError(f"tensor {record.name!r} cannot be decoded: {error}") from None
         _check_digest(record, digest.hexdigest())
@@ -279,7 +279,7 @@ class Decoder:
                     payload = self._decompress(link.record, link.blob(index), index)
                     digest.update(payload.data)
                     codes, decode = deltas.add(payload, grid, codes)
-                tensor.view(-1)[index * record.chunk :][:n].copy_(decode())
+                _put(tensor.view(-1)[index * record.chunk :][:n], decode())
             for link, digest in zip(links[:used], digests, strict=True):
                 _check_digest(link.record, digest.hexdigest())
         except ValueError as error:
@@ -297,6 +297,14 @@ class Decoder:
         except zstandard.ZstdError as error:
             raise ValueError(f"a chunk of tensor {record.name!r} does not decompress ({error})") from None
         return np.frombuffer(raw, np.uint8)
+
+
+def _put(out: torch.Tensor, values: torch.Tensor) -> None:
+    """float32 [n] into a tensor of any floating-point dtype; a finite number stays one."""
+    largest = torch.finfo(out.dtype).max
+    if largest < torch.finfo(torch.float32).max:
+        values = torch.where(torch.isinf(values), values, values.clamp(-largest, largest))
+    out.copy_(values)
 
 
 def _check_alike(difference: TensorRecord, whole: TensorRecord) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from workers.checkpoint.errors import CheckpointError
-from workers.checkpoint.manifest import MANIFEST, TIERS, Manifest, read_manifest
-from workers.checkpoint.reader import check_shards, is_folder
+from workers.checkpoint.manifest import TIERS, Manifest, read_manifest
+from workers.checkpoint.places import MANIFEST, Where, at_hand, is_folder
+from workers.checkpoint.reader import check_shards
 from workers.checkpoint.shard import read_shard
 
 
@@ -25,7 +25,7 @@ class Content:
     reason: str = ""
 
 
-def contents(path: Path) -> tuple[Manifest, Iterator[Content]]:
+def contents(path: Where) -> tuple[Manifest, Iterator[Content]]:
     """What the checkpoint at `path` says of itself, and its tensors in order; reads their bytes, but decodes none.
 
     Raises CheckpointError with one sentence, also while it goes on.
@@ -39,10 +39,12 @@ def contents(path: Path) -> tuple[Manifest, Iterator[Content]]:
     return manifest, _contents(path, manifest)
 
 
-def _contents(path: Path, manifest: Manifest) -> Iterator[Content]:
+def _contents(path: Where, manifest: Manifest) -> Iterator[Content]:
     for entry in manifest.shards:
-        for record, blob, _ in read_shard(path / entry.name, manifest.raw_bytes, manifest.tier):
-            stored = sum(blob(index).nbytes for index in range(record.num_chunks))
-            reason = manifest.refused.get(record.name, "")
-            shape = tuple(record.shape)
-            yield Content(record.name, record.dtype, shape, record.codec, stored, record.raw_bytes, reason)
+        shard = path / entry.name
+        with at_hand(shard) as file:
+            for record, blob, _ in read_shard(file, manifest.raw_bytes, manifest.tier, shard):
+                stored = sum(blob(index).nbytes for index in range(record.num_chunks))
+                reason = manifest.refused.get(record.name, "")
+                shape = tuple(record.shape)
+                yield Content(record.name, record.dtype, shape, record.codec, stored, record.raw_bytes, reason)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from workers.checkpoint.places import Where
 
 
 class CheckpointError(Exception):
@@ -11,7 +14,7 @@ class CheckpointError(Exception):
 
 
 class StorageError(CheckpointError):
-    """The folder or its disk refused; the same call may succeed later. `__cause__` is the OSError."""
+    """The folder, its disk or the store refused; the same call may succeed later. `__cause__` is the OSError."""
 
 
 class StaleWriter(CheckpointError):
@@ -38,7 +41,7 @@ _ADVICE = {
 }
 
 
-def storage_error(action: str, path: Path, error: OSError) -> StorageError:
+def storage_error(action: str, path: Where, error: OSError) -> StorageError:
     """The sentence for `error`, met while trying to `action` ("write", "read", …) at `path`."""
     advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))
     refusal = StorageError(f"cannot {action} {path}: {advice}")
@@ -46,6 +49,6 @@ def storage_error(action: str, path: Path, error: OSError) -> StorageError:
     return refusal
 
 
-def damaged(path: Path, what: str) -> CheckpointError:
+def damaged(path: Where, what: str) -> CheckpointError:
     """The sentence for a file whose content is not what a writer left there."""
     return CheckpointError(f"{path} is damaged: {what}")

@@ -118,7 +118,9 @@ def _linear(levels: int) -> Lossy:
     def unpack(payload: Bytes, n: int) -> Tensor:
         head = SCALE_BYTES * num_blocks(n)
         steps = torch.from_numpy(payload[head:].view(np.int8).astype(np.float32))
-        return steps * torch.from_numpy(scales_of(payload[:head])).repeat_interleave(BLOCK)[:n]
+        products = steps * torch.from_numpy(scales_of(payload[:head])).repeat_interleave(BLOCK)[:n]
+        largest = torch.finfo(torch.float32).max  # beyond which a scale that was rounded upwards may lead
+        return products.clamp_(-largest, largest)
 
     return _of_one_size(lambda n: SCALE_BYTES * num_blocks(n) + n, pack, unpack)
 
@@ -188,9 +190,14 @@ def _codec_of(name: str, tensors: Mapping[str, Tensor], weights: str, first: str
 
 
 def as_float32(name: str, tensor: Tensor) -> Tensor:
-    """`tensor` as contiguous float32 [N] on the CPU. Raises ValueError where it is empty or has no such form."""
+    """`tensor` as contiguous float32 [N] on the CPU. Raises ValueError where it is empty or has no such form, float64 that
+    would become 0 or infinite included."""
     if tensor.layout != torch.strided or tensor.device.type == "meta":
         raise ValueError(f"{name} is sparse or without storage")
     if tensor.numel() == 0:
         raise ValueError(f"{name} is empty")
-    return tensor.detach().resolve_neg().cpu().to(torch.float32).reshape(-1).contiguous()
+    raw = tensor.detach().resolve_neg().cpu().reshape(-1)
+    values = raw.to(torch.float32).contiguous()
+    if raw.dtype == torch.float64 and bool(((raw != 0) & (values == 0) | torch.isfinite(raw) & torch.isinf(values)).any()):
+        raise ValueError(f"{name} holds float64 numbers beyond the range of float32")
+    return values

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from workers.checkpoint.codec import Checksum, dtype_name
-from workers.checkpoint.errors import CheckpointError, damaged, storage_error
+from workers.checkpoint.errors import CheckpointError, damaged
+from workers.checkpoint.places import MANIFEST, Where, read_bytes, regular_size
 from workers.identity import Generation
 
-MANIFEST = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
 MAX_MANIFEST_BYTES = 64 << 20
 
 _FOLDER = re.compile(r"step-(\d{1,18})-gen-(\d{1,18})\.(\d{1,18})(?:-round-(\d{1,18}))?(?:-([a-z]{1,20}))?", re.ASCII)
-_SHARD = re.compile(r"shard-\d{5}\.qins", re.ASCII)
+_SHARD = re.compile(r"shard-\d{5}(-[0-9a-f]{8})?\.qins", re.ASCII)
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -136,21 +133,16 @@ def parse_folder(name: str) -> Label | None:
     return label if label.folder == name else None
 
 
-def shard_name(index: int) -> str:
-    """File name of shard `index`."""
-    return f"shard-{index:05d}.qins"
-
-
 def signature(tensors: Mapping[str, torch.Tensor]) -> str:
     """BLAKE2b-128 of all names, dtypes and shapes, in name order: equal for equal models."""
     rows = [[name, dtype_name(tensors[name].dtype), list(tensors[name].shape)] for name in sorted(tensors)]
     return blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> int:
-    """Write `manifest.json` with a checksum over all its other fields, synced; returns its size in bytes.
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The content of `manifest.json`, with a checksum over all its other fields.
 
-    Raises OSError, or CheckpointError where it would be larger than a reader accepts.
+    Raises CheckpointError where it would be larger than a reader accepts.
     """
     fields = manifest.model_dump(exclude={name for name in ("refused", "rounds", "base") if not getattr(manifest, name)})
     text = json.dumps({**fields, "checksum": _checksum(fields)}).encode()
@@ -159,14 +151,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> int:
             f"the plain values of this state need {len(text)} bytes, more than the {MAX_MANIFEST_BYTES} a manifest "
             "may have; keep long histories in a tensor or in a file of their own"
         )
-    with (folder / MANIFEST).open("xb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    return len(text)
+    return text
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Where) -> Manifest:
     """The checked manifest of the checkpoint at `folder`. Raises CheckpointError with one sentence."""
     path = folder / MANIFEST
     fields, is_whole = _fields(path)
@@ -188,42 +176,25 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def manifest_checksum(folder: Path) -> str:
+def manifest_checksum(folder: Where) -> str:
     """BLAKE2b-128 of the bytes of the manifest in `folder`: 32 hex digits. Raises CheckpointError."""
     path = folder / MANIFEST
     if regular_size(path) > MAX_MANIFEST_BYTES:
         raise damaged(path, f"it is larger than {MAX_MANIFEST_BYTES} bytes")
-    try:
-        return blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    except OSError as error:
-        raise storage_error("read", path, error) from error
+    return blake2b(read_bytes(path), digest_size=16).hexdigest()
 
 
-def regular_size(path: Path) -> int:
-    """Bytes of a regular file. Raises CheckpointError for a link, pipe or folder, or where there is nothing."""
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing, so this checkpoint cannot be read") from None
-    except OSError as error:
-        raise storage_error("read", path, error) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise damaged(path, "it is not a plain file")
-    return status.st_size
-
-
-def _fields(path: Path) -> tuple[dict[str, Any], bool]:
+def _fields(path: Where) -> tuple[dict[str, Any], bool]:
     """All fields but the checksum, and whether that matches them."""
     if regular_size(path) > MAX_MANIFEST_BYTES:
         raise damaged(path, f"it is larger than {MAX_MANIFEST_BYTES} bytes")
+    content = read_bytes(path)
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(content)
         if not isinstance(fields, dict):
             raise damaged(path, "it is not a JSON object")
         claimed = fields.pop("checksum", None)
         return fields, claimed == _checksum(fields)
-    except OSError as error:
-        raise storage_error("read", path, error) from error
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"it is not JSON ({type(error).__name__})") from None
 
@@ -233,7 +204,7 @@ def _checksum(fields: Mapping[str, Any]) -> str:
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _check_consistent(path: Path, manifest: Manifest) -> None:
+def _check_consistent(path: Where, manifest: Manifest) -> None:
     label = parse_folder(path.parent.name)
     if label is not None and label[:3] != manifest.label[:3]:
         raise damaged(path, f"it belongs to {manifest.label.folder}, not to {path.parent.name}")

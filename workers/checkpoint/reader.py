@@ -14,27 +14,26 @@ from workers import plain
 from workers.checkpoint.codec import Decoder, Link, dtype_name
 from workers.checkpoint.errors import CheckpointError, WrongModel, damaged, storage_error
 from workers.checkpoint.manifest import (
-    MANIFEST,
     QINS,
     TIERS,
     Manifest,
     ShardEntry,
     manifest_checksum,
     read_manifest,
-    regular_size,
     signature,
 )
+from workers.checkpoint.places import MANIFEST, Where, at_hand, is_folder, regular_size
 from workers.checkpoint.shard import file_checksum, read_shard
 from workers.state import Captured
 
 LONGEST_CHAIN = 16
 """Checkpoints that a reader follows, each a difference to the next."""
 
-Chain = list[tuple[Path, Manifest]]
+Chain = list[tuple[Where, Manifest]]
 """A checkpoint, the one that it is a difference to, and so on to one that is whole; `meta` of the first only."""
 
 
-def load(path: Path, *, limit: int | None = None) -> Captured:
+def load(path: Where, *, limit: int | None = None) -> Captured:
     """The state saved at `path`, in any process, whatever ranks and hosts wrote it; of the exact tier bit for bit.
 
     `limit` bounds its raw bytes; the default is this machine's memory. Raises CheckpointError with one sentence that
@@ -48,7 +47,7 @@ def load(path: Path, *, limit: int | None = None) -> Captured:
     return Captured(tensors, _meta(path, manifest))
 
 
-def verify(path: Path, *, limit: int | None = None) -> Manifest:
+def verify(path: Where, *, limit: int | None = None) -> Manifest:
     """Read all of a checkpoint as `load` does, holding one tensor at a time. Raises as `load`."""
     chain = _readable(path, limit)
     manifest = chain[0][1]
@@ -80,7 +79,7 @@ def check_fits(
             raise WrongModel(f"the checkpoint is of another model: the model has no tensor {name!r}")
 
 
-def chain_of(path: Path, manifest: Manifest) -> Chain:
+def chain_of(path: Where, manifest: Manifest) -> Chain:
     """The checkpoint at `path`, and those that it is a difference to. Raises CheckpointError where one is missing, another
     than it was, or where a shard is missing, not a plain file, or of another size; reads no content."""
     chain = [(path, manifest)]
@@ -105,28 +104,20 @@ def chain_of(path: Path, manifest: Manifest) -> Chain:
     return chain
 
 
-def is_folder(path: Path) -> bool:
-    """Whether there is one. Raises StorageError where that cannot be told."""
-    try:
-        return path.is_dir()
-    except OSError as error:
-        raise storage_error("read", path, error) from error
-
-
-def check_shards(path: Path, manifest: Manifest) -> None:
+def check_shards(path: Where, manifest: Manifest) -> None:
     """Raise CheckpointError where a shard is missing, not a plain file, or of another size; reads no content."""
     for entry in manifest.shards:
         if (size := regular_size(path / entry.name)) != entry.bytes:
             raise damaged(path / entry.name, f"it has {size} bytes instead of {entry.bytes}")
 
 
-def _readable(path: Path, limit: int | None) -> Chain:
+def _readable(path: Where, limit: int | None) -> Chain:
     if not is_folder(path):
         raise CheckpointError(f"there is no checkpoint at {path}; give the folder that holds {MANIFEST}")
     manifest = read_manifest(path)
     if manifest.tier not in TIERS:
         raise CheckpointError(f"{path} is of tier {manifest.tier!r}, but this version reads {', '.join(TIERS)} only")
-    allowed = _memory_bytes() if limit is None else limit
+    allowed = memory_bytes() if limit is None else limit
     chain = chain_of(path, manifest)
     for folder, each in chain:
         if each.raw_bytes > allowed:
@@ -149,32 +140,31 @@ def _tensors(chain: Chain) -> Iterator[tuple[str, torch.Tensor]]:
         yield link.record.name, decoder.decode_chain([link, *present])
 
 
-def _links(path: Path, manifest: Manifest) -> Iterator[Link]:
+def _links(path: Where, manifest: Manifest) -> Iterator[Link]:
     left = manifest.raw_bytes
     for entry in manifest.shards:
-        _check_content(path / entry.name, entry)
-        wanted = iter(entry.tensors)
-        for link in read_shard(path / entry.name, left, manifest.tier):
-            if link.record.name != next(wanted, None):
-                raise damaged(
-                    path / entry.name, f"it holds tensor {link.record.name!r}, which {MANIFEST} does not list there"
-                )
-            left -= link.record.raw_bytes
-            yield link
+        shard, wanted = path / entry.name, iter(entry.tensors)
+        with at_hand(shard) as file:
+            _check_content(file, entry, shard)
+            for link in read_shard(file, left, manifest.tier, shard):
+                if link.record.name != next(wanted, None):
+                    raise damaged(shard, f"it holds tensor {link.record.name!r}, which {MANIFEST} does not list there")
+                left -= link.record.raw_bytes
+                yield link
         if (missing := next(wanted, None)) is not None:
-            raise damaged(path / entry.name, f"it lacks tensor {missing!r}, which {MANIFEST} lists")
+            raise damaged(shard, f"it lacks tensor {missing!r}, which {MANIFEST} lists")
 
 
-def _check_content(path: Path, entry: ShardEntry) -> None:
+def _check_content(file: Path, entry: ShardEntry, shown: Where) -> None:
     try:
-        found = file_checksum(path)
+        found = file_checksum(file)
     except OSError as error:
-        raise storage_error("read", path, error) from error
+        raise storage_error("read", shown, error) from error
     if found != entry.checksum:
-        raise damaged(path, f"its bytes do not match the checksum in {MANIFEST}")
+        raise damaged(shown, f"its bytes do not match the checksum in {MANIFEST}")
 
 
-def _meta(path: Path, manifest: Manifest) -> dict[str, Any]:
+def _meta(path: Where, manifest: Manifest) -> dict[str, Any]:
     try:
         meta = plain.loads(json.dumps(manifest.meta))
     except (ValueError, TypeError, RecursionError):
@@ -189,5 +179,6 @@ def _described(shape: Sequence[int], dtype: torch.dtype | str) -> str:
     return f"{name} {list(shape)}"
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
+    """Of this machine."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

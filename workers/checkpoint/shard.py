@@ -27,12 +27,16 @@ from workers.checkpoint.deltas import WHOLE, Coded
 from workers.checkpoint.errors import CheckpointError, damaged, storage_error
 from workers.checkpoint.lossy import LOSSY, is_first_moment
 from workers.checkpoint.manifest import Base
+from workers.checkpoint.places import Where
 from workers.checkpoint.planes import Bytes
 
 FORMATS = {"exact": "quantarion.exact/1", "qins": "quantarion.qins/1"}
 """By tier."""
 CODECS = {"exact": (CODEC,), "qins": (CODEC, *LOSSY, *WHOLE)}
 """That a record may name, by tier."""
+
+SEAL = "checksum"
+"""In the metadata: BLAKE2b-128 of the list of tensors. The first shards had none; their manifest proves them."""
 
 _RECORDS = TypeAdapter(list[TensorRecord])
 
@@ -72,7 +76,8 @@ def write_shard(
         for index, chunk in enumerate(chunks):
             blobs[_key(len(records), index)] = np.frombuffer(chunk, np.uint8)
         records.append(record)
-    metadata = {"format": FORMATS[tier], "tensors": json.dumps([record.model_dump() for record in records])}
+    listed = json.dumps([record.model_dump() for record in records])
+    metadata = {"format": FORMATS[tier], "tensors": listed, SEAL: _seal(listed)}
     path.touch(exist_ok=False)
     mode = path.stat().st_mode
     try:
@@ -80,29 +85,47 @@ def write_shard(
     except SafetensorError as error:
         raise os_error(error) from None
     path.chmod(stat.S_IMODE(mode))  # the container library makes files private to the user
+    _order_header(path)
     return refused
 
 
-def read_shard(path: Path, limit: int, tier: str = "exact") -> Iterator[Link]:
-    """Yield the tensors in the order written, not decoded; they can be decoded until the next one is asked for.
+def _order_header(path: Path) -> None:
+    """The container library writes its metadata in the order of a hash; in that of its keys equal input gives equal
+    bytes."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # as it is padded with spaces
+            file.seek(8)
+            file.write(text.ljust(length))
+
+
+def read_shard(
+    path: Path, limit: int, tier: str = "exact", shown: Where | None = None, *, sealed: bool = False
+) -> Iterator[Link]:
+    """Yield the tensors in the order written, not decoded; they can be decoded until the next one is asked for. `shown` is
+    what errors call the file. With `sealed` it has to prove its list of tensors itself, as no manifest does.
 
     Everything declared is checked before the first one; more than `limit` raw bytes in all are damage.
     Raises CheckpointError with one sentence, StorageError where the file cannot be read; so does what is yielded.
     """
+    shown = shown or path
     try:
         with safe_open(path, framework="numpy") as container:
-            records = _records(path, container.metadata(), FORMATS[tier])
-            sizes = {key: _blob_size(path, container, key) for key in list(container.keys())}
-            _check_declared(path, records, sizes, limit, CODECS[tier])
+            records = _records(shown, container.metadata(), FORMATS[tier], sealed)
+            sizes = {key: _blob_size(shown, container, key) for key in list(container.keys())}
+            _check_declared(shown, records, sizes, limit, CODECS[tier])
             for position, record in enumerate(records):
-                yield Link(record, partial(_blob, path, container, position), path)
+                yield Link(record, partial(_blob, shown, container, position), shown)
     except SafetensorError as error:
-        raise damaged(path, f"it is not a safetensors container ({error})") from None
+        raise damaged(shown, f"it is not a safetensors container ({error})") from None
     except OSError as error:
-        raise storage_error("read", path, error) from error
+        raise storage_error("read", shown, error) from error
 
 
-def _blob(path: Path, container: safe_open, tensor: int, chunk: int) -> Bytes:
+def _blob(path: Where, container: safe_open, tensor: int, chunk: int) -> Bytes:
     try:
         blob: Bytes = container.get_tensor(_key(tensor, chunk))
     except SafetensorError as error:
@@ -146,22 +169,29 @@ def _encoded(
     return encoded
 
 
-def _records(path: Path, metadata: dict[str, str] | None, wanted: str) -> list[TensorRecord]:
+def _seal(listed: str) -> str:
+    return blake2b(listed.encode(), digest_size=16).hexdigest()
+
+
+def _records(path: Where, metadata: dict[str, str] | None, wanted: str, sealed: bool) -> list[TensorRecord]:
     version = (metadata or {}).get("format", "none")
     if version != wanted:
         raise CheckpointError(
             f"{path} is in format {version[:40]!r}, but this version reads {wanted!r} there; "
             "use the version of Quantarion that wrote it"
         )
+    listed, seal = (metadata or {}).get("tensors", ""), (metadata or {}).get(SEAL)
+    if (seal is not None or sealed) and seal != _seal(listed):
+        raise damaged(path, "its list of tensors does not match its checksum")
     try:
-        return _RECORDS.validate_json((metadata or {}).get("tensors", ""), strict=True)
+        return _RECORDS.validate_json(listed, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the list"
         raise damaged(path, f"its list of tensors is wrong at {place} ({first['msg']})") from None
 
 
-def _blob_size(path: Path, container: safe_open, key: str) -> int:
+def _blob_size(path: Where, container: safe_open, key: str) -> int:
     blob = container.get_slice(key)
     shape = blob.get_shape()
     if blob.get_dtype() != "U8" or len(shape) != 1:
@@ -170,7 +200,7 @@ def _blob_size(path: Path, container: safe_open, key: str) -> int:
 
 
 def _check_declared(
-    path: Path, records: list[TensorRecord], sizes: dict[str, int], limit: int, codecs: Sequence[str]
+    path: Where, records: list[TensorRecord], sizes: dict[str, int], limit: int, codecs: Sequence[str]
 ) -> None:
     claimed = raw_bytes = 0
     names: set[str] = set()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,21 @@ MakeLinear = Callable[[int, int, bool], nn.Module]
 
 WrapActivation = Callable[[str], nn.Module]
 """The dotted name of a linear or convolution to the module that its input passes through first."""
+
+
+class AttentionCache(Protocol):
+    """Keys and values of the tokens so far, of one block; `workers.qins.kv_cache` has one."""
+
+    current_len: int
+
+    def update(self, k: Tensor, v: Tensor) -> None:
+        """Append those of the next tokens, [B, heads, t, width / heads]."""
+
+    def get_kv(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """All of them, [B, heads, current_len, width / heads]."""
+
+    def reset(self) -> None:
+        """Forget them."""
 
 
 class Block(nn.Module):
@@ -34,15 +50,22 @@ class Block(nn.Module):
         self.down_input = wrap(f"{name}.down")
         self.down = make_linear(4 * width, width, True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self._attention(self.attention_norm(x))
+    def forward(self, x: Tensor, cache: AttentionCache | None = None) -> Tensor:
+        x = x + self._attention(self.attention_norm(x), cache)
         return x + self.down(self.down_input(self.gelu(self.up(self.up_input(self.perceptron_norm(x))))))
 
-    def _attention(self, x: Tensor) -> Tensor:
+    def _attention(self, x: Tensor, cache: AttentionCache | None) -> Tensor:
         batch, length, width = x.shape
         qkv = self.qkv(self.qkv_input(x)).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = scaled_dot_product_attention(query, key, value, is_causal=True)
+        if cache is None:
+            mixed = scaled_dot_product_attention(query, key, value, is_causal=True)
+        else:
+            before = cache.current_len
+            cache.update(key, value)
+            key, value = (each.to(query.dtype) for each in cache.get_kv(batch))
+            sees = torch.ones(length, before + length, dtype=torch.bool, device=x.device).tril(before)
+            mixed = scaled_dot_product_attention(query, key, value, attn_mask=sees)
         return self.out(self.out_input(mixed.transpose(1, 2).reshape(batch, length, width)))
 
 
@@ -88,30 +111,39 @@ class ByteTransformer(nn.Module):
         self.head = make_linear(width, vocabulary, False)
         self._set_first_weights(depth)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, caches: Sequence[AttentionCache] | None = None) -> Tensor:
         """Logits float32 [B, L, V] of the token after each of `tokens`, int64 or uint8 [B, L].
 
+        With `caches`, one for each block, the tokens come after those that are in them, and are added.
+
         Raises:
-            ValueError: L is more than `context`.
+            ValueError: they are more than `context`.
         """
-        if tokens.shape[1] > self.context:
-            raise ValueError(
-                f"the text has {tokens.shape[1]} tokens, but the model sees {self.context}; give the last {self.context}"
-            )
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        before = caches[0].current_len if caches else 0
+        end = before + tokens.shape[1]
+        if end > self.context:
+            raise ValueError(f"the text has {end} tokens, but the model sees {self.context}; give the last {self.context}")
+        positions = torch.arange(before, end, device=tokens.device)
         x = self.token_embedding(tokens.long()) + self.position_embedding(positions)
-        for block in self.blocks:
-            x = block(x)
+        for index, block in enumerate(self.blocks):
+            x = block(x, caches[index] if caches else None)
         logits: Tensor = self.head(self.head_input(self.norm(x)))
         return logits
 
     def generate(
-        self, tokens: Tensor, num: int, temperature: float = 0.0, generator: torch.Generator | None = None
+        self,
+        tokens: Tensor,
+        num: int,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+        caches: Sequence[AttentionCache] | None = None,
     ) -> Iterator[int]:
         """Yield `num` tokens that go on after `tokens`, int64 or uint8 [L], L ≥ 1, each as soon as it is known.
 
         The likeliest token, the first of equals, at temperature 0; else a draw from softmax(logits / temperature) by
-        `generator`. Each token is computed from the last `context` ones.
+        `generator`. Each token is computed from the last `context` ones; with `caches`, one for each block, of what they
+        keep, for as long as all of the text is in sight: positions are counted from the first token that is. No two texts
+        may share caches at a time.
 
         Raises:
             ValueError: there is no token to go on from, or the temperature is below 0.
@@ -120,12 +152,23 @@ class ByteTransformer(nn.Module):
             raise ValueError("there is no text to go on from; give at least one token")
         if not temperature >= 0:
             raise ValueError(f"the temperature is {temperature}; write 0 for the likeliest token, or more to draw")
-        return self._stream(tokens[-self.context :].long(), num, temperature, generator)
+        return self._stream(tokens[-self.context :].long(), num, temperature, generator, caches)
 
-    def _stream(self, seen: Tensor, num: int, temperature: float, generator: torch.Generator | None) -> Iterator[int]:
+    def _stream(
+        self,
+        seen: Tensor,
+        num: int,
+        temperature: float,
+        generator: torch.Generator | None,
+        caches: Sequence[AttentionCache] | None,
+    ) -> Iterator[int]:
+        for cache in caches or ():
+            cache.reset()
         for _ in range(num):
             with torch.inference_mode():
-                logits = self(seen[None])[0, -1]
+                if caches and caches[0].current_len == self.context:
+                    caches = None
+                logits = self(seen[None, caches[0].current_len :] if caches else seen[None], caches)[0, -1]
                 if temperature > 0:
                     chances = torch.softmax(logits.double() / temperature, dim=0)
                     token = torch.multinomial(chances, 1, generator=generator)

@@ -9,8 +9,9 @@ from typing import cast
 
 import torch
 
-from workers.models.transformer import ByteTransformer
+from workers.models.transformer import Block, ByteTransformer
 from workers.qins.files import QINSModelLoader
+from workers.qins.kv_cache import QINSKVCache, VFormat
 
 Turn = tuple[str, str]
 """What was asked, and what was answered."""
@@ -24,15 +25,26 @@ class QINSChatSystem:
         max_tokens: of one answer; bytes.
         temperature: 0 takes the likeliest byte; above, bytes are drawn.
         seed: decides the draws, together with how many answers came before.
+        v_format: how the attention cache of an answer keeps values, which is used until the text fills the model's
+            context; None: each byte is computed from all those before it.
 
     Raises:
         CheckpointError: the folder cannot be read.
     """
 
-    def __init__(self, path: Path | str, *, max_tokens: int = 200, temperature: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        max_tokens: int = 200,
+        temperature: float = 0.0,
+        seed: int = 0,
+        v_format: VFormat | None = None,
+    ) -> None:
         model, self.tokenizer = QINSModelLoader().load(path)
         self.model = cast(ByteTransformer, model)
         self.max_tokens, self.temperature, self.seed = max_tokens, temperature, seed
+        self.v_format = v_format
 
     def generate_streaming(self, prompt: str, history: Sequence[Turn] = ()) -> Iterator[str]:
         """Yield the answer to `prompt` in pieces, each of whole characters; what is no UTF-8 becomes U+FFFD.
@@ -47,7 +59,8 @@ class QINSChatSystem:
             raise ValueError("there is no text to go on from; write a prompt")
         generator = torch.Generator().manual_seed(self.seed + len(history))
         tokens = torch.tensor(self.tokenizer.encode(text))
-        return self._pieces(self.model.generate(tokens, self.max_tokens, self.temperature, generator))
+        caches = None if self.v_format is None else caches_for(self.model, 1, self.v_format)
+        return self._pieces(self.model.generate(tokens, self.max_tokens, self.temperature, generator, caches))
 
     def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -56,3 +69,10 @@ class QINSChatSystem:
                 yield piece
         if rest := decoder.decode(b"", final=True):
             yield rest
+
+
+def caches_for(model: ByteTransformer, batch: int, v_format: VFormat) -> list[QINSKVCache]:
+    """A cache for each block of `model`, as long as its context."""
+    width = model.token_embedding.embedding_dim
+    heads = [cast(Block, block).heads for block in model.blocks]
+    return [QINSKVCache(batch, model.context, each, width // each, v_format) for each in heads]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from workers.qins.fidelity import Fidelity, fidelity
-from workers.qins.linear import CachePolicy, ProjectiveLinear, QINSLinear
+from workers.qins.linear import CachePolicy, ProjectiveLinear, QINSLinear, recently_used
 
 VARIABLE = "QINS_CODEC_AT_REST"
 """`1`, or not set: decode before computing. `0`: legacy layers that compute on codes."""
@@ -27,13 +27,16 @@ Mode = Literal["at-rest", "legacy"]
 class ConversionReport:
     """What a conversion did to `layers`; `skipped` has the reason by the name of each other linear layer.
 
-    Bytes are of parameters and buffers, what is shared counted once; `quality` is of the encoded weights.
+    Bytes are of parameters and buffers, what is shared counted once. `cached_bytes` come to them at most, as the layers are
+    used, by the policy `cache`. `quality` is of the encoded weights.
     """
 
     mode: Mode
     layers: tuple[str, ...]
     bytes_before: int
     bytes_after: int
+    cache: CachePolicy
+    cached_bytes: int
     quality: Fidelity
     skipped: Mapping[str, str] = field(default_factory=dict)
 
@@ -43,7 +46,7 @@ def convert_model_to_projective(
     use_codec: bool | None = None,
     *,
     skip: Collection[str] = (),
-    cache: CachePolicy = "none",
+    cache: CachePolicy = "lru",
     floor: float = FLOOR,
 ) -> nn.Module:
     """`model` with its `nn.Linear` layers replaced by `QINSLinear`, and the report as its attribute `qins_report`.
@@ -75,10 +78,14 @@ def convert_model_to_projective(
         if names[0] not in skipped
     }
     quality = fidelity((layer.weight, coded.weight) for layer, coded in new.items())
+    for coded in new.values():
+        coded.invalidate_cache()
     names, before = tuple(layers[layer][0] for layer in new), stored_bytes(model)
     converted = _swapped(model, new)
     mode: Mode = "at-rest" if at_rest else "legacy"
-    report = ConversionReport(mode, names, before, stored_bytes(converted), quality, skipped)
+    decoded = 0 if cache == "none" else sum(4 * coded.stored.numel() for coded in new.values())
+    cached = min(decoded, recently_used.limit_bytes) if cache == "lru" else decoded
+    report = ConversionReport(mode, names, before, stored_bytes(converted), cache, cached, quality, skipped)
     converted.qins_report = report  # type: ignore[assignment]
     return converted
 

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from workers.checkpoint.codec import dtype_name
+from workers.checkpoint.draft import sync
 from workers.checkpoint.errors import CheckpointError, damaged, storage_error
-from workers.checkpoint.manifest import MANIFEST, regular_size
-from workers.checkpoint.writer import sync
+from workers.checkpoint.places import MANIFEST, regular_size
 from workers.qins.architectures import build
 from workers.qins.codec import check_code
 from workers.qins.linear import BUFFERS, CachePolicy, ProjectiveLinear, QINSLinear
@@ -76,9 +76,9 @@ def save_model(model: nn.Module, folder: Path, architecture: Architecture) -> Mo
 
 
 class QINSModelLoader:
-    """Reads model folders. `cache` is that of the QINS layers: `all` decodes each weight once."""
+    """Reads model folders. `cache` is that of the QINS layers."""
 
-    def __init__(self, cache: CachePolicy = "all") -> None:
+    def __init__(self, cache: CachePolicy = "lru") -> None:
         self._cache = cache
 
     def load(self, path: Path | str) -> tuple[nn.Module, ByteTokenizer]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Self
 
@@ -11,17 +14,82 @@ from torch import Tensor, nn
 
 from workers.qins.codec import LARGEST_CODE, QINSCodec
 
-CachePolicy = Literal["none", "all"]
-"""`none`: decode at each call, 2 bytes per weight. `all`: keep the decoded weight, 6 bytes per weight."""
+CachePolicy = Literal["none", "lru", "all"]
+"""`none`: decode at each call, 2 bytes per weight. `all`: keep the decoded weight, 6 bytes per weight. `lru`: keep those
+that were used last, within the limit of `recently_used`."""
+
+LIMIT_BYTES = 256 << 20
 
 BUFFERS = ("stored", "sign", "log_min", "log_max")
 
 
 class _Cached(NamedTuple):
-    """A decoded weight, and the buffers it came from with their version counters and addresses."""
+    """A decoded weight, and the buffers it came from with their version counters and addresses; empty where they have
+    none."""
 
     weight: Tensor
     source: tuple[tuple[Tensor, int, int], ...]
+
+
+class RecentlyUsed:
+    """Which layers of the policy `lru` keep their decoded weight: those used last, of at most `limit_bytes` in all.
+
+    A layer that would not fit alone keeps none. Any thread.
+    """
+
+    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.limit_bytes, self._total = limit_bytes, 0
+        self._lock = threading.Lock()
+        self._layers: OrderedDict[weakref.ref[QINSLinear], int] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        """That are kept."""
+        with self._lock:
+            self._drop_dead()
+            return self._total
+
+    def limit(self, limit_bytes: int) -> None:
+        """Keep no more than this from now on."""
+        with self._lock:
+            self.limit_bytes = limit_bytes
+            self._shrink()
+
+    def keep(self, layer: QINSLinear, cached: _Cached) -> None:
+        """It was just used, and keeps its weight where there is room and what that was decoded from is known."""
+        with self._lock:
+            self._remove(weakref.ref(layer))
+            num_bytes = cached.weight.nbytes
+            layer._cached = cached if num_bytes <= self.limit_bytes and cached.source else None
+            if layer._cached is not None:
+                self._layers[weakref.ref(layer)] = num_bytes
+                self._total += num_bytes
+                self._shrink()
+
+    def forget(self, layer: QINSLinear) -> None:
+        """It keeps none."""
+        with self._lock:
+            self._remove(weakref.ref(layer))
+
+    def _remove(self, reference: weakref.ref[QINSLinear]) -> None:
+        self._total -= self._layers.pop(reference, 0)
+
+    def _drop_dead(self) -> None:
+        for reference in [each for each in self._layers if each() is None]:
+            self._remove(reference)
+
+    def _shrink(self) -> None:
+        if self._total > self.limit_bytes:
+            self._drop_dead()
+        while self._total > self.limit_bytes:
+            oldest = next(iter(self._layers))
+            if (layer := oldest()) is not None:
+                layer._cached = None
+            self._remove(oldest)
+
+
+recently_used = RecentlyUsed()
+"""Of this process."""
 
 
 class QINSLinear(nn.Module):
@@ -32,9 +100,9 @@ class QINSLinear(nn.Module):
 
     Args:
         in_features, out_features, bias: as for `nn.Linear`.
-        cache: whether the decoded weight is kept, outside the state dict. It is dropped when a buffer is replaced,
-            changed in place, loaded, moved or cast; after a change behind torch's back (`buffer.data[0] = 1`), call
-            `invalidate_cache`.
+        cache: whether the decoded weight is kept (`CachePolicy`), outside the state dict. It is dropped when a buffer is
+            replaced, changed in place, loaded, moved or cast; after a change behind torch's back
+            (`buffer.data[0] = 1`), call `invalidate_cache`.
     """
 
     stored: Tensor
@@ -42,7 +110,7 @@ class QINSLinear(nn.Module):
     log_min: Tensor
     log_max: Tensor
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, cache: CachePolicy = "none") -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, cache: CachePolicy = "lru") -> None:
         super().__init__()
         self.in_features, self.out_features, self.cache = in_features, out_features, cache
         self.register_buffer("stored", torch.full((out_features, in_features), LARGEST_CODE, dtype=torch.uint8))
@@ -53,9 +121,7 @@ class QINSLinear(nn.Module):
         self._cached: _Cached | None = None
 
     @classmethod
-    def from_linear(
-        cls, layer: nn.Linear, *, name: str = "weight", cache: CachePolicy = "none", floor: float = 0.0
-    ) -> Self:
+    def from_linear(cls, layer: nn.Linear, *, name: str = "weight", cache: CachePolicy = "lru", floor: float = 0.0) -> Self:
         """`layer` with its weight encoded, on the `floor` of `QINSCodec.encode`. `layer` keeps its weight; the new one has
         its device and mode.
 
@@ -79,27 +145,34 @@ class QINSLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The decoded weight, float32 [out_features, in_features]."""
-        if self._cached is not None and self._is_fresh(self._cached):
-            return self._cached.weight
-        with torch.inference_mode(False):
-            weight = QINSCodec.decode(self.stored, self.sign, self.log_min, self.log_max)
-        self._cached = self._remembered(weight) if self.cache == "all" else None
-        return weight
+        cached = self._cached
+        if cached is None or not self._is_fresh(cached):
+            cached = self._decoded()
+        if self.cache == "lru":
+            recently_used.keep(self, cached)
+        else:
+            self._cached = cached if self.cache == "all" and cached.source else None
+        return cached.weight
 
     @property
     def cached_bytes(self) -> int:
         """Bytes of the decoded weight that is kept at present."""
-        return 0 if self._cached is None else self._cached.weight.nbytes
+        cached = self._cached
+        return 0 if cached is None else cached.weight.nbytes
 
     def invalidate_cache(self) -> None:
         """Forget the decoded weight."""
         self._cached = None
+        if self.cache == "lru":
+            recently_used.forget(self)
 
-    def _remembered(self, weight: Tensor) -> _Cached | None:
+    def _decoded(self) -> _Cached:
+        """What was looked at before the weight was decoded: a change meanwhile makes it stale."""
         buffers = [getattr(self, name) for name in BUFFERS]
-        if any(buffer.is_inference() for buffer in buffers):
-            return None  # inference tensors count no versions
-        return _Cached(weight, tuple((buffer, buffer._version, buffer.data_ptr()) for buffer in buffers))
+        counts = not any(buffer.is_inference() for buffer in buffers)  # inference tensors count no versions
+        source = tuple((buffer, buffer._version, buffer.data_ptr()) for buffer in buffers) if counts else ()
+        with torch.inference_mode(False):
+            return _Cached(QINSCodec.decode(*buffers), source)
 
     def _is_fresh(self, cached: _Cached) -> bool:
         return all(
@@ -131,7 +204,7 @@ class ProjectiveLinear(QINSLinear):
     The weight is sign · (255 - stored) / 254, a logarithm taken for a number.
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, cache: CachePolicy = "none") -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, cache: CachePolicy = "lru") -> None:
         warnings.warn(
             "ProjectiveLinear computes on QINS codes, which gives wrong results; use QINSLinear (QINS_CODEC_AT_REST=1)",
             DeprecationWarning,

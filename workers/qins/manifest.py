@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workers.checkpoint.errors import CheckpointError, damaged, storage_error
-from workers.checkpoint.manifest import MANIFEST, regular_size
+from workers.checkpoint.places import MANIFEST, regular_size
 
 TENSORS = "model.safetensors"
 FORMAT = "quantarion.model/1"

@@ -14,7 +14,7 @@ from workers.models.transformer import ByteTransformer, next_token_loss
 from workers.qat.gates import Condition
 from workers.qins.fidelity import Fidelity
 from workers.qins.linear import QINSLinear
-from workers.qins.recoding import CODECS, recode
+from workers.qins.recoding import CODECS, TIERS, recode
 from workers.qins.size import v1_ratio
 
 GREEDY_STEPS = 500
@@ -88,22 +88,23 @@ def compare(
         model: in evaluation mode; not changed.
         text: held-out windows, integers [M, context + 1].
         prompts: each int64 [L].
-        codecs: of `CODECS`.
+        codecs: of `CODECS` and `TIERS`.
 
     Raises:
         ValueError: a codec that is none of them; a weight that QINS refuses.
     """
-    if unknown := [name for name in codecs if name not in CODECS]:
-        raise ValueError(f"codec {unknown[0]!r} is unknown; write one of {', '.join(CODECS)}")
+    known = {**CODECS, **TIERS}
+    if unknown := [name for name in codecs if name not in known]:
+        raise ValueError(f"codec {unknown[0]!r} is unknown; write one of {', '.join(known)}")
     rows = []
     for codec in codecs:
-        other = recode(model, CODECS[codec])
+        other = recode(model, known[codec])
         agreed = agreement(model, other.model, text, prompts, greedy_steps=greedy_steps)
         rows.append(Row(codec, agreed, other.fidelity, other.ratio))
     return rows
 
 
-def compare_on(model: nn.Module, text: bytes, num_windows: int, codecs: Sequence[str] = tuple(CODECS)) -> list[Row]:
+def compare_on(model: nn.Module, text: bytes, num_windows: int, codecs: Sequence[str] = (*CODECS, *TIERS)) -> list[Row]:
     """`compare` on the first windows of `text`, with four prompts taken from evenly over it.
 
     Raises:

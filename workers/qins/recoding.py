@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from workers.checkpoint.codec import Decoder, Encoder
+from workers.checkpoint.lossy import WEIGHTS
 from workers.models.transformer import ByteTransformer
 from workers.qins.codec import QINSCodec
 from workers.qins.convert import FLOOR, convert_model_to_projective, linear_layers, report_of
@@ -74,6 +77,34 @@ def _int8(weight: Tensor, name: str) -> dict[str, Tensor]:
     codes, scale = linear_int8(weight)
     return {"codes": codes, "scale": scale, "": codes * scale}
 
+
+def _exact(weight: Tensor, name: str) -> dict[str, Tensor]:
+    record, frames = Encoder().encode(name, weight)
+    return {**_frames(frames), "": Decoder().decode(record, [np.frombuffer(frame, np.uint8) for frame in frames])}
+
+
+def _tier(codec: str) -> Codec:
+    """As a checkpoint of the qins tier holds it: bit for bit, where the codec cannot."""
+
+    def code(weight: Tensor, name: str) -> dict[str, Tensor]:
+        try:
+            record, frames = Encoder().encode_lossy(name, weight, codec)
+        except ValueError:
+            return _exact(weight, name)
+        return {**_frames(frames), "": Decoder().decode(record, [np.frombuffer(frame, np.uint8) for frame in frames])}
+
+    return code
+
+
+def _frames(frames: Sequence[bytes]) -> dict[str, Tensor]:
+    return {str(index): torch.frombuffer(bytearray(frame), dtype=torch.uint8) for index, frame in enumerate(frames)}
+
+
+TIERS: Mapping[str, Codec] = {
+    **{f"tier_{name}": _tier(codec) for name, codec in WEIGHTS.items()},
+    "tier_exact": _exact,
+}
+"""Of the v2 container, compressed with zstd; `tier_v1` has v1's numbers."""
 
 CODECS: Mapping[str, Codec] = {
     "v1": v1,

@@ -11,7 +11,8 @@ from torch import nn
 
 from workers.checkpoint.catalog import newest_valid
 from workers.checkpoint.errors import CheckpointError, damaged, storage_error
-from workers.checkpoint.manifest import MANIFEST, parse_folder
+from workers.checkpoint.manifest import parse_folder
+from workers.checkpoint.places import MANIFEST, Where, checkpoints_of
 from workers.checkpoint.reader import load
 from workers.qins.architectures import build, byte_transformer
 from workers.qins.files import QINSModelLoader
@@ -28,24 +29,24 @@ def open_model(path: Path) -> tuple[nn.Module, Architecture]:
     if (path / TENSORS).exists():
         return QINSModelLoader().load(path)[0], read_model_manifest(path).architecture
     if (path / MANIFEST).exists() or parse_folder(path.name) is not None:
-        return from_checkpoint(path)
-    if (newest := newest_valid(path / "checkpoints")) is not None:
-        return from_checkpoint(newest.path)
+        return from_checkpoint(path, path.absolute().parent.parent)
+    if (newest := newest_valid(checkpoints_of(path))) is not None:
+        return from_checkpoint(newest.path, path)
     raise CheckpointError(
         f"{path} holds no model; give a model folder, a job's folder, or one of its checkpoints: "
         "runs/my-job/checkpoints/step-100-gen-1.1"
     )
 
 
-def from_checkpoint(path: Path) -> tuple[nn.Module, Architecture]:
-    """The float weights of the byte transformer that a job has saved at `path`, whatever its phase.
+def from_checkpoint(path: Where, folder: Path) -> tuple[nn.Module, Architecture]:
+    """The float weights of the byte transformer that the job with that `folder` has saved at `path`, whatever its phase.
 
     Its sizes stand in the job's `job.json`. Observers and the optimizer's tensors are left behind.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or its job is not of the recipe `bytes`.
     """
-    task = _task(path)
+    task = _task(path, folder)
     if task.get("recipe") != RECIPE:
         raise CheckpointError(
             f"{path} is of a job with task.recipe {task.get('recipe')!r}; only {RECIPE!r} makes a chat model"
@@ -64,9 +65,9 @@ def from_checkpoint(path: Path) -> tuple[nn.Module, Architecture]:
     return model, architecture
 
 
-def _task(path: Path) -> Mapping[str, Any]:
+def _task(path: Where, folder: Path) -> Mapping[str, Any]:
     """`task` in the `job.json` of the job that saved the checkpoint at `path`."""
-    job = path.absolute().parent.parent / "job.json"
+    job = folder / "job.json"
     try:
         task = json.loads(job.read_bytes())["task"]
     except FileNotFoundError:
@@ -82,7 +83,7 @@ def _task(path: Path) -> Mapping[str, Any]:
     return task
 
 
-def _architecture(path: Path, text: Any) -> Architecture:
+def _architecture(path: Where, text: Any) -> Architecture:
     """The sizes in `task.text`."""
     sizes: dict[str, Any] = (
         {key: text.get(key) for key in ("context", "width", "depth", "heads")} if isinstance(text, dict) else {}

@@ -146,9 +146,9 @@ def test_gm21_who_is_told_again_does_not_read_all_checkpoints_again(
     pruned: list[int] = []
     prune = background_module.prune
 
-    def noted(root: Path, keep: int, *rest: Any) -> list[Path]:
+    def noted(root: Path, keep: int, *rest: Any, **more: Any) -> list[Path]:
         pruned.append(keep)
-        return prune(root, keep, *rest)
+        return prune(root, keep, *rest, **more)
 
     monkeypatch.setattr(background_module, "prune", noted)
     for _ in range(3):

@@ -20,7 +20,7 @@ from workers.checkpoint import (
     prune,
     set_aside,
 )
-from workers.checkpoint import catalog as catalog_module
+from workers.checkpoint import places as places_module
 from workers.checkpoint.catalog import check
 from workers.checkpoint.manifest import TIERS, Label, parse_folder
 from workers.identity import Generation
@@ -191,7 +191,7 @@ def test_ck6_a_deletion_cut_short_shows_no_partial(publish: Publish, root: Path,
     def fail(path: Path) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(catalog_module.shutil, "rmtree", fail)
+    monkeypatch.setattr(places_module.shutil, "rmtree", fail)
     with pytest.raises(StorageError, match="cannot delete"):
         prune(root, 1, lambda: True)
     assert names(root) == ["step-2-gen-1.2"]

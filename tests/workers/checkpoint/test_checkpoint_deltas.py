@@ -29,7 +29,7 @@ from workers.checkpoint import (
     set_aside,
     verify,
 )
-from workers.checkpoint import writer as writer_module
+from workers.checkpoint import draft as draft_module
 from workers.checkpoint.chain import Chain
 from workers.checkpoint.codec import Decoder, Encoder, Link
 from workers.checkpoint.deltas import DELTAS, WHOLE, Coded, add, least_bytes, subtract
@@ -392,13 +392,13 @@ def test_ck6_a_base_that_vanishes_while_a_difference_is_written(chained: Publish
     """Is noticed before it is published, and the next attempt is whole."""
     first = chained(1)
     with monkeypatch.context() as patch:
-        sync = writer_module._sync_folder
+        sync = draft_module._sync_folder
 
         def and_delete(path: Path) -> None:
             shutil.rmtree(first.path, ignore_errors=True)
             sync(path)
 
-        patch.setattr(writer_module, "_sync_folder", and_delete)
+        patch.setattr(draft_module, "_sync_folder", and_delete)
         with pytest.raises(StorageError, match=r"which it holds the difference to, has vanished"):
             chained(2)
     assert chained(2).base is None
@@ -436,7 +436,7 @@ def test_ck7_a_writer_goes_on_with_its_chain_after_a_full_disk(tmp_path: Path, m
             if len(calls) in (1, 3):  # before the rename, and after it
                 raise OSError(28, "No space left on device")
 
-        patch.setattr("workers.checkpoint.writer._sync_folder", refuses)
+        patch.setattr("workers.checkpoint.draft._sync_folder", refuses)
         submit(2)
     submit(3)
     assert writer.close(60)

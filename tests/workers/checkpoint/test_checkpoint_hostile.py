@@ -57,6 +57,7 @@ def forge_shard(folder: Path, edit: Callable[[list[dict[str, Any]], dict[str, np
     edit(records, blobs, metadata)
     if metadata.get("tensors"):
         metadata["tensors"] = json.dumps(records)
+    metadata["checksum"] = checksum(metadata.get("tensors", "").encode())
     save_file(blobs, folder / SHARD, metadata=metadata)
     reseal_shard(folder)
 

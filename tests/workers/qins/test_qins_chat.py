@@ -132,3 +132,12 @@ def test_qn12_what_holds_no_model_is_refused(trained: ByteTransformer, tmp_path:
     (tmp_path / "job.json").unlink()
     with pytest.raises(CheckpointError, match=r"job\.json is missing"):
         open_model(path)
+
+
+def test_qn10_answers_with_a_cache_do_not_meet(folder: Path) -> None:
+    """Two at a time, in turns, each as if it were alone."""
+    system = QINSChatSystem(folder, max_tokens=20, v_format="fp16")
+    alone = ["".join(system.generate_streaming(prompt)) for prompt in ("def f1", "x")]
+    first, second = system.generate_streaming("def f1"), system.generate_streaming("x")
+    pieces = [next(first), next(second), "".join(first), "".join(second)]
+    assert [pieces[0] + pieces[2], pieces[1] + pieces[3]] == alone

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -11,7 +12,15 @@ from torch import nn
 from torch.nn.functional import linear
 
 from workers.qins.codec import QINSCodec
-from workers.qins.linear import CachePolicy, ProjectiveLinear, QINSLinear
+from workers.qins.linear import (
+    BUFFERS,
+    LIMIT_BYTES,
+    CachePolicy,
+    ProjectiveLinear,
+    QINSLinear,
+    RecentlyUsed,
+    recently_used,
+)
 
 
 def layer(cache: CachePolicy = "all", seed: int = 0, bias: bool = True) -> QINSLinear:
@@ -24,7 +33,7 @@ def inputs() -> torch.Tensor:
     return torch.randn(5, 6, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("cache", ["none", "all"])
+@pytest.mark.parametrize("cache", ["none", "lru", "all"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_qn8_the_output_is_that_of_the_decoded_weight_bit_for_bit(
@@ -115,8 +124,9 @@ def _behind_its_back(ours: QINSLinear) -> None:
     [_replace, _in_place, _range_in_place, _other_range, _data, _load, _assign, _behind_its_back],
     ids=lambda change: change.__name__,
 )
-def test_qn9_no_change_leaves_a_stale_weight(change: Callable[[QINSLinear], None]) -> None:
-    ours = layer("all")
+@pytest.mark.parametrize("cache", ["lru", "all"])
+def test_qn9_no_change_leaves_a_stale_weight(cache: CachePolicy, change: Callable[[QINSLinear], None]) -> None:
+    ours = layer(cache)
     before = ours(inputs())
     assert ours.cached_bytes > 0
     change(ours)
@@ -168,3 +178,42 @@ def test_qn13_the_legacy_layer_warns_and_multiplies_with_codes() -> None:
         legacy = ProjectiveLinear.from_linear(nn.Linear(6, 4, bias=False))
     codes = legacy.sign * (255 - legacy.stored.float()) / 254
     assert torch.allclose(legacy(inputs()), inputs() @ codes.t(), atol=1e-5)
+
+
+@pytest.fixture
+def limit() -> Iterator[Callable[[int], None]]:
+    """Sets the limit of this process, which has the default again afterwards."""
+    yield recently_used.limit
+    recently_used.limit(LIMIT_BYTES)
+
+
+def test_qn9_lru_keeps_what_was_used_last(limit: Callable[[int], None]) -> None:
+    """Within the limit, whatever the order; each layer is right all the same."""
+    one = 4 * 24
+    limit(0)
+    limit(2 * one)
+    layers = [layer("lru", seed) for seed in range(3)]
+    expected = [linear(inputs(), QINSCodec.decode(*(getattr(each, n) for n in BUFFERS)), each.bias) for each in layers]
+    for turn in (0, 1, 0, 2):
+        assert torch.equal(layers[turn](inputs()), expected[turn])
+    assert [each.cached_bytes for each in layers] == [one, 0, one] and recently_used.nbytes == 2 * one
+    limit(one)
+    assert [each.cached_bytes for each in layers] == [0, 0, one]
+    limit(one - 1)
+    assert torch.equal(layers[1](inputs()), expected[1]) and recently_used.nbytes == 0
+    assert layers[1].cached_bytes == 0
+
+
+def test_qn9_lru_counts_no_layer_that_is_gone(limit: Callable[[int], None]) -> None:
+    limit(0)
+    limit(4 * 24)
+    gone = layer("lru")
+    gone(inputs())
+    assert recently_used.nbytes == 4 * 24
+    del gone
+    gc.collect()
+    assert recently_used.nbytes == 0
+
+
+def test_qn9_lru_has_256_mib_unless_told() -> None:
+    assert QINSLinear(3, 2).cache == "lru" and RecentlyUsed().limit_bytes == LIMIT_BYTES == 256 << 20

@@ -31,6 +31,10 @@ LOOKS = 2
 TOLERATED = 1.2
 """Of the budget, what is in force may seem to need before it is given up: errors are noisy."""
 
+URGENT = 1.5
+"""Times longer than with `none` over the link as it was, steps under a link that has collapsed are at least, to be seen to
+at once: three windows of less can be borne, and where ranks wait for a core a link seems slow for a while."""
+
 LIKE = 1.5
 """Times slower at most than it was, a link is about as it was."""
 
@@ -125,13 +129,13 @@ class _Window:
 
     @property
     def _makes_steps_longer(self) -> bool:
-        """Than they were with `none` over the link as it was. While they are not, nothing is urgent about a link that is
-        much slower than of late; and where ranks wait for a core, what they send only seems to crawl. Once that was found,
-        it takes more than a single step to think otherwise."""
+        """Than they were with `none` over the link as it was, by so much that it is urgent. While they are not, nothing has
+        to be done at once about a link that is much slower than of late; and where ranks wait for a core, what they send
+        only seems to crawl. Once that was found, it takes more than a single step to think otherwise."""
         none, last = self.state.none_step_seconds, self.measured.latest_seconds
         if self.state.looks >= LOOKS and self.measured.step_seconds is not None:
             last = self.measured.step_seconds
-        return none is None or last is None or last > none
+        return none is None or last is None or last > URGENT * none
 
     def looked(self) -> ControllerState:
         """It is looked again in the next steps: the step in which it became slower may have hardly begun."""
