@@ -5,7 +5,7 @@ Every default stands beside its field and its description; `quantarion schema` a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -71,8 +71,17 @@ def _store(url: str) -> str:
     return url
 
 
+def _keys(options: dict[str, Any]) -> Iterator[str]:
+    """Of all levels."""
+    for key, value in options.items():
+        yield key
+        if isinstance(value, dict):
+            yield from _keys(value)
+
+
 def _without_secrets(options: dict[str, Any]) -> dict[str, Any]:
-    if found := [key for key in options if any(word in key.lower() for word in ("key", "secret", "token", "password"))]:
+    words = ("key", "secret", "token", "password", "credential", "connection_string")
+    if found := [key for key in _keys(options) if any(word in key.lower() for word in words)]:
         raise ValueError(
             f"{found[0]!r} would be kept in the job's folder for all to read; leave it out, and let the store's driver "
             "find credentials in the environment of each host"

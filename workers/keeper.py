@@ -18,6 +18,7 @@ from workers.checkpoint import BackgroundWriter, CheckpointError, Entry, Publish
 from workers.checkpoint.errors import StaleWriter, StorageError
 from workers.checkpoint.manifest import EXACT
 from workers.checkpoint.places import MANIFEST, Where, checkpoints_of, read_bytes
+from workers.collectives.exchange import Abandoned
 from workers.config import TrainingConfig
 from workers.engine import Engine
 from workers.errors import TaskError
@@ -252,7 +253,8 @@ class Keeper:
         note = pb.Note(kind="resumed", json=json.dumps(fields))
         self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
         if entry.tier != EXACT:
-            return Snapshot(_rounded(_state(meta["state_id"]), entry.path), NOWHERE, captured)
+            rounded = self._patiently(lambda: _rounded(_state(meta["state_id"]), entry.path))
+            return Snapshot(rounded, NOWHERE, captured)
         return Snapshot(_state(meta["state_id"]), _state(meta["previous_id"]), captured)
 
     def _patiently(self, look: Callable[[], Found]) -> Found:
@@ -263,9 +265,13 @@ class Keeper:
                 return look()
             except StorageError as error:
                 self._skipped(str(error))
-                if pause is None or self._rank.must_stop():
+                if pause is None:
                     raise TaskError(f"{error}; start again with --resume once it answers", exit_code=4) from None
-                time.sleep(pause)
+                until = time.monotonic() + pause
+                while time.monotonic() < until:
+                    if self._rank.must_stop():
+                        raise Abandoned from None  # the next generation looks again
+                    time.sleep(min(0.05, pause))
         raise AssertionError
 
     def _trusted(self, at_most: int | None) -> int | None:

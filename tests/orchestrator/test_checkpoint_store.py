@@ -105,6 +105,10 @@ def test_a_store_that_replaces_what_is_there_is_refused(
         ({"store": "file:///mnt/x"}, "is no object store"),
         ({"store": "s3://b", "store_options": {"secret": "x"}}, "'secret' would be kept in the job's folder"),
         ({"store": "s3://b", "store_options": {"key": "x"}}, "'key' would be kept in the job's folder"),
+        (
+            {"store": "s3://b", "store_options": {"client_kwargs": {"aws_secret_access_key": "x"}}},
+            "'aws_secret_access_key' would be kept",
+        ),
     ],
 )
 def test_what_is_no_store_is_refused(checkpoint: dict[str, Any], words: str) -> None:

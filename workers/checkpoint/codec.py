@@ -143,7 +143,10 @@ class Encoder:
         like = self.coded(tensor, base.codec)
         if like is None or (like.dtype, like.shape, like.chunk) != (base.dtype, base.shape, base.chunk):
             return None
-        values = as_float32(name, tensor)
+        try:
+            values = as_float32(name, tensor)
+        except ValueError:
+            return None
         if not bool(torch.isfinite(values).all()) or (found := deltas.subtract(values, base)) is None:
             return None
         payloads, after = found

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory, gettempdir
 
 from typing_extensions import TypeVar
 
-from workers.checkpoint.errors import CheckpointError, damaged, storage_error
+from workers.checkpoint.errors import CheckpointError, StorageError, damaged, storage_error
 from workers.checkpoint.remote import Remote
 
 Where = Path | Remote
@@ -54,6 +54,8 @@ def checkpoints_of(job: Path) -> Where:
     """
     try:
         return _by_settings(job)
+    except StorageError:
+        raise  # they may lie elsewhere
     except CheckpointError:
         if (job / "checkpoints").is_dir():
             return job / "checkpoints"

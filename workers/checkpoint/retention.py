@@ -12,6 +12,7 @@ from workers.checkpoint.catalog import Entry, Skipped, check, list_checkpoints
 from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError
 from workers.checkpoint.manifest import EXACT, read_manifest
 from workers.checkpoint.places import Root, delete, is_pinned
+from workers.checkpoint.remote import Remote
 from workers.rounds import EVALUATE
 
 Metric = Literal["accuracy", "loss"]
@@ -48,13 +49,18 @@ def prune(
 
     def is_sound(entry: Entry[Root]) -> bool:
         """A chain is verified as a whole."""
-        if entry.valid is None and (entry.path.name in verified or check(entry).valid):
-            verified.update((entry.path.name, *entry.bases))
-            return True
-        return bool(entry.valid)
+        if entry.valid is not None or entry.path.name in verified:
+            return entry.valid is not False
+        checked = check(entry)
+        if not checked.is_reached and (best is not None or isinstance(root, Remote)):
+            raise StorageError(f"nothing is deleted: {checked.reason}")
+        verified.update((entry.path.name, *entry.bases) if checked.valid else ())
+        return bool(checked.valid)
 
     best_one = None
     if best is not None and len(entries) > keep:
+        if unread := [entry for entry in entries if not entry.is_reached]:
+            raise StorageError(f"nothing is deleted: {unread[0].reason}")  # it may be the best
         best_one = next((entry for entry in best_first(entries, best) if is_sound(entry)), None)
     for entry in entries:
         counts = sound < keep or (entry.tier == EXACT and not has_exact)
@@ -103,6 +109,8 @@ def _evaluations(entries: Sequence[Entry[Root]], metric: Metric) -> dict[int, fl
             return {
                 step: float(sums[key]) / float(sums["count"]) for step, sums in rows if sums.get("count") and key in sums
             }
+        except StorageError:
+            raise
         except (CheckpointError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
             continue
     return {}

@@ -38,8 +38,8 @@ from workers.state import Captured
 SHARD_BYTES = 2 << 30
 """Raw bytes after which a new shard begins, which bounds the compressed bytes held in memory."""
 
-SPOOLED_BYTES = 256 << 20
-"""The same for a store, as each lies in a temporary file on its way there."""
+SPOOLED_BYTES = 64 << 20
+"""The same for a store, as each lies in a temporary file on its way there; so that most go up in one request."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def save(
             root.mkdir(parents=True, exist_ok=True)
         sweep_stale(root)
         if is_folder(target):
+            if isinstance(target, Remote) and not fence():
+                raise StaleWriter(f"{target} is there, but its generation is over")
             return _already(target, started)
         new = draft(target)
         names, increment = list(state.tensors), None

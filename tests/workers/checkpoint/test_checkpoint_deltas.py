@@ -404,6 +404,17 @@ def test_ck6_a_base_that_vanishes_while_a_difference_is_written(chained: Publish
     assert chained(2).base is None
 
 
+def test_ck2_float64_that_float32_does_not_hold_is_kept_bit_for_bit_in_a_difference(publish: Publish) -> None:
+    """A second moment that decays below it."""
+    chain = Chain()
+    for step, smallest in ((1, 1e-30), (2, 1e-60)):
+        moment = torch.linspace(0.5, 1.0, 300, dtype=torch.float64)
+        moment[0] = smallest
+        state = Captured({"optimizer.w|exp_avg_sq": moment}, {})
+        path = publish(step=step, state=state, tier="qins", chain=chain, whole_every=8).path
+    assert torch.equal(load(path).tensors["optimizer.w|exp_avg_sq"], moment)
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_ck6_what_another_is_a_difference_to_is_not_deleted(keep: int, chained: Publish) -> None:
     published = [chained(step) for step in range(1, 7)]  # 5 is whole again

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from workers.checkpoint import Published, StorageError, list_checkpoints, manifest, places, prune
+from workers.checkpoint import Entry, Published, StorageError, list_checkpoints, manifest, places, prune, retention
 from workers.checkpoint.chain import Chain
 from workers.checkpoint.places import is_pinned, pin
 from workers.checkpoint.remote import Remote
@@ -92,6 +93,22 @@ def test_ck6_what_cannot_be_read_just_now_costs_nothing(
         prune(root, 1, lambda: True)
     monkeypatch.undo()
     assert steps(root) == [3, 2, 1]
+
+
+def test_ck6_the_best_one_cannot_be_read_just_now(
+    evaluated: list[Published], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not given up for the next best."""
+    checking = retention.check
+
+    def refuse(entry: Entry) -> Entry:
+        refused = replace(entry, valid=False, reason="cannot read it: the mount was lost", is_reached=False)
+        return refused if entry.step == 4 else checking(entry)
+
+    monkeypatch.setattr(retention, "check", refuse)
+    with pytest.raises(StorageError, match="nothing is deleted: cannot read it"):
+        prune(root, 1, lambda: True, best="accuracy")
+    assert steps(root) == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
 def test_ck6_an_evaluation_counts_for_the_first_checkpoint_after_it(evaluated: list[Published], root: Path) -> None:
