@@ -10,12 +10,12 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from workers.checkpoint.codec import Decoder, Encoder, Link
+from workers.checkpoint.contents import Content
 from workers.checkpoint.draft import exists_already, reveal, sync
 from workers.checkpoint.errors import CheckpointError, storage_error
 from workers.checkpoint.lossy import FLOATS, WEIGHTS
@@ -29,18 +29,6 @@ CODECS = (EXACT, *WEIGHTS)
 """By their names on the command line."""
 
 _TIER = "qins"
-
-
-@dataclass(frozen=True)
-class Held:
-    """A tensor of a file: `stored` bytes there, `raw` in memory."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    codec: str
-    stored: int
-    raw: int
 
 
 def write_container(path: Path, tensors: Mapping[str, Tensor], codec: str) -> dict[str, str]:
@@ -79,12 +67,12 @@ def read_container(path: Path, *, limit: int | None = None) -> dict[str, Tensor]
     return {link.record.name: decoder.decode_chain([link]) for link in _links(path, limit)}
 
 
-def inspect(path: Path) -> list[Held]:
+def inspect(path: Path) -> list[Content]:
     """What the file holds, not decoded. Raises CheckpointError with one sentence."""
     found = []
     for record, blob, _ in _links(path, None):
         stored = sum(blob(index).nbytes for index in range(record.num_chunks))
-        found.append(Held(record.name, record.dtype, tuple(record.shape), record.codec, stored, record.raw_bytes))
+        found.append(Content(record.name, record.dtype, tuple(record.shape), record.codec, stored, record.raw_bytes))
     return found
 
 
