@@ -53,5 +53,7 @@ def test_a_reader_that_hangs_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_text_of_two_lines_is_no_sentence() -> None:
+    error = CheckpointError("")
+    error.args = ("two\nlines of text",)  # as one that is made otherwise might have
     with pytest.raises(AssertionError, match="not one sentence"):
-        fuzz._one_sentence(CheckpointError("two\nlines of text"))
+        fuzz._one_sentence(error)

@@ -65,7 +65,8 @@ def test_ck6_the_only_exact_one_outlives_the_newer_ones(dead: Dead) -> None:
     newest, *between, exact = dead.found
     assert [entry.tier for entry in dead.found] == ["qins"] * (1 + len(between)) + ["exact"]
     assert KEEP <= 1 + len(between) <= KEEP + 1  # killed before the last deletion
-    assert exact.step == EVERY * EXACT_EVERY and newest.step >= exact.step + KEEP * EVERY
+    assert exact.step % (EVERY * EXACT_EVERY) == 0  # the first one, if nothing else keeps the machine busy
+    assert newest.step >= exact.step + KEEP * EVERY
     assert newest.bases == (between[0].path.name,), "CK-2: the newest one is the difference to a whole one"
     assert newest.path.name == f"step-{newest.step}-gen-1.1-qins" and exact.path.name == f"step-{exact.step}-gen-1.1"
 

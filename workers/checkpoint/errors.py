@@ -9,8 +9,17 @@ if TYPE_CHECKING:
     from workers.checkpoint.places import Where
 
 
+LONGEST = 1500
+"""Characters of a sentence: what stands in a file may be as long as it likes."""
+
+
 class CheckpointError(Exception):
-    """A checkpoint cannot be written or read."""
+    """A checkpoint cannot be written or read. The message is one line of at most 1500 characters, whatever it quotes."""
+
+    def __init__(self, message: str) -> None:
+        shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+        half = LONGEST // 2
+        super().__init__(shown if len(shown) <= LONGEST else f"{shown[: half - 1]} … {shown[-half + 2 :]}")
 
 
 class StorageError(CheckpointError):

@@ -319,3 +319,13 @@ def test_ck10_no_flipped_byte_is_believed(
     except CheckpointError:
         return
     assert digest(back) == digest(small)
+
+
+def test_ck10_a_sentence_is_one_line_whatever_it_quotes(publish: Publish) -> None:
+    folder = publish().path
+    _record(dtype="a\n" * 3000)(folder)
+    with pytest.raises(CheckpointError, match=r"has the unknown dtype 'a.na") as refusal:
+        load(folder)
+    text = str(refusal.value)
+    assert "\n" not in text and len(text) <= 1500 and " … " in text
+    assert CheckpointError("ü" * 1500).args == ("ü" * 1500,)
