@@ -8,6 +8,7 @@ are those after the prompts in `prompts.json`; `--choose` takes new ones from a 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import shlex
@@ -32,7 +33,7 @@ from workers.data.windows import cut
 from workers.models.transformer import ByteTransformer
 from workers.qins.convert import FLOOR
 from workers.qins.metrics import GATES, GREEDY_STEPS, Row, agreement, compare, ratio_gate
-from workers.qins.recoding import CODECS, recode, v1
+from workers.qins.recoding import CODECS, TIERS, recode, v1
 from workers.qins.sources import open_model
 
 PAGE = ROOT / "docs" / "results" / "language.md"
@@ -40,7 +41,15 @@ NAME = "bytes"
 WINDOWS = 128
 FLOORS = (0.0, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2)
 GATED = ("v1", "v1_floor")
-TITLES = {"v1": "v1", "v1_floor": f"v1, floor {FLOOR:g}", "bf16": "bf16", "int8": "int8 per row"}
+BITSANDBYTES = "bitsandbytes"
+TITLES = {
+    "v1": "v1",
+    "v1_floor": f"v1, floor {FLOOR:g}",
+    **{tier: f"tier {tier.removeprefix('tier_')}" for tier in TIERS},
+    "bf16": "bf16",
+    "int8": "int8 per row",
+    BITSANDBYTES: "bitsandbytes 8-bit",
+}
 ASKED = "def main("
 """Of the chat."""
 
@@ -77,7 +86,18 @@ def ended(job: Path) -> dict[str, Any]:
 def figures(model: ByteTransformer, held_out: bytes, fixed: Fixed) -> list[Row]:
     """QN-15's, on held-out text and after the fixed prompts."""
     prompts = [torch.tensor(list(prompt)) for prompt in fixed.as_bytes()]
-    return compare(model, spread(held_out, model.context), prompts)
+    others = {BITSANDBYTES: bitsandbytes} if importlib.util.find_spec("bitsandbytes") is not None else {}
+    codecs = [codec for codec in TITLES if codec in {*CODECS, *TIERS, *others}]
+    return compare(model, spread(held_out, model.context), prompts, codecs, others=others)
+
+
+def bitsandbytes(weight: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
+    """Its dynamic 8-bit code, blocks of 256."""
+    from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
+
+    codes, how = quantize_blockwise(weight.contiguous(), blocksize=256)
+    decoded = dequantize_blockwise(codes, absmax=how.absmax, code=how.code, blocksize=256)
+    return {"codes": codes, "absmax": how.absmax, "code": how.code, "": decoded.view_as(weight)}
 
 
 def spread(held_out: bytes, context: int) -> torch.Tensor:
@@ -122,22 +142,23 @@ def chat(job: Path, folder: Path) -> str:
 
 
 def gates(measured: Measured) -> list[str]:
-    """QN-15's table: what is asked, and each codec's figure, marked where v1 misses."""
+    """QN-15's table: what is asked, and each codec's figures, marked where v1 misses."""
     num_encoded = measured.rows[0].fidelity.num_weights
     asked = [*GATES, ratio_gate(measured.num_parameters, num_encoded, measured.num_layers)]
+    rest = {"nrmse": "error norm over weight norm", "perplexity": "perplexity"}
+    titles = [*(gate.measurement.replace("_", " ") for gate in asked), *rest.values()]
+    limits = [*(f"{gate.relation} {SHOWN[gate.measurement](gate.limit)}" for gate in asked), *("" for _ in rest)]
     lines = [
-        "| metric | gate | " + " | ".join(TITLES[row.codec] for row in measured.rows) + " |",
-        "|---|---|" + "---|" * len(measured.rows),
+        f"| codec | {' | '.join(titles)} |",
+        "|---|" + "---|" * len(titles),
+        f"| gate of v1 | {' | '.join(limits)} |",
     ]
-    for gate in asked:
+    for row in measured.rows:
         cells = []
-        for row in measured.rows:
+        for gate in asked:
             missed = row.codec in GATED and not gate.holds(row.figures())
             cells.append(_shown(gate.measurement, row) + (" **missed**" if missed else ""))
-        limit = f"{gate.relation} {SHOWN[gate.measurement](gate.limit)}"
-        lines.append(f"| {gate.measurement.replace('_', ' ')} | {limit} | {' | '.join(cells)} |")
-    rest = (("nrmse", "error norm over weight norm"), ("perplexity", "perplexity"))
-    lines += [f"| {title} | | {' | '.join(_shown(key, row) for row in measured.rows)} |" for key, title in rest]
+        lines.append(f"| {TITLES[row.codec]} | {' | '.join([*cells, *(_shown(key, row) for key in rest)])} |")
     return lines
 
 
@@ -231,8 +252,9 @@ def page(trained: dict[str, Any], measured: Measured, context: int, talk: str, j
         "## What codecs do to its weights (QN-15)",
         "",
         f"The {measured.num_layers} linear layers of the final master weights; {WINDOWS} windows of held-out text. The "
-        "gates are those of v1. With the floor, which `quantarion qins convert` takes by default, weights below "
-        f"{FLOOR:g} of their layer's largest are stored as that; the format is the same. Greedy: equal bytes of "
+        "gates are those of v1; tiers are those of checkpoints and `quantarion qins encode`, compressed with zstd. With "
+        f"the floor, which `quantarion qins convert` takes by default, weights below {FLOOR:g} of their layer's largest "
+        "are stored as that; the format is the same. Greedy: equal bytes of "
         f"{GREEDY_STEPS}, after each of the fixed prompts below.",
         "",
         *gates(measured),

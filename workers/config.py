@@ -122,6 +122,12 @@ class CheckpointConfig(Config):
         description="With tier `qins`, the codec of the weights: `int8` in blocks of 128; logarithmic codes of 7 or 8 bits "
         "in such blocks, `log7` and `log8`, which need no range for the tensor and keep NaN; or the logarithmic code `v1`.",
     )
+    share_bytes: Count = Field(
+        64 << 20,
+        description="Large states are written by several ranks while they train: by as many as there are shares of this "
+        "size in one. A smaller one is written by one rank, and so is the last one of a job.",
+        json_schema_extra=unit("bytes"),
+    )
     keep: Count = Field(
         3,
         description="How many of the newest checkpoints stay on disk; the newest exact one stays beside them.",

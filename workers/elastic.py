@@ -544,6 +544,7 @@ class Job:
         if not isinstance(rank, Rank):
             return
         is_saved = step == rank.save_after or self.config.checkpoint.due(step) is not None
+        is_saved |= self._keeper.saves_together(step)
         if not is_saved and step != rank.first_step and not self._digests.is_due(step):
             return
         begun = time.perf_counter()
@@ -676,6 +677,7 @@ class Job:
         self._again = 0  # who is new does not know of it
         self._units = self._rank.topology.units(self._rank.hosts)
         self._engine.compression.begin_generation(self._units)
+        self._keeper.begin_generation()
         self._reducer = self._new_reducer()
         self._log.write_from_now_on(first)
         self._busy.begin_generation()

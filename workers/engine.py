@@ -42,6 +42,7 @@ from workers.rounds import from_rows
 from workers.state import Captured, Copy, ReplicatedState, copied, tensor_bytes
 from workers.sum_check import SumCheck
 from workers.transfer import Commit, Heir, Snapshot, TransferError
+from workers.votes import NO_VOTES, Votes
 
 HASHED_ELEMENTS = 1024
 """Sampled from each bucket for the lineage: some 20 µs a bucket where its memory is cold (EP names)."""
@@ -52,7 +53,9 @@ HOST_SLOTS = 2
 OWED_EVERY = 10
 """Steps from one look at the norm of what is owed to the next."""
 
-_SCALARS = ("loss", "samples", "refused", "alarmed")
+_SCALARS = ("loss", "samples", "refused", "alarmed", *Votes._fields)
+_REFUSED, _ALARMED = (_SCALARS.index(name) - len(_SCALARS) for name in ("refused", "alarmed"))
+"""Where they stand, from the end of the tail."""
 
 
 Results = TypeVar("Results")
@@ -137,6 +140,9 @@ class Engine:
         """L2 norm of the residuals relative to that of the reduced gradient, not older than `OWED_EVERY` steps (CC-12)."""
         self.decisions: list[dict[str, Any]] = []
         """About compression, of the last commit; plain values."""
+        self.vote: Callable[[], Votes] = lambda: NO_VOTES  # this rank's, for the step that ends
+        self.votes = NO_VOTES
+        """Their sums over all ranks, of the last commit."""
         self._stop: Callable[[], bool] = lambda: False
         self._armed = False
         self._pending: list[Pending] = []
@@ -160,7 +166,7 @@ class Engine:
     @property
     def refused(self) -> bool:
         """After `finish_exchange`: a rank's gradient or loss is not finite; the same on all."""
-        return float(self.staging.tail[-2]) > 0
+        return float(self.staging.tail[_REFUSED]) > 0
 
     @property
     def own_refusal(self) -> str | None:
@@ -353,7 +359,7 @@ class Engine:
     def _decide(self, step: int, meta: dict[str, Any]) -> None:
         controller = self.compression.controller
         if controller is not None:
-            alarmed = float(self.staging.tail[-1]) > 0
+            alarmed = float(self.staging.tail[_ALARMED]) > 0
             self.decisions = controller.decide(step, self._measured, tuple(meta["hosts"]), alarmed=alarmed)
             if "gradient_norm" in meta:
                 controller.measures.gradient_norm(meta["gradient_norm"])
@@ -611,7 +617,8 @@ class Engine:
         self._buffers.write(tail[count:scalars], self._samples / batch)
         controller = self.compression.controller
         refused, alarmed = self.own_refusal is not None, controller is not None and controller.alarm
-        tail[scalars:] = torch.tensor([self._loss_sum, float(self._samples), float(refused), float(alarmed)])
+        flags = (float(refused), float(alarmed), *self.vote())
+        tail[scalars:] = torch.tensor([self._loss_sum, float(self._samples), *flags])
 
     @torch.no_grad()
     def _apply(self, meta: dict[str, Any]) -> None:
@@ -629,7 +636,8 @@ class Engine:
                 parameter.grad = view
             if scale != 1.0 and parameter.grad is not None:
                 parameter.grad.mul_(scale)  # a copy, as there is a scaler
-        loss_sum, samples, refused, _ = tail[-len(_SCALARS) :].tolist()
+        loss_sum, samples, refused, _, *votes = tail[-len(_SCALARS) :].tolist()
+        self.votes = Votes(*votes)
         if self.outer is not None:
             self.outer.put_back(moments=bool(refused))
         meta["loss"] = loss_sum / samples if samples and math.isfinite(loss_sum) else None

@@ -7,28 +7,35 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from quantarion.v1 import control_pb2 as pb
 
-from workers.checkpoint import BackgroundWriter, CheckpointError, Entry, Published, check_fits, load_newest, set_aside
+from workers.checkpoint import BackgroundWriter, CheckpointError, Entry, check_fits, load_newest, set_aside
+from workers.checkpoint.background import Outcome
 from workers.checkpoint.errors import StaleWriter, StorageError
+from workers.checkpoint.joint import HandedIn, Joint
 from workers.checkpoint.manifest import EXACT
 from workers.checkpoint.places import MANIFEST, Where, checkpoints_of, read_bytes
+from workers.checkpoint.shares import divide, num_writers, writer_at
 from workers.collectives.exchange import Abandoned
 from workers.config import TrainingConfig
 from workers.engine import Engine
 from workers.errors import TaskError
 from workers.identity import NOWHERE, Generation, StateId, next_lineage
+from workers.joint_saves import JointSaves
 from workers.paths import DISTRUSTED
 from workers.rank import Rank
 from workers.solo import SoloRank
 from workers.staging import Staging
 from workers.state import Captured
 from workers.transfer import Snapshot
+from workers.votes import NO_VOTES, Votes
 
 logger = logging.getLogger("quantarion.keeper")
 
@@ -57,13 +64,16 @@ _PLAN = {
 
 
 class Keeper:
-    """The duties towards storage of the first of the ring; on other ranks it only waits to become the first."""
+    """The duties towards storage of the first of the ring. Others write their share of a large state that is saved while
+    training (CK-4); beyond that they wait to become the first."""
 
     def __init__(self, rank: Rank | SoloRank, engine: Engine, config: TrainingConfig) -> None:
         self._rank, self._engine, self._config = rank, engine, config
         self._root = checkpoints_of(rank.folder)
         self._writer: BackgroundWriter | None = None
         self._staging = Staging()
+        self._joint = JointSaves(config.checkpoint, self._is_busy)
+        engine.vote = self._vote
         self._skipped_told: set[str] = set()
         self._phase = ""
         self._begun: StateId | None = None  # the state with which the present phase began
@@ -74,9 +84,58 @@ class Keeper:
 
     def after_step(self, step: int) -> None:
         """Save every `checkpoint.every` steps, and where somebody has asked for it, beside training (CK-3)."""
-        tier = EXACT if self._is_asked_for(step) else self._config.checkpoint.due(step)
-        if tier is not None and self._rank.index == 0 and isinstance(self._rank, Rank):
+        if not isinstance(self._rank, Rank):
+            return
+        if self._joint.writers > 1:
+            if self._engine.votes.exact:
+                self._asked_for_is_served(step)
+            tier = self._joint.decide(step, self._engine.votes)
+            if self._engine.votes.alone:
+                self._joint.writers = 1
+        else:
+            tier = EXACT if self._is_asked_for(step) else self._config.checkpoint.due(step)
+        if tier is not None and self._joint.writers > 1:
+            self._submit_share(tier)
+        elif tier is not None and self._rank.index == 0:
             self._submit(tier)
+        if step == self._rank.first_step:
+            self._joint.writers = self._num_writers()
+
+    def begin_generation(self) -> None:
+        """Who writes may have changed."""
+        if self._joint.begin_generation(self._rank.index == 0):
+            self._served = None  # what was asked for was not begun
+
+    def saves_together(self, step: int) -> bool:
+        """Whether the ranks save the state after `step`, which is committed, together."""
+        return self._joint.writers > 1 and self._joint.decide(step, self._engine.votes) is not None
+
+    def _is_busy(self) -> bool:
+        return self._writer is not None and self._writer.is_busy
+
+    def _num_writers(self) -> int:
+        """By the bytes of a state; the same on all ranks, as they have the same one."""
+        tensors = self._engine.capture(_as_it_is).captured.tensors
+        raw_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        return num_writers(raw_bytes, self._rank.world, self._config.checkpoint.share_bytes)
+
+    def _vote(self) -> Votes:
+        rank = self._rank
+        if self._joint.writers == 1 or not isinstance(rank, Rank):
+            return NO_VOTES
+        is_asked = rank.index == 0 and 0 < rank.save_after <= rank.machine.state.step + 1
+        if is_asked and self._served == (rank.save_after, self._engine.restores):
+            self._tell_again(rank.save_after)
+            is_asked, rank.save_after = False, 0
+        return self._joint.vote(is_asked)
+
+    def _asked_for_is_served(self, step: int) -> None:
+        """Or will be, after a step that follows."""
+        rank = self._rank
+        if isinstance(rank, Rank) and 0 < rank.save_after <= step:
+            if rank.index == 0:
+                self._served = rank.save_after, self._engine.restores
+            rank.save_after = 0
 
     def enter(self, phase: str) -> None:
         """Before each step and round of a phase: the state with which another begins is saved, exact (CK section 1).
@@ -150,15 +209,37 @@ class Keeper:
         return self._writer
 
     def _submit(self, tier: str) -> BackgroundWriter:
-        writer = self._open()
-        snapshot = self._engine.capture(self._staging.copy)
+        """All of the state, by this rank."""
+        return self._queue(self._engine.capture(self._staging.copy), tier)
+
+    def _submit_share(self, tier: str) -> None:
+        """Of the state, by each of the ranks that write."""
+        rank, machine = self._rank, self._rank.machine
+        generation, snapshot = machine.generation, self._engine.capture(_as_it_is)
+        tensors = snapshot.captured.tensors
+        writer = writer_at(rank.index, rank.world, self._joint.writers)
+        if writer is None:
+            return
+        shares = divide({name: tensor.nbytes for name, tensor in tensors.items()}, self._joint.writers)
+        joint = Joint(writer, shares, lambda: machine.generation == generation)
+        mine = set(joint.mine)
+        snapshot.captured.tensors = {
+            name: self._staging.copy(name, tensor) if name in mine else torch.empty_like(tensor, device="meta")
+            for name, tensor in tensors.items()
+        }
+        self._queue(snapshot, tier, joint)
+        self._joint.begun(joint)
+
+    def _queue(self, snapshot: Snapshot, tier: str, joint: Joint | None = None) -> BackgroundWriter:
+        writer, state = self._open(), snapshot.state
         snapshot.captured.meta.update({**_ids(snapshot), "plan": plan_of(self._config)})
         self._rank.faults.hit("in_publish")
-        state = snapshot.state
-        if tier == EXACT:  # until it turns out otherwise
+        if tier == EXACT and (joint is None or joint.leads):  # until it turns out otherwise
             self._exact = state, self._engine.restores
         writer.submit(
             snapshot.captured,
+            joint=joint,
+            on_done=None if joint is None else partial(self._heard, tier, joint.leads),
             step=state.step,
             generation=self._rank.machine.generation,
             lineage=state.lineage,
@@ -188,8 +269,16 @@ class Keeper:
 
         return is_current
 
-    def _report(self, outcome: Published | CheckpointError) -> None:
+    def _heard(self, tier: str, leads: bool, outcome: Outcome) -> None:
+        """What became of this rank's part of what several write; in the writer's thread."""
+        self._joint.heard(tier, outcome)
+        if leads or not isinstance(outcome, StaleWriter):  # that, who leads tells
+            self._report(outcome)
+
+    def _report(self, outcome: Outcome) -> None:
         """In the writer's thread."""
+        if isinstance(outcome, HandedIn):
+            return
         if isinstance(outcome, CheckpointError):
             self._exact = None
             if not isinstance(outcome, StorageError):  # which is tried again
@@ -320,6 +409,11 @@ class Keeper:
     def _result_failed(self, error: OSError) -> None:
         note = pb.Note(kind="result_failed", json=json.dumps({"error": str(error)}))
         self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
+
+
+def _as_it_is(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """No copy: for those that are needed."""
+    return tensor.detach()
 
 
 def plan_of(config: TrainingConfig) -> dict[str, Any]:

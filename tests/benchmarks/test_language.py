@@ -66,11 +66,12 @@ def measured() -> Measured:
 def test_qn15_the_page_says_which_gates_v1_misses(measured: Measured) -> None:
     v1, *others = measured.rows
     bad = dataclasses.replace(v1, agreement=dataclasses.replace(v1.agreement, kl=2e-3, top1=0.5, top10=1.0))
-    lines = {line.split(" | ")[0].strip("| "): line for line in gates(dataclasses.replace(measured, rows=[bad, *others]))}
-    assert lines["kl"].split(" | ")[1:3] == ["<= 1.0e-03", "2.0e-03 **missed**"]
-    assert lines["top1"].split(" | ")[1:3] == [">= 98.00 %", "50.00 % **missed**"]
-    assert lines["top10"].split(" | ")[1:3] == [">= 98.50 %", "100.00 %"]
-    assert {gate.measurement.replace("_", " ") for gate in GATES} | {"ratio"} <= set(lines)
+    found = cells(gates(dataclasses.replace(measured, rows=[bad, *others])))
+    asked, told = found["gate of v1"], found["v1"]
+    assert (asked["kl"], told["kl"]) == ("<= 1.0e-03", "2.0e-03 **missed**")
+    assert (asked["top1"], told["top1"]) == (">= 98.00 %", "50.00 % **missed**")
+    assert (asked["top10"], told["top10"]) == (">= 98.50 %", "100.00 %")
+    assert {gate.measurement.replace("_", " ") for gate in GATES} | {"ratio"} <= set(asked)
 
 
 def test_qn15_gates_are_not_asked_of_other_codecs(measured: Measured) -> None:
@@ -78,8 +79,23 @@ def test_qn15_gates_are_not_asked_of_other_codecs(measured: Measured) -> None:
         dataclasses.replace(row, agreement=dataclasses.replace(row.agreement, kl=1.0 if row.codec == "int8" else 0.0))
         for row in measured.rows
     ]
-    [line] = [line for line in gates(dataclasses.replace(measured, rows=rows)) if line.startswith("| kl")]
-    assert "missed" not in line and line.endswith("| 1.0e+00 |")
+    assert cells(gates(dataclasses.replace(measured, rows=rows)))["int8 per row"]["kl"] == "1.0e+00"
+
+
+def test_qn15_every_codec_and_tier_has_its_row(measured: Measured) -> None:
+    """Those of another package, too, where it is installed."""
+    model = ByteTransformer(256, 16, 16, 1, 2).eval()
+    rows = figures(model, bytes(range(256)), Fixed("today", []))
+    found = cells(gates(dataclasses.replace(measured, rows=rows)))
+    assert {"v1", "tier v1", "tier log7", "tier log8", "tier int8", "tier exact", "bf16", "int8 per row"} < found.keys()
+    assert found["tier exact"]["kl"] == "0.0e+00"
+    assert found["tier v1"]["top1"] == found["v1"]["top1"].removesuffix(" **missed**")
+
+
+def cells(table: list[str]) -> dict[str, dict[str, str]]:
+    """By row and column."""
+    head, _, *rows = ([cell.strip() for cell in line.strip().strip("|").split("|")] for line in table)
+    return {name: dict(zip(head[1:], rest, strict=True)) for name, *rest in rows}
 
 
 def test_the_pool_shows_how_many_texts_are_whole_and_the_fixed_prompts_how_much_is_new(measured: Measured) -> None:

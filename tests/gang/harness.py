@@ -74,6 +74,7 @@ class Gang(gang.Gang):
     sensors: tuple[str, ...] = ()  # hosts that have the temperature that `heat` gives them
     epochs: int = EPOCHS
     checkpoint_every: int = 50
+    checkpoint: dict[str, Any] = field(default_factory=dict)  # what else
     replace_wait: float = 600.0
     wide: bool = False  # a model for which links matter
     continued: int = 0  # stopped ranks that were let go on in time
@@ -126,7 +127,7 @@ class Gang(gang.Gang):
                 "task": {"script": str(PROGRAM)},
                 "phases": {"fp32_epochs": self.epochs, "qat_epochs": 0},
                 "evaluate_every": 5,
-                "checkpoint": {"every": self.checkpoint_every},
+                "checkpoint": {"every": self.checkpoint_every, **self.checkpoint},
                 "limits": {"agent_grace": self.agent_grace, "exits_allowed": self.exits_allowed},
                 "faults": list(self.faults),
             }

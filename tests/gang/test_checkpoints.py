@@ -8,8 +8,9 @@ import pytest
 
 from orchestrator import save_command
 from orchestrator.errors import UserError
-from tests.gang.harness import Gang
-from workers.checkpoint import load
+from tests.gang.harness import WORLD, Gang
+from workers.checkpoint import list_checkpoints, load, read_manifest
+from workers.state import digest
 
 StartGang = Callable[..., Gang]
 
@@ -65,3 +66,68 @@ def test_gm33_without_hosts_it_ends_with_the_exit_code_that_says_to_start_it_aga
     g.start(resume=True)
     g.check()
     assert g.events("resumed")[-1]["step"] == step
+
+
+SHARED = {"share_bytes": 1, "keep": 100}
+"""Every rank writes a share."""
+
+
+def shards(g: Gang) -> dict[int, int]:
+    """How many files hold the state, by the step of the checkpoint."""
+    entries = list_checkpoints(g.folder / "checkpoints")
+    return {entry.step: len(read_manifest(entry.path).shards) for entry in entries}
+
+
+def test_ck4_what_the_ranks_save_together_is_what_one_saves(gang: StartGang, quiet: Gang, undisturbed: str) -> None:
+    """The same bits at the same step, in as many files as there are ranks."""
+    g = gang(checkpoint=SHARED, checkpoint_every=25)
+    g.check(same_as=undisturbed)
+    found = shards(g)
+    together = [step for step, number in found.items() if number == WORLD]
+    assert len(together) >= len(found) - 1 >= 3  # the last state of all is saved by one rank
+    alone = {entry.step: entry.path for entry in list_checkpoints(quiet.folder / "checkpoints")}
+    both = alone.keys() & set(together)
+    assert both
+    for entry in list_checkpoints(g.folder / "checkpoints"):
+        if entry.step in both:
+            theirs, ours = load(alone[entry.step]), load(entry.path)
+            theirs.meta = ours.meta  # which ends in times
+            assert digest(ours) == digest(theirs)
+    assert not list((g.folder / "checkpoints").glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_ck4_a_rank_that_dies_while_all_write_costs_that_checkpoint(gang: StartGang, rank: int) -> None:
+    """Whoever it is: the next ones are saved by those who are there."""
+    g = gang(checkpoint=SHARED, checkpoint_every=20, faults=(f"in_publish@rank={rank}=kill",), epochs=20)
+    g.check()
+    found = shards(g)
+    assert len([step for step, number in found.items() if number == WORLD]) > 3
+    events = g.events("checkpoint")
+    assert {event["step"] for event in events} == set(found)
+
+
+def test_ck4_what_is_asked_for_is_saved_by_all(gang: StartGang, capsys: pytest.CaptureFixture[str]) -> None:
+    g = gang(checkpoint=SHARED, checkpoint_every=0, epochs=40)
+    g.wait_until_measured()
+    for _ in range(2):
+        assert save_command.checkpoint("gang", g.storage, wait=True) == 0
+    asked, saved = g.events("operator"), g.events("checkpoint")
+    assert len(asked) == len(saved) == 2 and all(each["tier"] == "exact" for each in saved)
+    assert all(after["step"] >= before["step"] > 0 for before, after in zip(asked, saved, strict=True))
+    assert {shards(g)[each["step"]] for each in saved} == {WORLD}
+    g.check()
+
+
+@pytest.mark.parametrize("hosts", [1, 3, 4])
+def test_ck8_what_four_ranks_have_saved_is_taken_up_by_another_number(gang: StartGang, hosts: int) -> None:
+    """Everything dies; two, six or eight ranks go on from what the four have saved together."""
+    g = gang(checkpoint=SHARED | {"tier": "qins", "exact_every": 2}, checkpoint_every=10, epochs=20)
+    g.wait_for("checkpoints", lambda: len([n for n in shards(g).values() if n == WORLD]) > 2)
+    g.clear()
+    g.hosts = hosts
+    g.start(resume=True)
+    (resumed,) = g.wait_for("the resume", lambda: g.events("resumed"))
+    assert shards(g)[resumed["step"]] == WORLD
+    assert g.finish() == 0
+    g.check_line()

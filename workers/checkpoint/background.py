@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,12 @@ import torch
 from workers.checkpoint.catalog import Entry
 from workers.checkpoint.chain import Chain
 from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError
+from workers.checkpoint.joint import HandedIn, Joint
 from workers.checkpoint.manifest import EXACT
 from workers.checkpoint.places import Where
 from workers.checkpoint.remote import Remote, io_thread
 from workers.checkpoint.retention import Metric, prune
-from workers.checkpoint.writer import Published, save
+from workers.checkpoint.writer import Published, hand_in, save
 from workers.resources import disk_share
 from workers.state import Captured
 
@@ -36,7 +38,8 @@ LEAST = 2
 """Checkpoints that stay however full the disk is, with the newest exact one: whether ranks differ is known a little later
 than the newest one is written, and then the job goes back to the one before (GM-17)."""
 
-Outcome = Published[Any] | CheckpointError
+Outcome = Published[Any] | HandedIn | CheckpointError
+Done = Callable[[Outcome], None]
 Release = Callable[[Mapping[str, torch.Tensor]], None]
 Fence = Callable[[], bool]
 
@@ -49,6 +52,9 @@ class BackgroundWriter:
     or the writer is closed), and with an error where old checkpoints could not be pruned after that. With `keep`, the
     newest that many sound checkpoints stay, and the newest exact one; fewer after `make_room`. `every` and `best` are those
     of `prune`.
+
+    What several ranks write together is tried once, and pushes nothing out, nor does anything push it out: the others count
+    on it.
     """
 
     def __init__(
@@ -56,7 +62,7 @@ class BackgroundWriter:
         root: Where,
         *,
         job: str,
-        on_done: Callable[[Outcome], None],
+        on_done: Done,
         keep: int | None = None,
         every: int = 0,
         best: Metric | None = None,
@@ -69,7 +75,7 @@ class BackgroundWriter:
         self._first_retry_seconds = first_retry_seconds
         self._chain = Chain()
         self._changed = threading.Condition()
-        self._queued: _Order | None = None
+        self._queued: deque[_Order] = deque()
         self._is_writing = False
         self._is_closed = False
         self._scarce_until, self._above = -math.inf, 1.0
@@ -91,14 +97,30 @@ class BackgroundWriter:
         weights: str = "int8",
         whole_every: int = 1,
         release: Release | None = None,
+        joint: Joint | None = None,
+        on_done: Done | None = None,
     ) -> None:
         """Queue a state, which from now on belongs to the writer, until it calls `release` with its tensors, in any thread.
         Returns at once.
 
-        One still queued is dropped; but where that is exact and the new one is not, the new one is.
+        One still queued is dropped; but where that is exact and the new one is not, the new one is. With `joint` only this
+        rank's share of it is written; `on_done` hears of this state in place of the writer's.
         """
 
-        def write() -> Published[Any]:
+        def write() -> Published[Any] | HandedIn:
+            if joint is not None and not joint.leads:
+                return hand_in(
+                    state,
+                    self._root,
+                    joint,
+                    step=step,
+                    generation=generation,
+                    rounds=rounds,
+                    tier=tier,
+                    weights=weights,
+                    chain=self._chain,
+                    whole_every=whole_every,
+                )
             return save(
                 state,
                 self._root,
@@ -113,18 +135,35 @@ class BackgroundWriter:
                 weights=weights,
                 chain=self._chain,
                 whole_every=whole_every,
+                joint=joint,
             )
 
         with self._changed:
             if self._is_closed:
                 raise RuntimeError("the checkpoint writer is closed")
-            order = _Order(write, fence, tier == EXACT, partial(release or _nothing, state.tensors))
-            dropped: _Order | None = order
-            if self._queued is None or tier == EXACT or not self._queued.is_exact:
-                self._queued, dropped = order, self._queued
+            let_go = partial(release or _nothing, state.tensors)
+            order = _Order(write, fence, tier == EXACT, let_go, on_done or self._on_done, joint)
+            dropped = self._queue(order)
             self._changed.notify_all()
         if dropped is not None:
             dropped.release()
+
+    def _queue(self, order: _Order) -> _Order | None:
+        """Returns the one that is not to be written after all."""
+        last = self._queued[-1] if self._queued else None
+        if last is None or last.joint is not None or order.joint is not None:
+            self._queued.append(order)
+            return None
+        if last.is_exact and not order.is_exact:
+            return order
+        self._queued[-1] = order
+        return last
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything that it has not finished."""
+        with self._changed:
+            return self._is_asked or self._is_writing
 
     def make_room(self, seconds: float, above: float, fence: Fence) -> None:
         """The disk is nearly full: for so long, and while more than the share `above` of it is used, no more checkpoints
@@ -158,7 +197,6 @@ class BackgroundWriter:
                 task()
             except Exception:
                 logger.exception("the checkpoint writer met a bug; it goes on with the next state")
-                self._report(CheckpointError("the checkpoint was not written because of a bug; the log has its traceback"))
             finally:
                 with self._changed:
                     self._is_writing = False
@@ -167,23 +205,26 @@ class BackgroundWriter:
     @property
     def _is_asked(self) -> bool:
         """For anything."""
-        return self._queued is not None or self._to_prune is not None
+        return bool(self._queued) or self._to_prune is not None
 
     def _next(self) -> Callable[[], None] | None:
         """To prune comes first: it makes room for what is to be saved. None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_asked or self._is_closed)
-            fence, order = self._to_prune, self._queued
+            fence = self._to_prune
             self._is_writing = self._is_asked
             if fence is not None:
                 self._to_prune = None
                 return partial(self._prune, fence)
-            self._queued = None
-            return None if order is None else partial(self._finish, order)
+            return partial(self._finish, self._queued.popleft()) if self._queued else None
 
     def _finish(self, order: _Order) -> None:
         try:
             self._write(order)
+        except Exception:
+            bug = CheckpointError("the checkpoint was not written because of a bug; the log has its traceback")
+            self._report(bug, order.on_done)
+            raise
         finally:
             order.release()
 
@@ -194,14 +235,16 @@ class BackgroundWriter:
                 published = order.write()
                 break
             except CheckpointError as error:
-                self._report(error)
-                if isinstance(error, StorageError) and self._is_scarce:
+                self._report(error, order.on_done)
+                if isinstance(error, StorageError) and self._is_scarce and order.leads:
                     self._prune(order.fence)  # else it is refused again
-                if not isinstance(error, StorageError) or self._is_superseded_within(pause):
+                is_final = order.joint is not None or not isinstance(error, StorageError)
+                if is_final or self._is_superseded_within(pause):
                     return
                 pause = min(2 * pause, LONGEST_RETRY_SECONDS)
-        self._report(published)
-        self._prune(order.fence)
+        self._report(published, order.on_done)
+        if order.leads:
+            self._prune(order.fence)
 
     @property
     def _is_scarce(self) -> bool:
@@ -233,11 +276,11 @@ class BackgroundWriter:
 
     def _is_superseded_within(self, seconds: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: self._queued is not None or self._is_closed, seconds)
+            return self._changed.wait_for(lambda: bool(self._queued) or self._is_closed, seconds)
 
-    def _report(self, outcome: Outcome) -> None:
+    def _report(self, outcome: Outcome, on_done: Done | None = None) -> None:
         try:
-            self._on_done(outcome)
+            (on_done or self._on_done)(outcome)
         except Exception:
             logger.exception("the callback of the checkpoint writer raised")
 
@@ -246,9 +289,17 @@ class _Order:
     """A state to save, bound to how, the fence of its generation, and what is called when nobody needs it any more."""
 
     def __init__(
-        self, write: Callable[[], Published[Any]], fence: Fence, is_exact: bool, release: Callable[[], None]
+        self,
+        write: Callable[[], Published[Any] | HandedIn],
+        fence: Fence,
+        is_exact: bool,
+        release: Callable[[], None],
+        on_done: Done,
+        joint: Joint | None,
     ) -> None:
         self.write, self.fence, self.is_exact, self.release = write, fence, is_exact, release
+        self.on_done, self.joint = on_done, joint
+        self.leads = joint is None or joint.leads
 
 
 def _nothing(tensors: Mapping[str, torch.Tensor]) -> None:

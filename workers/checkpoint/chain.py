@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from workers.checkpoint.deltas import Coded
 from workers.checkpoint.errors import CheckpointError
@@ -21,10 +21,11 @@ class Chain:
         self._depth = 0
         self._names: list[str] = []
         self._coded: Mapping[str, Coded] = {}
+        self._handed_in: tuple[Where, frozenset[str], Increment] | None = None
 
     def forget(self) -> None:
         """The next one is whole."""
-        self._folder, self._coded = None, {}
+        self._folder, self._coded, self._handed_in = None, {}, None
 
     def increment(self, root: Where, names: Sequence[str], longest: int) -> Increment:
         """Of a state with these tensors, in that order, that is to be saved below `root`. It is whole where what the last
@@ -37,6 +38,35 @@ class Chain:
             return Increment(None, {})
         return Increment(Base(folder=folder.name, checksum=self._checksum), self._coded)
 
+    def follow(self, base: Base | None, root: Where) -> Increment:
+        """Of this writer's share of a checkpoint below `root` that is a difference to `base`, as who leads has said; of a
+        whole one with None. The share is whole, too, where this writer has no codes of its share of the base."""
+        self._names = []  # of a whole checkpoint it knows nothing: it cannot lead on from here
+        if base is None:
+            self.forget()
+            return Increment(None, {})
+        if self._handed_in is not None:
+            folder, shards, increment = self._handed_in
+            if folder == root / base.folder and self._is_published(folder, shards, base):
+                self._folder, self._checksum, self._coded = folder, base.checksum, increment.after
+            self._handed_in = None
+        if self._folder != root / base.folder or self._checksum != base.checksum:
+            self._folder, self._coded = None, {}
+            return Increment(None, {})
+        return Increment(base, self._coded)
+
+    def hand_in(self, folder: Where, shards: Iterable[str], increment: Increment) -> None:
+        """This writer's share of what may be published as `folder` lies in files of these names."""
+        self._handed_in = folder, frozenset(shards), increment
+
+    def _is_published(self, folder: Where, shards: frozenset[str], base: Base) -> bool:
+        """Whether the checkpoint there is the one that these shards were written for."""
+        try:
+            manifest = read_manifest(folder)
+            return manifest_checksum(folder) == base.checksum and shards <= {entry.name for entry in manifest.shards}
+        except CheckpointError:
+            return False
+
     def _is_there(self, folder: Where) -> bool:
         try:
             chain_of(folder, read_manifest(folder))
@@ -45,7 +75,7 @@ class Chain:
             return False
 
     def extend(self, folder: Where, names: Sequence[str], increment: Increment) -> None:
-        """`increment` is published as `folder`."""
+        """`increment`, all of it or this writer's share, is published as `folder`; that has these tensors."""
         try:
             self._checksum = manifest_checksum(folder)
         except CheckpointError:

@@ -26,7 +26,7 @@ from workers.checkpoint.planes import Bytes, join_planes, split_planes
 
 CODEC = "planes.zstd/1"
 LEVEL = 3
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 4 << 20
 """Raw bytes of a chunk, as written."""
 
 MAX_CHUNK_BYTES = 256 << 20
@@ -114,7 +114,7 @@ class Encoder:
     """Encodes tensors one after the other on one reused buffer; `threads` are zstd's, beside the caller's."""
 
     def __init__(self, threads: int = 0, chunk_bytes: int = CHUNK_BYTES) -> None:
-        self._zstd = zstandard.ZstdCompressor(level=LEVEL, threads=threads)
+        self._zstd = zstandard.ZstdCompressor(level=LEVEL, threads=threads, write_checksum=True)
         self._chunk_bytes = chunk_bytes
         self._planes = np.empty(0, np.uint8)
 
@@ -126,7 +126,7 @@ class Encoder:
 
         Raises ValueError, with the reason, where that codec cannot hold it.
         """
-        values, chunk = as_float32(name, tensor), self._chunk(tensor)
+        values, chunk = as_float32(name, tensor), self.chunk(tensor)
         checksum, blobs = self._framed(LOSSY[codec].pack(name, values, chunk), kept)
         kind, shape = dtype_name(tensor.dtype), list(tensor.shape)
         return TensorRecord(name=name, codec=codec, dtype=kind, shape=shape, chunk=chunk, checksum=checksum), blobs
@@ -135,7 +135,7 @@ class Encoder:
         """An empty `Coded` for `encode_lossy`, or None where no differences are made to that codec."""
         if codec not in DELTAS:
             return None
-        return Coded(codec, dtype_name(tensor.dtype), list(tensor.shape), self._chunk(tensor))
+        return Coded(codec, dtype_name(tensor.dtype), list(tensor.shape), self.chunk(tensor))
 
     def encode_delta(self, name: str, tensor: torch.Tensor, base: Coded) -> tuple[TensorRecord, list[bytes], Coded] | None:
         """The record of a float tensor as a difference to `base`, one zstd frame per chunk, and what a later difference
@@ -171,8 +171,8 @@ class Encoder:
                 kept.add(np.frombuffer(payload, np.uint8))
         return digest.hexdigest(), blobs
 
-    def _chunk(self, tensor: torch.Tensor) -> int:
-        """Elements of a chunk."""
+    def chunk(self, tensor: torch.Tensor) -> int:
+        """Elements of each chunk of such a tensor but the last."""
         return max(1, self._chunk_bytes // tensor.dtype.itemsize)
 
     def encode(self, name: str, tensor: torch.Tensor) -> tuple[TensorRecord, list[bytes]]:
@@ -181,7 +181,7 @@ class Encoder:
         Raises ValueError, with a sentence, for any other tensor.
         """
         raw = _raw_bytes(name, tensor)
-        itemsize, chunk = tensor.dtype.itemsize, self._chunk(tensor)
+        itemsize, chunk = tensor.dtype.itemsize, self.chunk(tensor)
         blobs = [
             self._compress(raw[start : start + chunk * itemsize], itemsize)
             for start in range(0, raw.size, chunk * itemsize)
@@ -289,16 +289,24 @@ class Decoder:
             raise damaged(link.file, str(error)) from None
         return tensor
 
+    def check(self, link: Link) -> None:
+        """Raise CheckpointError where a chunk is not what was written, as far as its own checksum tells."""
+        try:
+            for index in range(link.record.num_chunks):
+                self._decompress(link.record, link.blob(index), index)
+        except ValueError as error:
+            raise damaged(link.file, str(error)) from None
+
     def _decompress(self, record: TensorRecord, blob: Bytes, index: int) -> Bytes:
         least, most = record.chunk_bytes(index), record.most_chunk_bytes(index)
         try:
             declared = zstandard.get_frame_parameters(blob.data).content_size
             if not least <= declared <= most:
                 wanted = str(least) if least == most else f"{least} to {most}"
-                raise ValueError(f"a chunk of tensor {record.name!r} declares {declared} bytes instead of {wanted}")
+                raise ValueError(f"chunk {index} of tensor {record.name!r} declares {declared} bytes instead of {wanted}")
             raw = self._zstd.decompress(blob.data, allow_extra_data=False)
         except zstandard.ZstdError as error:
-            raise ValueError(f"a chunk of tensor {record.name!r} does not decompress ({error})") from None
+            raise ValueError(f"chunk {index} of tensor {record.name!r} does not decompress ({error})") from None
         return np.frombuffer(raw, np.uint8)
 
 

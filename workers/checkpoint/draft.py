@@ -16,9 +16,11 @@ from workers.checkpoint.remote import Remote
 
 
 class Draft(Protocol):
-    """Of one attempt; all methods raise OSError. `folder` is where its files are made, on this machine."""
+    """Of one attempt; all methods raise OSError. `folder` is where its files are made, on this machine; `syncs`: that is
+    where they stay."""
 
     folder: Path
+    syncs: bool
 
     def shard(self, index: int) -> str:
         """The name of a file of tensors."""
@@ -43,6 +45,8 @@ def draft(target: Where) -> Draft:
 
 class FolderDraft:
     """A hidden folder beside `target`, renamed at last."""
+
+    syncs = True
 
     def __init__(self, target: Path) -> None:
         self._target = target
@@ -79,6 +83,8 @@ class FolderDraft:
 class RemoteDraft:
     """Objects at their place, of names that no other attempt has, and at last the manifest that lists them, put on the
     condition that there is none. Of the files one at a time lies on this machine."""
+
+    syncs = False
 
     def __init__(self, target: Remote) -> None:
         self._target, self._token = target, secrets.token_hex(4)

@@ -4,14 +4,14 @@
 |---|---|
 | `qins.v1/1` | log_min, log_max (float32), n codes, ⌈n / 8⌉ bytes of sign bits, lowest bit first, 1 for negative |
 | `qins.log8u/1` | log_min, log_max (float32), n codes |
-| `int8.128/1`, `int6.128/1` | ⌈n / 128⌉ scales (bfloat16), n codes int8 |
+| `int8.128/1`, `int6.128/1`, `int4.128/1` | ⌈n / 128⌉ scales (bfloat16), n codes int8 |
 | `qins.log7/1`, `qins.log8/1` | those of `workers.qins.blocks`, longer by what is no number |
 
 Codes of the first two are those of `workers.qins.codec`; 0 stands for an exact zero. In `qins.v1/1` that is lossless: v1
 gives every zero the code 255 and the sign 0. `qins.log8u/1` has v1's formulas without its floor of 1e-8, because second
 moments lie below it, and on the range of what is not zero. In `int8.128/1` a block of 128 elements has the scale
 max |x| / 127, rounded to bfloat16, and x is stored as round(x / scale); the largest |x| still as 127, so that what was
-decoded has the codes that it came from. `int6.128/1` has 31 in place of 127.
+decoded has the codes that it came from. `int6.128/1` has 31 in place of 127, `int4.128/1` has 7.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from workers.qins import blocks
 from workers.qins.blocks import BlockCode
 from workers.qins.codec import QINSCodec, check_range, codes, magnitudes
 
-V1, LOG8U, INT8, INT6 = "qins.v1/1", "qins.log8u/1", "int8.128/1", "int6.128/1"
+V1, LOG8U = "qins.v1/1", "qins.log8u/1"
+INT8, INT6, INT4 = "int8.128/1", "int6.128/1", "int4.128/1"
 LOG7, LOG8 = "qins.log7/1", "qins.log8/1"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BLOCK = 128
@@ -148,6 +149,7 @@ LOSSY = {
     LOG8U: _of_one_size(lambda n: RANGE_BYTES + n, _log8u_pack, _log8u_unpack),
     INT8: _linear(127),
     INT6: _linear(31),
+    INT4: _linear(7),
     LOG7: _in_blocks(blocks.LOG7),
     LOG8: _in_blocks(blocks.LOG8),
 }
@@ -161,11 +163,11 @@ _MOMENTS = {"exp_avg": INT8, "momentum_buffer": INT8, "exp_avg_sq": LOG8U, "max_
 def codecs_of(tensors: Mapping[str, Tensor], weights: str = "int8", is_whole: bool = True) -> dict[str, str]:
     """The codec that the qins tier has for a tensor of a state (workers/state.py), by name; the rest is kept bit for bit.
 
-    Weights, those kept from an earlier epoch too, in `WEIGHTS[weights]`; first moments in int8 blocks, or int6 where the
+    Weights, those kept from an earlier epoch too, in `WEIGHTS[weights]`; first moments in int8 blocks, or int4 where the
     checkpoint is a difference to another, as theirs would take no fewer bits; second moments in an unsigned logarithmic
     code: a linear one would round the small ones to 0, and Adam divides by their root (QN-21).
     """
-    first = INT8 if is_whole else INT6
+    first = INT8 if is_whole else INT4
     codecs = {
         name: _codec_of(name, tensors, WEIGHTS[weights], first) for name, each in tensors.items() if each.dtype in FLOATS
     }

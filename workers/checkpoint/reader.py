@@ -145,7 +145,7 @@ def _links(path: Where, manifest: Manifest) -> Iterator[Link]:
     for entry in manifest.shards:
         shard, wanted = path / entry.name, iter(entry.tensors)
         with at_hand(shard) as file:
-            _check_content(file, entry, shard)
+            _check_content(file, entry, manifest.tier, left, shard)
             for link in read_shard(file, left, manifest.tier, shard):
                 if link.record.name != next(wanted, None):
                     raise damaged(shard, f"it holds tensor {link.record.name!r}, which {MANIFEST} does not list there")
@@ -155,13 +155,26 @@ def _links(path: Where, manifest: Manifest) -> Iterator[Link]:
             raise damaged(shard, f"it lacks tensor {missing!r}, which {MANIFEST} lists")
 
 
-def _check_content(file: Path, entry: ShardEntry, shown: Where) -> None:
+def _check_content(file: Path, entry: ShardEntry, tier: str, limit: int, shown: Where) -> None:
     try:
         found = file_checksum(file)
     except OSError as error:
         raise storage_error("read", shown, error) from error
     if found != entry.checksum:
-        raise damaged(shown, f"its bytes do not match the checksum in {MANIFEST}")
+        where = _damage(file, tier, limit, shown)
+        raise damaged(shown, f"its bytes do not match the checksum in {MANIFEST}{where}")
+
+
+def _damage(file: Path, tier: str, limit: int, shown: Where) -> str:
+    """Where it is: the first chunk that tells by itself (QN-23); nothing where none does, as of files without checksums of
+    chunks, or where it is between them."""
+    decoder = Decoder()
+    try:
+        for link in read_shard(file, limit, tier, shown):
+            decoder.check(link)
+    except CheckpointError as error:
+        return f": {str(error).removeprefix(f'{shown} is damaged: ')}"
+    return ""
 
 
 def _meta(path: Where, manifest: Manifest) -> dict[str, Any]:

@@ -9,20 +9,18 @@ import errno
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b, file_digest
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from workers.checkpoint.codec import CODEC, Encoder, Link, TensorRecord, flaw
+from workers.checkpoint.blobs import BlobFile, room
+from workers.checkpoint.codec import CODEC, Encoder, Link, TensorRecord, dtype_name, flaw
 from workers.checkpoint.deltas import WHOLE, Coded
 from workers.checkpoint.errors import CheckpointError, damaged, storage_error
 from workers.checkpoint.lossy import LOSSY, is_first_moment
@@ -61,45 +59,49 @@ def write_shard(
     tier: str = "exact",
     codecs: Mapping[str, str] | None = None,
     increment: Increment | None = None,
+    *,
+    flushes: bool = False,
 ) -> dict[str, str]:
     """Write `tensors` to a new file, not yet synced: in the lossy codec that `codecs` has for a name, else bit for bit;
-    with an `increment` as the difference to its base, where that is smaller.
+    with an `increment` as the difference to its base, where that is smaller. With `flushes` the disk gets to work on it
+    while it is written. Holds the encoded bytes of one tensor at a time.
 
     Returns the reason by name for each that its codec refused, and that is kept bit for bit instead.
     Raises OSError, or ValueError for a tensor that cannot be held.
     """
     records: list[TensorRecord] = []
-    blobs: dict[str, Bytes] = {}
     refused: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        record, chunks = _encoded(name, tensor, encoder, (codecs or {}).get(name), refused, increment)
-        for index, chunk in enumerate(chunks):
-            blobs[_key(len(records), index)] = np.frombuffer(chunk, np.uint8)
-        records.append(record)
-    listed = json.dumps([record.model_dump() for record in records])
-    metadata = {"format": FORMATS[tier], "tensors": listed, SEAL: _seal(listed)}
-    path.touch(exist_ok=False)
-    mode = path.stat().st_mode
-    try:
-        save_file(blobs, path, metadata=metadata)
-    except SafetensorError as error:
-        raise os_error(error) from None
-    path.chmod(stat.S_IMODE(mode))  # the container library makes files private to the user
-    _order_header(path)
+    with BlobFile(path, _room(tensors, encoder, tier), flushes=flushes) as file:
+        for name, tensor in tensors.items():
+            record, chunks = _encoded(name, tensor, encoder, (codecs or {}).get(name), refused, increment)
+            for index, chunk in enumerate(chunks):
+                file.add(_key(len(records), index), chunk)
+            records.append(record)
+        file.finish(_metadata(records, tier))
     return refused
 
 
-def _order_header(path: Path) -> None:
-    """The container library writes its metadata in the order of a hash; in that of its keys equal input gives equal
-    bytes."""
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:  # as it is padded with spaces
-            file.seek(8)
-            file.write(text.ljust(length))
+def _metadata(records: Sequence[TensorRecord], tier: str) -> dict[str, str]:
+    listed = json.dumps([record.model_dump() for record in records])
+    return {"format": FORMATS[tier], "tensors": listed, SEAL: _seal(listed)}
+
+
+def _room(tensors: Mapping[str, torch.Tensor], encoder: Encoder, tier: str) -> int:
+    """Bytes that the header of a file of these tensors takes, whatever codecs they are in."""
+    longest = max(CODECS[tier], key=len)
+    records = [
+        TensorRecord(
+            name=name,
+            codec=longest,
+            dtype=dtype_name(tensor.dtype),
+            shape=list(tensor.shape),
+            chunk=encoder.chunk(tensor),
+            checksum=_seal(""),
+        )
+        for name, tensor in tensors.items()
+    ]
+    keys = [_key(position, index) for position, record in enumerate(records) for index in range(record.num_chunks)]
+    return room(_metadata(records, tier), keys)
 
 
 def read_shard(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -15,6 +15,7 @@ from workers.checkpoint.chain import Chain
 from workers.checkpoint.codec import Encoder
 from workers.checkpoint.draft import Draft, draft
 from workers.checkpoint.errors import CheckpointError, StaleWriter, StorageError, storage_error
+from workers.checkpoint.joint import HandedIn, Joint, JointDraft
 from workers.checkpoint.lossy import codecs_of
 from workers.checkpoint.manifest import (
     EXACT,
@@ -73,12 +74,14 @@ def save(
     whole_every: int = 1,
     shard_bytes: int | None = None,
     threads: int = 0,
+    joint: Joint | None = None,
 ) -> Published[Root]:
     """Publish `state` below `root` as its `Label` says; `fence` is asked right before it becomes visible.
 
     Where that checkpoint exists already, it stays and nothing is written. `rounds` were committed since the step; `weights`
     names their codec in the qins tier, of `lossy.WEIGHTS`. There, of `whole_every` checkpoints with the same `chain` all
-    but the first hold only the difference to the one before. `threads` is zstd's, beside the caller's.
+    but the first hold only the difference to the one before. `threads` is zstd's, beside the caller's. With a `joint` this
+    rank leads, and of tensors that others write the shape and dtype are enough.
 
     Raises StorageError where the folder, disk or store refuses, StaleWriter where `fence` says False, CheckpointError for a
     state that cannot be held; none leaves anything visible, nor files of this call where the storage still answers.
@@ -99,17 +102,23 @@ def save(
             if isinstance(target, Remote) and not fence():
                 raise StaleWriter(f"{target} is there, but its generation is over")
             return _already(target, started)
-        new = draft(target)
-        names, increment = list(state.tensors), None
+        meeting = joint.open(target) if joint is not None else None
+        new = meeting or draft(target)
+        names, increment = joint.names if joint is not None else list(state.tensors), None
         if tier == QINS and chain is not None and whole_every > 1:
             increment = chain.increment(root, names, whole_every)
         base = increment.base if increment is not None else None
         codecs = codecs_of(state.tensors, weights, base is None) if tier == QINS else {}
         refused: dict[str, str] = {}
-        entries = [
-            _write(new, index, part, threads, tier, codecs, refused, increment)
-            for index, part in enumerate(_parts(state, shard_bytes))
-        ]
+        described = signature(state.tensors)
+        if joint is not None and meeting is not None:
+            joint.announce(meeting, described, base)
+        mine = names if joint is None else joint.mine
+        entries = _write_all(new, state, mine, shard_bytes, threads, tier, codecs, refused, increment)
+        if joint is not None and meeting is not None:
+            for share in joint.gather(meeting, target):
+                entries += share.shards
+                refused |= share.refused
         manifest = Manifest(
             job=job,
             step=step,
@@ -120,7 +129,7 @@ def save(
             world=world,
             created=time.time(),
             raw_bytes=sum(tensor.nbytes for tensor in state.tensors.values()),
-            signature=signature(state.tensors),
+            signature=described,
             shards=entries,
             refused=refused,
             base=base,
@@ -149,11 +158,78 @@ def save(
             new.close()
 
 
-def _parts(state: Captured, shard_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+def hand_in(
+    state: Captured,
+    root: Where,
+    joint: Joint,
+    *,
+    step: int,
+    generation: tuple[int, int],
+    rounds: int = 0,
+    tier: str = EXACT,
+    weights: str = "int8",
+    chain: Chain | None = None,
+    whole_every: int = 1,
+    shard_bytes: int | None = None,
+    threads: int = 0,
+) -> HandedIn:
+    """Write this rank's share of what another publishes by `save`, which has the same arguments.
+
+    Raises StaleWriter where the generation is over, or the other has given up; else as that. Then who leads is told, where
+    the storage still answers.
+    """
+    started = time.monotonic()
+    target = root / Label(step, Generation(*generation), rounds, tier).folder
+    meeting: JointDraft | None = None
+    if shard_bytes is None:
+        shard_bytes = SPOOLED_BYTES if isinstance(root, Remote) else SHARD_BYTES
+    try:
+        meeting = joint.open(target)
+        plan = joint.plan(meeting, target, signature(state.tensors))
+        increment = None
+        if tier == QINS and chain is not None and whole_every > 1:
+            increment = chain.follow(plan.base, root)
+        codecs = codecs_of(state.tensors, weights, plan.base is None) if tier == QINS else {}
+        refused: dict[str, str] = {}
+        entries = _write_all(meeting, state, joint.mine, shard_bytes, threads, tier, codecs, refused, increment)
+        joint.hand_in(meeting, entries, refused)
+        if chain is not None and increment is not None:
+            chain.hand_in(target, [entry.name for entry in entries], increment)
+        return HandedIn(target, sum(entry.bytes for entry in entries), time.monotonic() - started)
+    except (OSError, CheckpointError) as error:
+        refusal = storage_error("write", target, error) if isinstance(error, OSError) else error
+        if meeting is not None:
+            if not isinstance(refusal, StaleWriter) and joint.is_over(meeting):
+                raise StaleWriter(f"{target} was not published: the rank that leads has given it up") from error
+            joint.decline(meeting, str(refusal))
+        raise refusal from refusal.__cause__
+    finally:
+        if meeting is not None:
+            meeting.close()
+
+
+def _write_all(
+    new: Draft,
+    state: Captured,
+    names: Sequence[str],
+    shard_bytes: int,
+    threads: int,
+    tier: str,
+    codecs: dict[str, str],
+    refused: dict[str, str],
+    increment: Increment | None,
+) -> list[ShardEntry]:
+    return [
+        _write(new, index, part, threads, tier, codecs, refused, increment)
+        for index, part in enumerate(_parts({name: state.tensors[name] for name in names}, shard_bytes))
+    ]
+
+
+def _parts(tensors: Mapping[str, torch.Tensor], shard_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
     """The tensors in order, cut where a part would grow beyond `shard_bytes`; at least one part."""
     part: dict[str, torch.Tensor] = {}
     size = 0
-    for name, tensor in state.tensors.items():
+    for name, tensor in tensors.items():
         if part and size + tensor.nbytes > shard_bytes:
             yield part
             part, size = {}, 0
@@ -174,7 +250,7 @@ def _write(
 ) -> ShardEntry:
     path = new.folder / new.shard(index)
     try:
-        refused |= write_shard(path, tensors, Encoder(threads), tier, codecs, increment)
+        refused |= write_shard(path, tensors, Encoder(threads), tier, codecs, increment, flushes=new.syncs)
     except ValueError as error:
         raise CheckpointError(f"this state cannot be saved: {error}") from None
     size, checksum = path.stat().st_size, file_checksum(path)

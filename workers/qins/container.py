@@ -45,7 +45,7 @@ def write_container(path: Path, tensors: Mapping[str, Tensor], codec: str) -> di
         if os.path.lexists(path):
             raise exists_already(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        refused = write_shard(hidden, tensors, Encoder(), _TIER, lossy)
+        refused = write_shard(hidden, tensors, Encoder(), _TIER, lossy, flushes=True)
         sync(hidden, os.O_RDWR)
         reveal(hidden, path)
         return refused

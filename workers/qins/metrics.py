@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -14,7 +14,7 @@ from workers.models.transformer import ByteTransformer, next_token_loss
 from workers.qat.gates import Condition
 from workers.qins.fidelity import Fidelity
 from workers.qins.linear import QINSLinear
-from workers.qins.recoding import CODECS, TIERS, recode
+from workers.qins.recoding import CODECS, TIERS, Codec, recode
 from workers.qins.size import v1_ratio
 
 GREEDY_STEPS = 500
@@ -81,6 +81,7 @@ def compare(
     codecs: Sequence[str] = tuple(CODECS),
     *,
     greedy_steps: int = GREEDY_STEPS,
+    others: Mapping[str, Codec] | None = None,
 ) -> list[Row]:
     """A row for each codec, all applied to the same weights: those of the linear layers that v1 can hold, nothing else.
 
@@ -88,12 +89,13 @@ def compare(
         model: in evaluation mode; not changed.
         text: held-out windows, integers [M, context + 1].
         prompts: each int64 [L].
-        codecs: of `CODECS` and `TIERS`.
+        codecs: of `CODECS`, `TIERS` and `others`.
+        others: codecs by a name of their own.
 
     Raises:
         ValueError: a codec that is none of them; a weight that QINS refuses.
     """
-    known = {**CODECS, **TIERS}
+    known = {**CODECS, **TIERS, **(others or {})}
     if unknown := [name for name in codecs if name not in known]:
         raise ValueError(f"codec {unknown[0]!r} is unknown; write one of {', '.join(known)}")
     rows = []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.object_store import CREDENTIALS, ObjectStore, object_store
 from workers.checkpoint import Published, save
 from workers.state import Captured
 
@@ -49,3 +50,21 @@ def publish(state: Captured, tmp_path: Path) -> Callable[..., Published]:
         return save(rest.pop("state", state), root, step=step, generation=generation, **{**arguments, **rest})
 
     return run
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectStore]:
+    with object_store() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        yield store
+
+
+@pytest.fixture
+def store(server: ObjectStore) -> Iterator[ObjectStore]:
+    """With fair weather, whatever the test before has left."""
+    yield server
+    server.weather.faults.clear()
+    server.weather.met.clear()
+    server.weather.requests.clear()
+    server.weather.is_out = False

@@ -95,7 +95,7 @@ def test_ck1_what_it_cannot_hold_is_refused_in_a_sentence(tensor: torch.Tensor, 
 
 def test_ck10_declared_sizes_are_judged_without_the_bytes() -> None:
     """CK-10: more than the stored bytes can unfold to, chunks missing, unknown dtype or codec."""
-    record, [blob] = Encoder().encode("t", torch.zeros(100))
+    record, [blob] = Encoder(chunk_bytes=64 << 20).encode("t", torch.zeros(100))
     assert flaw(record, [len(blob)]) is None
     assert "chunks" in str(flaw(record, []))
     assert "unfold" in str(flaw(record.model_copy(update={"shape": [2**24]}), [len(blob)]))

@@ -31,11 +31,11 @@ from workers.checkpoint import (
 )
 from workers.checkpoint import draft as draft_module
 from workers.checkpoint.chain import Chain
-from workers.checkpoint.codec import Decoder, Encoder, Link
+from workers.checkpoint.codec import CHUNK_BYTES, Decoder, Encoder, Link
 from workers.checkpoint.deltas import DELTAS, WHOLE, Coded, add, least_bytes, subtract
 from workers.checkpoint.errors import StorageError
 from workers.checkpoint.grids import GRIDS, ZERO, LogarithmicGrid, entropy
-from workers.checkpoint.lossy import BLOCK, INT6, INT8, LOG8U, LOSSY, codecs_of
+from workers.checkpoint.lossy import BLOCK, INT4, INT8, LOG8U, LOSSY, codecs_of
 from workers.checkpoint.manifest import _checksum, manifest_checksum
 from workers.checkpoint.reader import LONGEST_CHAIN
 from workers.state import Captured, ReplicatedState
@@ -122,7 +122,7 @@ def test_qn20_what_has_hardly_moved_takes_a_bit_or_two(codec: str) -> None:
     generator = torch.Generator().manual_seed(1)
     first = walk(codec, 200_000, 0.0, generator)[0]
     second = first * (1 + 1e-3 * torch.randn(len(first), generator=generator))
-    encoder, base = Encoder(), whole(first, codec, 1 << 26)
+    encoder, base = Encoder(), whole(first, codec, CHUNK_BYTES)
     found = encoder.encode_delta("t", second, base)
     assert found is not None
     bits = 8 * sum(map(len, found[1])) / len(first)
@@ -274,11 +274,12 @@ def test_ck2_between_whole_ones_there_are_differences(chained: Publish) -> None:
             assert torch.equal(back.tensors[name], state.tensors[name])
         for name in codecs_of(state.tensors):
             error = float((back.tensors[name] - state.tensors[name]).norm() / state.tensors[name].norm())
-            assert error < (0.04 if name.endswith(("exp_avg", "exp_avg_sq")) else 0.01)
+            rough = 0.15 if each.base is not None else 0.01  # of first moments, which are forgotten
+            assert error < (rough if name.endswith("exp_avg") else 0.04 if name.endswith("exp_avg_sq") else 0.01)
     assert all(2.5 * each.bytes < published[0].bytes for each in published[1:4])
     assert codec_in(published[1].path, "parameter.a.weight") == DELTAS[INT8]
     assert codec_in(published[1].path, "optimizer.a.weight|exp_avg_sq") == DELTAS[LOG8U]
-    assert codec_in(published[1].path, "optimizer.a.weight|exp_avg") == INT6
+    assert codec_in(published[1].path, "optimizer.a.weight|exp_avg") == INT4
     assert codec_in(published[4].path, "optimizer.a.weight|exp_avg") == INT8
 
 

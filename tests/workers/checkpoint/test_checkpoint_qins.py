@@ -306,7 +306,7 @@ def test_qn21_observers_and_the_plan_are_exact_and_kept_weights_are_weights(publ
 
 
 def test_ck10_shapes_and_codecs_are_judged_without_the_bytes() -> None:
-    record, [blob] = Encoder().encode_lossy("t", torch.randn(100), V1)
+    record, [blob] = Encoder(chunk_bytes=64 << 20).encode_lossy("t", torch.randn(100), V1)
     known = CODECS["qins"]
     assert flaw(record, [len(blob)], known) is None
     assert "here stand 'planes" in str(flaw(record, [len(blob)]))

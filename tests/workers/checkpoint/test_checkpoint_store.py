@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -14,7 +14,7 @@ import fsspec
 import pytest
 import torch
 
-from tests.object_store import BUCKET, CREDENTIALS, ObjectStore, object_store
+from tests.object_store import BUCKET, ObjectStore
 from workers.checkpoint import (
     BackgroundWriter,
     CheckpointError,
@@ -31,6 +31,7 @@ from workers.checkpoint import (
     set_aside,
     verify,
 )
+from workers.checkpoint.background import Outcome
 from workers.checkpoint.chain import Chain
 from workers.checkpoint.contents import contents
 from workers.checkpoint.interchange import to_safetensors
@@ -41,24 +42,6 @@ from workers.state import Captured, digest
 Publish = Callable[..., Published[Remote]]
 
 NUMBERS = count()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ObjectStore]:
-    with object_store() as store, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
-        yield store
-
-
-@pytest.fixture
-def store(server: ObjectStore) -> Iterator[ObjectStore]:
-    """With fair weather, whatever the test before has left."""
-    yield server
-    server.weather.faults.clear()
-    server.weather.met.clear()
-    server.weather.requests.clear()
-    server.weather.is_out = False
 
 
 @pytest.fixture
@@ -207,9 +190,9 @@ def test_ck7_a_store_that_nobody_reaches(publish_there: Publish, store: ObjectSt
 def test_ck7_training_goes_on_and_the_writer_tries_again(root: Remote, state: Captured, store: ObjectStore) -> None:
     """CK-7: outcomes are told one by one; the last one is published once the store is back."""
     failed, done = threading.Event(), threading.Event()
-    outcomes: list[Published | CheckpointError] = []
+    outcomes: list[Outcome] = []
 
-    def on_done(outcome: Published | CheckpointError) -> None:
+    def on_done(outcome: Outcome) -> None:
         outcomes.append(outcome)
         (done if isinstance(outcome, Published) else failed).set()
 

@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 from torch.optim import SGD, Optimizer
 
 from tests.workers.outer.ranks import Batch, OneRank, adamw, commit, equal, merge, plain_model, rate, sgd
+from workers.engine import _REFUSED
 from workers.state import digest
 from workers.transfer import Snapshot
 
@@ -283,7 +284,7 @@ def test_cc15_a_round_with_a_refused_difference_changes_nothing_on_any_rank() ->
     share[0][0][0].fill_(float("nan"))
     for rank, each in zip(ranks, share, strict=True):
         rank.compute(each, 16)
-    ranks[0].engine.staging.tail[-2] = 1.0  # as `Reducer` has it where a codec refuses
+    ranks[0].engine.staging.tail[_REFUSED] = 1.0  # as `Reducer` has it where a codec refuses
     for rank in ranks:
         for bucket in rank.engine.staging.buckets:
             bucket.nan_to_num_(0.0)
