@@ -3,17 +3,18 @@
 It follows from what is committed with a step (workers/votes.py): so all of them save the same states, also those whose
 writers are not of the same speed. A state that is due while a writer is busy is not saved; the first one is after which
 none is. What could not be written is tried again, with a newer state, after 1, 2, 4, … 60 seconds; after three failures in
-a row the first of the ring saves by itself, until the next generation.
+a row, or where a writer is busy for ten minutes, the first of the ring saves by itself, until the next generation.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from workers.checkpoint.background import FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, Outcome
 from workers.checkpoint.errors import CheckpointError, StaleWriter
-from workers.checkpoint.joint import Joint
+from workers.checkpoint.joint import LONGEST_WAIT, Joint
 from workers.checkpoint.manifest import EXACT, QINS
 from workers.checkpoint.writer import Published
 from workers.config import CheckpointConfig
@@ -39,23 +40,30 @@ class JointSaves:
         self._failed = False
         self._again: tuple[str, float] | None = None  # the tier, and when, monotonic seconds
         self._failures = 0
+        self._late_since: float | None = None  # something is due, and a writer is busy; monotonic seconds
+        self._generations = 0
 
     def begin_generation(self, leads: bool) -> bool:
         """What was under way is over. Returns whether an exact state was due and has not been begun."""
         is_owed = self._due == EXACT or (self._again is not None and self._again[0] == EXACT)
         self.writers, self._leads, self._due, self._decided = 1, leads, None, (0, None)
         self._said, self._current, self._failed, self._again, self._failures = NO_VOTES, None, False, None, 0
+        self._late_since = None
+        self._generations += 1
         return is_owed
 
     def vote(self, is_asked: bool) -> Votes:
         """What this rank says with a step, as often as it is asked. `is_asked`: an exact one is wanted after it."""
-        again = self._again[0] if self._again is not None and time.monotonic() >= self._again[1] else None
+        now, is_hopeless = time.monotonic(), self._failures >= PATIENCE
+        is_hung = self._late_since is not None and now - self._late_since > LONGEST_WAIT
+        again = self._again[0] if self._again is not None and (is_hopeless or now >= self._again[1]) else None
+        is_asked = is_asked and (self._again is None or again is not None)  # else it would be asked without a pause
         vote = Votes(
             busy=float(self._is_busy()),
             failed=float(self._failed),
             exact=float(self._leads and (is_asked or again == EXACT)),
             qins=float(self._leads and again == QINS),
-            alone=float(self._leads and self._failures >= PATIENCE),
+            alone=float(self._leads and (is_hopeless or is_hung)),
         )
         self._said = Votes(*map(max, self._said, vote))
         return vote
@@ -72,20 +80,35 @@ class JointSaves:
             self._failed = False
         if said.exact or said.qins:
             self._again = None
-        if votes.failed and self._current is not None:
-            self._current.give_up()
+        if votes.failed:
+            self.give_up()
         tiers = (EXACT if votes.exact else None, QINS if votes.qins else None, self._config.due(step), self._due)
         wanted = next((tier for tier in (EXACT, QINS) if tier in tiers), None)
-        self._due = wanted if votes.busy and not votes.alone else None
-        return None if votes.busy and not votes.alone else wanted
+        is_late = bool(wanted and votes.busy and not votes.alone)
+        self._due = wanted if is_late else None
+        self._late_since = (self._late_since or time.monotonic()) if is_late else None
+        return None if is_late else wanted
 
-    def begun(self, joint: Joint) -> None:
-        """This rank's writer has its share."""
+    def begun(self, joint: Joint) -> Callable[[str, Outcome], bool]:
+        """This rank's writer has its share. Returns `heard`, for what becomes of it."""
         self._current = joint
+        return partial(self.heard, self._generations)
 
-    def heard(self, tier: str, outcome: Outcome) -> None:
-        """What became of it."""
+    def give_up(self) -> None:
+        """Nobody waits any more for the shares of what is under way."""
+        if self._current is not None:
+            self._current.give_up()
+
+    def heard(self, generation: int, tier: str, outcome: Outcome) -> bool:
+        """What became of what was begun in that of the generations. False where that is over."""
+        if generation != self._generations:
+            return False
+        self._hear(tier, outcome)
+        return True
+
+    def _hear(self, tier: str, outcome: Outcome) -> None:
         if isinstance(outcome, StaleWriter):
+            self._failed |= self._leads  # where the generation goes on, the others wait for it
             return
         if not isinstance(outcome, CheckpointError):
             self._failures = 0
@@ -95,4 +118,5 @@ class JointSaves:
         if self._leads:
             pause = min(FIRST_RETRY_SECONDS * 2.0**self._failures, LONGEST_RETRY_SECONDS)
             self._failures += 1
-            self._again = tier, time.monotonic() + pause
+            is_exact = tier == EXACT or (self._again is not None and self._again[0] == EXACT)
+            self._again = EXACT if is_exact else tier, time.monotonic() + pause

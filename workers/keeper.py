@@ -114,7 +114,10 @@ class Keeper:
         return self._writer is not None and self._writer.is_busy
 
     def _num_writers(self) -> int:
-        """By the bytes of a state; the same on all ranks, as they have the same one."""
+        """By the bytes of a state; the same on all ranks, as they have the same one. Moments that are each rank's own are
+        not mixed; and a reproducible job says nothing in its steps that another run would not."""
+        if self._engine.replica.own_moments or self._config.reproducible:
+            return 1
         tensors = self._engine.capture(_as_it_is).captured.tensors
         raw_bytes = sum(tensor.nbytes for tensor in tensors.values())
         return num_writers(raw_bytes, self._rank.world, self._config.checkpoint.share_bytes)
@@ -183,8 +186,11 @@ class Keeper:
     def save_now(self) -> None:
         """Save the present state, exact, and wait until it lies on disk; a failure is reported, not raised (CK-7)."""
         if isinstance(self._rank, Rank):
-            writer, deadline = self._submit("exact"), time.monotonic() + SAVE_SECONDS
-            while not writer.wait(0.05) and time.monotonic() < deadline:
+            begun = time.monotonic()
+            writer = self._submit("exact")
+            while not writer.wait(0.05) and (waited := time.monotonic() - begun) < SAVE_SECONDS:
+                if waited > SAVE_SECONDS / 10:  # what several write comes first, but not at any price
+                    self._joint.give_up()
                 self._rank.page.count_exchange()  # it gets on, at the pace of the storage
                 if self._rank.must_stop():
                     return  # the next generation saves again
@@ -221,16 +227,18 @@ class Keeper:
         if writer is None:
             return
         shares = divide({name: tensor.nbytes for name, tensor in tensors.items()}, self._joint.writers)
-        joint = Joint(writer, shares, lambda: machine.generation == generation)
+        joint = Joint(writer, shares, lambda: machine.generation == generation and machine.promised <= generation)
         mine = set(joint.mine)
         snapshot.captured.tensors = {
             name: self._staging.copy(name, tensor) if name in mine else torch.empty_like(tensor, device="meta")
             for name, tensor in tensors.items()
         }
-        self._queue(snapshot, tier, joint)
-        self._joint.begun(joint)
+        heard = self._joint.begun(joint)
+        self._queue(snapshot, tier, joint, partial(self._heard, heard, tier, joint.leads))
 
-    def _queue(self, snapshot: Snapshot, tier: str, joint: Joint | None = None) -> BackgroundWriter:
+    def _queue(
+        self, snapshot: Snapshot, tier: str, joint: Joint | None = None, on_done: Callable[[Outcome], None] | None = None
+    ) -> BackgroundWriter:
         writer, state = self._open(), snapshot.state
         snapshot.captured.meta.update({**_ids(snapshot), "plan": plan_of(self._config)})
         self._rank.faults.hit("in_publish")
@@ -239,7 +247,7 @@ class Keeper:
         writer.submit(
             snapshot.captured,
             joint=joint,
-            on_done=None if joint is None else partial(self._heard, tier, joint.leads),
+            on_done=on_done,
             step=state.step,
             generation=self._rank.machine.generation,
             lineage=state.lineage,
@@ -269,9 +277,10 @@ class Keeper:
 
         return is_current
 
-    def _heard(self, tier: str, leads: bool, outcome: Outcome) -> None:
+    def _heard(self, heard: Callable[[str, Outcome], bool], tier: str, leads: bool, outcome: Outcome) -> None:
         """What became of this rank's part of what several write; in the writer's thread."""
-        self._joint.heard(tier, outcome)
+        if not heard(tier, outcome):
+            self._served = None  # nobody tries it again
         if leads or not isinstance(outcome, StaleWriter):  # that, who leads tells
             self._report(outcome)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ class Ranks:
             for rank in range(number)
         ]
         self.parts: list[Joint] = []
+        self.heard: list[Callable[[str, Outcome], bool]] = []
         self.step = 0
         self.begin_generation()
 
@@ -54,12 +56,11 @@ class Ranks:
             assert not any(self.busy)
             self.busy = [True] * len(self.saves)
             self.parts = [Joint(rank, [[] for _ in self.saves], lambda: True) for rank in range(len(self.saves))]
-            for saves, part in zip(self.saves, self.parts, strict=True):
-                saves.begun(part)
+            self.heard = [saves.begun(part) for saves, part in zip(self.saves, self.parts, strict=True)]
         return tier
 
     def end(self, rank: int, outcome: Outcome, tier: str = "exact") -> None:
-        self.saves[rank].heard(tier, outcome)
+        self.heard[rank](tier, outcome)
         self.busy[rank] = False
 
     def end_well(self) -> None:
@@ -163,6 +164,39 @@ def test_ck4_a_generation_begins_without_what_was_due_in_the_one_before() -> Non
     ranks.busy = [False] * 3
     assert ranks.commit() is None
     assert ranks.begin_generation() == [False, False, False]
+
+
+def test_ck7_a_writer_that_hangs_costs_the_others_their_shares_and_no_more(clock: list[float]) -> None:
+    ranks = Ranks(every=1)
+    assert ranks.commit() == "exact"
+    ranks.end(0, CheckpointError("the share of writer 1 has not come"))
+    ranks.end(2, HandedIn(Path("step-1"), 1, 0.0))
+    assert ranks.commit() is None and ranks.commit() is None
+    clock[0] += joint_saves.LONGEST_WAIT + 1
+    assert ranks.commit() == "exact" and {saves.writers for saves in ranks.saves} == {1}
+
+
+def test_ck7_a_failure_of_the_qins_tier_does_not_take_the_place_of_one_of_the_exact_tier(clock: list[float]) -> None:
+    ranks = Ranks(every=2, tier="qins", exact_every=100)
+    assert ranks.commit(asked=True) == "exact"
+    for rank in range(3):
+        ranks.end(rank, StorageError("the disk is full"))
+    assert ranks.commit() == "qins"
+    for rank in range(3):
+        ranks.end(rank, StorageError("the disk is full"), "qins")
+    assert ranks.commit(asked=True) is None  # not before the pause is over
+    clock[0] += 10
+    assert ranks.commit() == "exact"
+
+
+def test_ck7_what_is_heard_of_an_earlier_generation_counts_for_nothing(clock: list[float]) -> None:
+    ranks = Ranks(every=0)
+    assert ranks.commit(asked=True) == "exact"
+    ranks.begin_generation()
+    assert [heard("exact", StorageError("the disk is full")) for heard in ranks.heard] == [False] * 3
+    ranks.busy = [False] * 3
+    clock[0] += 100
+    assert ranks.commit() is None
 
 
 def test_ck4_a_vote_of_a_step_that_was_discarded_is_given_again() -> None:

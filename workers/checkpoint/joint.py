@@ -165,7 +165,9 @@ class Joint:
         return plan
 
     def hand_in(self, draft: JointDraft, shards: list[ShardEntry], refused: dict[str, str]) -> None:
-        """The files are all kept. Raises OSError."""
+        """The files are all kept. Raises StaleWriter where who leads waits for them no more; OSError."""
+        if self.is_over(draft):
+            raise StaleWriter("the rank that leads has given it up")
         draft.put(_share_name(self.writer), Share(shards=shards, refused=refused).model_dump_json().encode())
 
     def decline(self, draft: JointDraft, problem: str) -> None:
@@ -237,19 +239,21 @@ class _JointFolder(FolderDraft):
         super().finish(manifest)
 
     def close(self) -> None:
-        if self._leads:
+        if self._leads and self.folder.exists():
+            with suppress(OSError):  # what others write from now on finds no folder
+                self.folder = self.folder.rename(self.folder.with_name(f"{self.folder.name}-{self._token}"))
             super().close()
 
 
 class _JointObjects(RemoteDraft):
-    """Objects at their place, of which those without a manifest are removed by who leads."""
+    """Objects at their place."""
 
     def __init__(self, target: Remote, leads: bool) -> None:
         super().__init__(target)
         self._leads, self.place = leads, target
 
     def put(self, name: str, content: bytes) -> None:
-        self._may_be_seen |= not self._leads  # by who leads, who removes what is not to stay
+        self._may_be_seen |= not self._leads  # by who leads
         if not (self._target / name).create(content):
             raise FileExistsError(f"{name} of another attempt is there")
 
@@ -262,6 +266,5 @@ class _JointObjects(RemoteDraft):
     def close(self) -> None:
         super().close()
         if self._leads:
-            with suppress(OSError):
-                found = list(self._target.objects())
-                self._target.remove([name for name in found if _is_word(name) or not self._may_be_seen])
+            with suppress(OSError):  # shards of others are swept: somebody may publish that name by himself
+                self._target.remove([name for name in self._target.objects() if _is_word(name)])

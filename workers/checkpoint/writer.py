@@ -37,7 +37,7 @@ from workers.identity import Generation
 from workers.state import Captured
 
 SHARD_BYTES = 2 << 30
-"""Raw bytes after which a new shard begins, which bounds the compressed bytes held in memory."""
+"""Raw bytes after which a new shard begins."""
 
 SPOOLED_BYTES = 64 << 20
 """The same for a store, as each lies in a temporary file on its way there; so that most go up in one request."""
