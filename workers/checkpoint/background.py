@@ -108,35 +108,12 @@ class BackgroundWriter:
         """
 
         def write() -> Published[Any] | HandedIn:
+            common: dict[str, Any] = {"step": step, "generation": generation, "rounds": rounds, "tier": tier}
+            common |= {"weights": weights, "chain": self._chain, "whole_every": whole_every}
             if joint is not None and not joint.leads:
-                return hand_in(
-                    state,
-                    self._root,
-                    joint,
-                    step=step,
-                    generation=generation,
-                    rounds=rounds,
-                    tier=tier,
-                    weights=weights,
-                    chain=self._chain,
-                    whole_every=whole_every,
-                )
-            return save(
-                state,
-                self._root,
-                job=self._job,
-                step=step,
-                generation=generation,
-                lineage=lineage,
-                world=world,
-                fence=fence,
-                rounds=rounds,
-                tier=tier,
-                weights=weights,
-                chain=self._chain,
-                whole_every=whole_every,
-                joint=joint,
-            )
+                return hand_in(state, self._root, joint, **common)
+            rest: dict[str, Any] = {"job": self._job, "lineage": lineage, "world": world, "fence": fence, "joint": joint}
+            return save(state, self._root, **common, **rest)
 
         with self._changed:
             if self._is_closed:

@@ -266,5 +266,14 @@ class _JointObjects(RemoteDraft):
     def close(self) -> None:
         super().close()
         if self._leads:
-            with suppress(OSError):  # shards of others are swept: somebody may publish that name by himself
-                self._target.remove([name for name in self._target.objects() if _is_word(name)])
+            with suppress(OSError):
+                words = [name for name in self._target.objects() if _is_word(name)]
+                self._target.remove([*words, *(self._listed(words) if not self._may_be_seen else ())])
+
+    def _listed(self, words: list[str]) -> list[str]:
+        """The shards of the others, by their own names: somebody else may be publishing a checkpoint here."""
+        found = []
+        for word in words:
+            with suppress(ValidationError):
+                found += [entry.name for entry in Share.model_validate_json((self._target / word).read()).shards]
+        return found

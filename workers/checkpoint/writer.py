@@ -92,8 +92,7 @@ def save(
     name = Label(step, Generation(*generation), rounds, tier).folder
     target: Root = root / name
     new: Draft | None = None
-    if shard_bytes is None:
-        shard_bytes = SPOOLED_BYTES if isinstance(root, Remote) else SHARD_BYTES
+    shard_bytes = shard_bytes or _shard_bytes(root)
     try:
         if not isinstance(root, Remote):
             root.mkdir(parents=True, exist_ok=True)
@@ -181,8 +180,7 @@ def hand_in(
     started = time.monotonic()
     target = root / Label(step, Generation(*generation), rounds, tier).folder
     meeting: JointDraft | None = None
-    if shard_bytes is None:
-        shard_bytes = SPOOLED_BYTES if isinstance(root, Remote) else SHARD_BYTES
+    shard_bytes = shard_bytes or _shard_bytes(root)
     try:
         meeting = joint.open(target)
         plan = joint.plan(meeting, target, signature(state.tensors))
@@ -206,6 +204,10 @@ def hand_in(
     finally:
         if meeting is not None:
             meeting.close()
+
+
+def _shard_bytes(root: Where) -> int:
+    return SPOOLED_BYTES if isinstance(root, Remote) else SHARD_BYTES
 
 
 def _write_all(

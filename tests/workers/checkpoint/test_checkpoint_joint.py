@@ -81,9 +81,10 @@ def write_all(
 
 
 def left(root: Where) -> list[str]:
-    """Files that belong to no checkpoint that is there; in a store the shards of those that follow are swept later."""
+    """Files that belong to no checkpoint that is there."""
     if isinstance(root, Remote):
-        return [name for name in root.objects() if "share-" in name or "plan" in name]
+        visible = {entry.path.name for entry in list_checkpoints(root)}
+        return [name for name in root.objects() if name.split("/")[0] not in visible or "share-" in name or "plan" in name]
     hidden = [path.name for path in root.iterdir() if path.name.startswith(".tmp-")] if root.exists() else []
     return hidden + [path.name for path in root.glob("*/*.json") if path.name != "manifest.json"]
 
