@@ -8,13 +8,12 @@ from functools import cached_property
 
 from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.controller import lessons, records
-from workers.compression.controller.belief import believe
+from workers.compression.controller.belief import Belief, believe, probed_next
 from workers.compression.controller.candidates import CANDIDATES, RIVAL, is_late
 from workers.compression.controller.config import ControllerConfig
 from workers.compression.controller.forecast import Option, ends, exposed, known_option, own_exposed, seconds
 from workers.compression.controller.knapsack import least_lossy
 from workers.compression.controller.layout import Measured, Value
-from workers.compression.controller.link import Line
 from workers.compression.controller.records import Record
 from workers.compression.controller.state import BucketState, ControllerState, Doubt
 from workers.compression.controller.wire import BucketFacts
@@ -42,6 +41,9 @@ EARLY_SHARE = 3 / 4
 """Of a step: a plan that promises to save as much need not wait until it is well known how long steps with `none` take, and
 over a link that seems slower than it was then nobody asks whether it does."""
 
+FAR_MORE = 4.0
+"""Times the bytes: so much is not sent over a link of which little is known before a probe has crossed it."""
+
 WAIT_STEPS = 500
 """For how long nothing that sends more is in, after a link has collapsed twice, as one does that had only seemed fast.
 Twice as long each time that happens again."""
@@ -66,17 +68,20 @@ def adaptive(
       the plan where it was the fastest, and else there is a first decision again, which has to promise more than `RIVAL`
       was measured to save;
     - all of them once more after the window in which a link has collapsed, when it is better known.
+
+    Where what is sent is so little that it tells nothing of the link, none of these sends `FAR_MORE` before a probe has
+    told, but for the error budget's sake.
     """
     line = measured.lines.get(buckets[0].level)
     if line is None or buckets[0].hosts < 2:
         return replace(state, step=step), []
     state = lessons.of_world(state, buckets[0].hosts, buckets[0].local_ranks, step)
-    state, believed = believe(line, state, measured, step, buckets, config)
-    window = _Window(state, measured, step, buckets, config, believed)
+    state, belief = believe(line, state, measured, step, buckets, config)
+    window = _Window(state, measured, step, buckets, config, belief)
     state = window.state = window.looked()
     if window.is_whole and state.doubt is not None and not window.collapsed and not window.tries_rival:
         state, back = lessons.second_thought(state, measured.step_seconds, step, config)
-        window = _Window(state, measured, step, buckets, config, believed, back)
+        window = _Window(state, measured, step, buckets, config, belief, back)
     return window.outcome() if window.is_whole or window.collapsed else (state, [])
 
 
@@ -99,25 +104,26 @@ class _Window:
         step: int,
         facts: Sequence[BucketFacts],
         config: ControllerConfig,
-        line: Line,
+        belief: Belief,
         back: Plan | None = None,
     ) -> None:
         """`back`: a plan that was the fastest of those compared."""
         self.dearer = lessons.dearer(state, step)
         self.state, self.measured = state, lessons.as_dear(measured, self.dearer)
-        self.step, self.config, self.line = step, config, line
+        self.step, self.config, self.line = step, config, belief.line
+        self.bears = belief.bears
         self.facts = facts
         self.is_whole = step % config.every == 0
         self.hidden = [max(0.0, value or 0.0) for value in measured.hidden]
         self.budget = _budget(state, measured, facts, config)
         self.present = [self._option(i, bucket.choice) for i, bucket in enumerate(state.buckets)]
         self.options = [self._options(i) for i in range(len(facts))]
-        self.none = [seconds(line, each, NONE, *_or_zero(measured.rate(NONE))) for each in facts]
+        self.none = [seconds(self.line, each, NONE, *_or_zero(measured.rate(NONE))) for each in facts]
         self.rival = [option for options in self.options for option in options if option.choice == RIVAL]
         self.durations = [option.seconds for option in self.present]
         self.own = [own_exposed(self.durations, self.hidden, i, own) for i, own in enumerate(self.durations)]
         before = state.seconds_per_byte
-        self.slower = before is not None and line.seconds_per_byte > config.collapse * before
+        self.slower = before is not None and self.line.seconds_per_byte > config.collapse * before
         self.collapsed = self.slower and self._makes_steps_longer
         self.back = self._within_budget(back)
         self.streaks = [self._streaks(i) for i in range(len(facts))]
@@ -371,6 +377,9 @@ class _Window:
     def outcome(self) -> tuple[ControllerState, list[Record]]:
         trial, doubt = self.tries_rival, None if self.back else self._doubt
         chosen = self.rival if trial else self.back or (self.choose() if doubt is None else self.none)
+        waits = self._must_be_probed(chosen)
+        if waits:
+            trial, doubt, chosen = False, None, self.present
         after, decisions = [], []
         for i, (old, new) in enumerate(zip(self.present, chosen, strict=True)):
             if new.choice == old.choice:
@@ -401,7 +410,26 @@ class _Window:
         if self.measured.step_seconds is not None and self._sends_all and self._is_no_slower(self.state.seconds_per_byte):
             took, spent = self.measured.step_seconds, self.line.seconds_per_byte
             state = replace(state, none_step_seconds=took, none_seconds_per_byte=spent)
+        if self.is_whole:
+            state = self._probed_next(state, chosen, waits=waits)
         return state, [*decisions, self._plan(chosen)]
+
+    def _must_be_probed(self, chosen: Sequence[Option]) -> bool:
+        """Nothing tells whether the link bears what would be sent. Where a probe that was asked for did not come, it is
+        sent for all that."""
+        if not self.is_whole or self.collapsed or self.over or self.bears:
+            return False
+        now, then = (sum(option.nbytes for option in options) for options in (self.present, chosen))
+        return then > FAR_MORE * now and not (self.state.awaited and self.measured.probe is None)
+
+    def _probed_next(self, state: ControllerState, chosen: Sequence[Option], *, waits: bool) -> ControllerState:
+        """With a probe beside the next measures, where something waits for one, or soon would."""
+        state = replace(state, awaited=state.awaited + 1 if waits else 0)
+        is_light = FAR_MORE * sum(option.nbytes for option in chosen) < sum(option.nbytes for option in self.none)
+        is_new = (self._sends_all or self._is_all_rival) and chosen != self.present and not self.collapsed
+        took = self.measured.step_seconds
+        is_due = lessons.is_due(state, self.step + self.config.every, took, self._measured_savings)
+        return probed_next(state, took) if waits or (is_light and (is_new or is_due)) else state
 
     def _collapsed(self, state: ControllerState) -> ControllerState:
         """What is encoded now may seem to cross a fast link, and is not to be compared with steps of before."""

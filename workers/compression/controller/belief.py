@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from workers.compression.controller.config import ControllerConfig
 from workers.compression.controller.layout import Measured, Value
@@ -26,6 +27,24 @@ LEAST_PROBE_BYTES, MOST_PROBE_BYTES = 1 << 16, 1 << 20
 FASTER = 2.0
 """Times, by which a link has to seem faster for a probe, and a probe to be faster for a change."""
 
+SLOW_PROBES = 2
+"""One after the other, after which a link is as slow as they say: the first may have waited for a core."""
+
+
+class Belief(NamedTuple):
+    """What a decision goes by.
+
+    Attributes:
+        line: of the link.
+        seems_faster: than it was, and what is sent tells nothing of it.
+        bears: what is sent, or a probe, has told what a link bears; where it has not, small transfers seem to cross a link
+            that has become slow as they always did, and what sends far more might take steps of seconds.
+    """
+
+    line: Line
+    seems_faster: bool
+    bears: bool
+
 
 def believe(
     line: Line,
@@ -34,19 +53,18 @@ def believe(
     step: int,
     facts: Sequence[BucketFacts],
     config: ControllerConfig,
-) -> tuple[ControllerState, Line]:
+) -> tuple[ControllerState, Belief]:
     """The link that a decision goes by, of which `line` was measured; and the state with what probes have found, and with
     the next one, if it is time for it."""
-    believed, unclear = _believed(line, state, facts, measured.step_seconds, config)
-    state, believed = _probed(state, measured, believed, unclear=unclear)
-    return _next_probe(state, measured.step_seconds, step, unclear=unclear), believed
+    state, belief = _probed(state, measured, _believed(line, state, facts, measured.step_seconds, config), config)
+    is_due = belief.seems_faster and step >= state.probe_after and measured.step_seconds is not None
+    return _next_probe(state, measured.step_seconds, step) if is_due else state, belief
 
 
 def _believed(
     line: Line, state: ControllerState, facts: Sequence[BucketFacts], took: Value, config: ControllerConfig
-) -> tuple[Line, bool]:
-    """The link as it was, where what is sent is so little that it would not show whether the link is faster now; and
-    whether it seems to be.
+) -> Belief:
+    """The link as it was, where what is sent is so little that it would not show whether the link is faster now.
 
     Either it takes no longer than noise may make it take; or shapers and queues let it pass at once, because the link
     had time for it while ranks computed.
@@ -56,35 +74,51 @@ def _believed(
     """
     before = state.seconds_per_byte
     if before is None:
-        return line, False
+        return Belief(line, seems_faster=False, bears=True)
     sent = [transfers(each, bucket.choice) for each, bucket in zip(facts, state.buckets, strict=True)]
     largest, total = max(map(max, sent)), sum(map(sum, sent))
     expected, seems_faster = line._replace(seconds_per_byte=before), line.seconds_per_byte * FASTER < before
     passes = total <= PASSES_BYTES and took is not None and total * before < took
     if passes and seems_faster:
-        return expected, True
+        return Belief(expected, seems_faster=True, bears=False)
     shows = largest * before > SHOWS * line.latency
     if shows or line.seconds(largest) > config.collapse * expected.seconds(largest):
-        return line, False
-    return expected, seems_faster
+        return Belief(line, seems_faster=False, bears=not passes)
+    return Belief(expected, seems_faster, bears=False)
 
 
-def _probed(state: ControllerState, measured: Measured, line: Line, *, unclear: bool) -> tuple[ControllerState, Line]:
-    """What a probe has found, where nothing else tells: the link is as it was, or faster, which is then known at once."""
+def _probed(
+    state: ControllerState, measured: Measured, belief: Belief, config: ControllerConfig
+) -> tuple[ControllerState, Belief]:
+    """What a probe has found, where nothing else tells: the link is as it was; or faster, which is then known at once; or
+    slower, after two of them."""
     before, now = state.seconds_per_byte, measured.probe
-    if now is None or before is None or not unclear:
-        return state, line
+    if now is None or before is None:
+        return state, belief
+    if not belief.bears and now > config.collapse * before:
+        if state.awaited < SLOW_PROBES:
+            return state, belief
+        slower = replace(state, seconds_per_byte=now, awaited=0)
+        return slower, Belief(belief.line._replace(seconds_per_byte=now), seems_faster=False, bears=True)
+    belief = belief._replace(bears=True)
+    if not belief.seems_faster:
+        return state, belief
     if now * FASTER > before:
-        return replace(state, probes=state.probes + 1), line
+        return replace(state, probes=state.probes + 1), belief
     faster = replace(state, seconds_per_byte=now, probes=0, probe_after=0)  # how much faster the next one tells
-    return faster, line._replace(seconds_per_byte=now)
+    return faster, belief._replace(line=belief.line._replace(seconds_per_byte=now))
 
 
-def _next_probe(state: ControllerState, took: Value, step: int, *, unclear: bool) -> ControllerState:
-    """It goes with the measures of the next decision, and sends what the link, as it is taken for, carries in a step."""
-    before = state.seconds_per_byte
-    if not unclear or not before or took is None or step < state.probe_after:
-        return state
-    nbytes = min(max(round(took / before), LEAST_PROBE_BYTES), MOST_PROBE_BYTES)
+def _next_probe(state: ControllerState, took: Value, step: int) -> ControllerState:
     rest = min(PROBE_STEPS * 2**state.probes, MOST_PROBE_STEPS)
-    return replace(state, probing=nbytes, probe_after=step + rest)
+    return replace(probed_next(state, took), probe_after=step + rest)
+
+
+def probed_next(state: ControllerState, took: Value) -> ControllerState:
+    """A probe goes with the measures of the next decision, of what the link, as it is taken for, carries in a step.
+
+    Args:
+        took: seconds of a step.
+    """
+    carries = (took or 0.0) / state.seconds_per_byte if state.seconds_per_byte else 0.0
+    return replace(state, probing=round(min(max(carries, LEAST_PROBE_BYTES), MOST_PROBE_BYTES)))

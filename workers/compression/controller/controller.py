@@ -57,6 +57,8 @@ class Controller:
         """The last step, and when it began."""
         self._last = 0.0
         """Seconds of the step before."""
+        self._usual: float | None = None
+        """Seconds of a step before the plan changed, until the next window ends."""
         self._copies: dict[int, Tensor] = {}
         self._shadow_codecs: dict[int, PowerSGD] = {}
         self._shapes = {slot.name: slot.shape for slot in plan.slots}
@@ -98,8 +100,7 @@ class Controller:
     def vector(self) -> Tensor:
         """What is reduced, to the largest of each element, in a step that measures are due in: float32 [n]. Behind the
         measures are zeros where the link is to be probed."""
-        running = 0.0 if self._begun is None else time.perf_counter() - self._begun[1]
-        found = self.measures.vector(max(running, self._last) or None)
+        found = self.measures.vector(self._latest or None)
         receivers = (self._hosts - 1) * self._local_ranks
         if not self.state.probing or not receivers:
             return found
@@ -122,15 +123,28 @@ class Controller:
         facts, before = self.facts(*world), self.state
         measured = self._layout.read(reduced[: self._layout.length])
         self.state, records = decide(before, measured, step, facts, self._config)
-        if self.state.plan != before.plan or (before.alarmed and records):
+        is_whole, is_other = step % self._config.every == 0, self.state.plan != before.plan
+        if is_whole or is_other:
+            self._usual = measured.step_seconds if is_whole and is_other else None
+        if is_other or (before.alarmed and records):
             self.measures.begin_steps()
-            self._begun = None
+            self._begun, self._last = None, 0.0
         return records
 
     @property
     def alarm(self) -> bool:
-        """Whether this rank finds its link collapsed."""
-        return self._config.policy == "adaptive" and self._hosts > 1 and self.measures.alarm(self._config.collapse)
+        """Whether this rank finds its link collapsed, or steps far longer than those before the plan changed: what was
+        taken for the link may have been wrong all along."""
+        if self._config.policy != "adaptive" or self._hosts == 1:
+            return False
+        longer = self._usual is not None and self._latest > self._config.collapse * self._usual
+        return longer or self.measures.alarm(self._config.collapse)
+
+    @property
+    def _latest(self) -> float:
+        """Seconds of the last step, or of this one until now, whichever is more."""
+        running = 0.0 if self._begun is None else time.perf_counter() - self._begun[1]
+        return max(running, self._last)
 
     # ------------------------------------------------------------------ shadows
 

@@ -11,7 +11,7 @@ from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.controller.candidates import RIVAL
 from workers.compression.controller.config import ControllerConfig
 
-VERSION = 9
+VERSION = 10
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class ControllerState:
         probing: bytes that each rank sends over the link beside the next measures, to see what it carries; 0 for none.
         probes: made one after the other that have found the link as it was, and `probe_after`: the step before which there
             is no other.
+        awaited: windows in which what sends far more has waited for a probe of the link, one after the other.
         alarmed: the next measures that are reduced are for a decision, since a rank finds its link collapsed
             (`Measures.alarm`), or to look again; taken back by `decide`.
         looks: how often it was looked at again whether a link that is much slower makes steps longer.
@@ -121,6 +122,7 @@ class ControllerState:
     probing: int = 0
     probes: int = 0
     probe_after: int = 0
+    awaited: int = 0
     alarmed: bool = False
     looks: int = 0
 
@@ -155,6 +157,7 @@ class ControllerState:
             "probing": self.probing,
             "probes": self.probes,
             "probe_after": self.probe_after,
+            "awaited": self.awaited,
             "alarmed": self.alarmed,
             "looks": self.looks,
             "buckets": [

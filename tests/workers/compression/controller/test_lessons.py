@@ -30,8 +30,10 @@ def train(
     of them and the last one."""
     states, records = [initial_state(DEFAULT, 2, 100)], []
     for number in range(1, windows + 1):
-        took = seconds(number, states[-1].plan)
-        after, found = decide(states[-1], replace(measure, step_seconds=took), number * DEFAULT.every, BUCKETS)
+        took, line = seconds(number, states[-1].plan), measure.lines["hosts"]
+        probe = line.seconds_per_byte if states[-1].probing and line is not None else None
+        window = replace(measure, step_seconds=took, probe=probe)
+        after, found = decide(states[-1], window, number * DEFAULT.every, BUCKETS)
         states.append(after)
         records += found
     return states, records

@@ -22,6 +22,7 @@ from workers.compression.controller.layout import Layout, Measured
 from workers.compression.controller.link import Line
 from workers.compression.controller.measures import Measures
 from workers.compression.controller.shadows import DUE_STEPS, FIRST_STEPS, IN_USE_STEPS, PATIENCE, Pair
+from workers.compression.controller.state import BucketState
 from workers.compression.controller.wire import transfers
 
 INT8 = Choice("int8")
@@ -234,6 +235,43 @@ def test_cc17_a_controller_sends_as_much_beside_its_measures_as_the_probe_is_lon
     assert not padded[length:].any()
     controller.decide(20, padded, controller.world, alarmed=False)
     assert controller.state.step == 20 and controller.state.probing == 0
+
+
+@pytest.mark.parametrize(("takes", "alarmed"), [(0.25, False), (7.0, True)])
+def test_cc21_after_a_change_of_plan_steps_that_are_far_longer_than_before_are_an_alarm(
+    monkeypatch: pytest.MonkeyPatch, takes: float, alarmed: bool
+) -> None:
+    """Whatever the link was taken for: small transfers had told nothing of it."""
+    clock = 0.0
+    monkeypatch.setattr("workers.compression.controller.controller.time.perf_counter", lambda: clock)
+    controller = Controller(plan_buckets([("a", Size([300, 200]))], tail=1), ControllerConfig(), planned_steps=100)
+    controller.begin_generation(((0,), (1,)))
+    step = 0
+
+    def train(steps: int, seconds: float) -> None:
+        nonlocal clock, step
+        for _ in range(steps):
+            step += 1
+            controller.begin_step(step)
+            controller.is_calm = True
+            clock += seconds
+
+    train(20, 0.1)
+    before, after = controller.state, replace(controller.state, buckets=(BucketState(Choice("int8")),))
+    changed = iter([after, after])
+    monkeypatch.setattr("workers.compression.controller.controller.decide", lambda *_: (next(changed), []))
+    reduced = controller.vector()
+    assert controller.measures.read(reduced).step_seconds == pytest.approx(0.1)
+    assert not controller.alarm and before.plan != after.plan
+    controller.decide(step, reduced, controller.world, alarmed=False)
+    train(1, takes)
+    assert controller.alarm is alarmed
+    train(1, takes)
+    assert controller.alarm is alarmed
+    train(18, takes)
+    controller.decide(step, controller.vector(), controller.world, alarmed=False)
+    train(5, 7.0)
+    assert not controller.alarm, "the plan is as it was: another reason"
 
 
 def test_cc18_a_steps_time_is_that_of_the_middle_half() -> None:

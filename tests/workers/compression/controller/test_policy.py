@@ -46,12 +46,16 @@ def run(
     buckets: Sequence[BucketFacts] = BUCKETS,
     config: ControllerConfig = DEFAULT,
     planned: int = 100,
+    link: Line | None = None,
 ) -> tuple[list[ControllerState], list[Record]]:
-    """The states after each window, and all records."""
+    """The states after each window, and all records. A probe that is asked for finds `link`, or what was measured."""
     state = state or initial_state(config, len(buckets), planned)
     states, records = [], []
     first = state.step // config.every
     for number, reduced in enumerate(windows, start=first + 1):
+        line = link or reduced.lines["hosts"]
+        if state.probing and reduced.probe is None and line is not None:
+            reduced = replace(reduced, probe=line.seconds_per_byte)
         state, found = decide(state, reduced, number * config.every, buckets, config)
         states.append(state)
         records += found
@@ -527,7 +531,7 @@ def test_cc18_what_a_shaper_lets_pass_does_not_tell_that_a_link_is_faster() -> N
     state = replace(state, none_seconds_per_byte=FAST.seconds_per_byte)
     idle = 1.5 * sent * SLOW.seconds_per_byte
     free = Line(1e-4, 0.0)
-    states, _ = run([measured(free, step_seconds=idle)] * 6, state=state, buckets=two, config=loose)
+    states, _ = run([measured(free, step_seconds=idle)] * 6, state=state, buckets=two, config=loose, link=SLOW)
     assert all(choice.codec == "powersgd-int8" for choice in states[-1].plan)
     assert states[-1].seconds_per_byte == pytest.approx(SLOW.seconds_per_byte)
     states, _ = run([measured(free, step_seconds=idle / 2)], state=state, buckets=two, config=loose)
@@ -562,6 +566,42 @@ def test_cc18_a_link_of_which_traffic_tells_nothing_is_probed() -> None:
     assert sum(sum(transfers(f, c)) for f, c in zip(two, states[-1].plan, strict=True)) > 2 * sum(
         sum(transfers(each, low_rank)) for each in two
     )
+
+
+@pytest.mark.parametrize("probe", [FAST, SLOW, None])
+def test_cc18_what_sends_far_more_waits_for_a_probe_where_little_is_sent(probe: Line | None) -> None:
+    """What little is sent crosses a link that has become slow as it always did. A window of `none` would be steps of
+    seconds: a link is slow after three probes that say so, and where a probe says that it is not, or does not come, the
+    plan is compared."""
+    low_rank = Choice("powersgd-int8", 4)
+    loose = DEFAULT.model_copy(update={"error_budget": 0.5})
+    state = replace(in_force(low_rank, line=FAST), none_step_seconds=0.1, none_seconds_per_byte=FAST.seconds_per_byte)
+    window = measured(FAST, step_seconds=0.1)
+    states, sent = [state], 0
+    for number in range(51, 58):
+        asked = states[-1].probing
+        sent += bool(asked)
+        found = None if probe is None or not asked else probe.seconds_per_byte
+        after, _ = decide(states[-1], replace(window, probe=found), 20 * number, BUCKETS, loose)
+        states.append(after)
+    assert states[1].plan == state.plan and states[1].probing == 1 << 20, "of a fast link as much as a shaper lets pass"
+    tried = [number for number, each in enumerate(states) if all_are(each.plan)]
+    if probe is SLOW:
+        assert not tried and states[-1].seconds_per_byte == SLOW.seconds_per_byte and sent == 3
+    else:
+        assert tried[0] == 2
+    assert ControllerState.from_dict(states[1].as_dict()) == states[1]
+
+
+def test_cc18_a_slow_probe_may_have_waited_for_a_core() -> None:
+    low_rank = Choice("powersgd-int8", 4)
+    loose = DEFAULT.model_copy(update={"error_budget": 0.5})
+    state = replace(in_force(low_rank, line=FAST), none_step_seconds=0.1, none_seconds_per_byte=FAST.seconds_per_byte)
+    window = measured(FAST, step_seconds=0.1)
+    slow, fast = (replace(window, probe=each.seconds_per_byte) for each in (SLOW, FAST))
+    states, _ = run([window, slow, fast, window], state=state, config=loose)
+    assert [all_are(each.plan) for each in states[:3]] == [False, False, True] and not states[2].awaited
+    assert states[2].seconds_per_byte == pytest.approx(FAST.seconds_per_byte)
 
 
 def test_cc18_a_link_that_is_used_is_not_probed() -> None:
