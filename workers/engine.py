@@ -592,7 +592,7 @@ class Engine:
         self._measured = torch.empty(0)
         if controller is not None and self._reducer is not None:
             if controller.is_due(step):
-                self._measured = controller.vector()
+                self._measured = controller.vector(step)
                 self._pending.append(self._reducer.sum_exactly(self._measured, largest=True))
             controller.try_shadows(step, self._reducer.progress)
 

@@ -207,7 +207,7 @@ class Iterations:
             self._tell_flags()
         if controller is not None and self._reducer is self._encoding:
             if controller.is_due(step):
-                self._reduce_measures(controller)
+                self._reduce_measures(controller, step)
             controller.try_shadows(step, self._reducer.progress)
 
     def _tell_flags(self) -> None:
@@ -221,7 +221,7 @@ class Iterations:
         so that the next pass has another plan."""
         controller = self.compression.controller
         if controller is not None and self._alarmed and self._reducer is self._encoding and not len(self._measured):
-            self._reduce_measures(controller)
+            self._reduce_measures(controller, self.steps + 1)
         if not self.waiting:
             self._end()
 
@@ -230,8 +230,8 @@ class Iterations:
         """A rank has found its link collapsed, as all know now."""
         return len(self._flags) > 0 and float(self._flags[-1]) > 0
 
-    def _reduce_measures(self, controller: Controller) -> None:
-        self._measured = controller.vector()
+    def _reduce_measures(self, controller: Controller, step: int) -> None:
+        self._measured = controller.vector(step)
         self._tasks.append(self._reducer.sum_exactly(self._measured, largest=True))
 
     def _end(self) -> None:

@@ -415,15 +415,15 @@ class _Window:
         return state, [*decisions, self._plan(chosen)]
 
     def _must_be_probed(self, chosen: Sequence[Option]) -> bool:
-        """Nothing tells whether the link bears what would be sent. Where a probe that was asked for did not come, it is
-        sent for all that."""
+        """Nothing tells whether the link bears what would be sent. Where probes that were asked for did not come, as with a
+        new generation, it is sent for all that."""
         if not self.is_whole or self.collapsed or self.over or self.bears:
             return False
         now, then = (sum(option.nbytes for option in options) for options in (self.present, chosen))
-        return then > FAR_MORE * now and not (self.state.awaited and self.measured.probe is None)
+        return then > FAR_MORE * now and not (self.state.awaited > 1 and self.measured.probe is None)
 
     def _probed_next(self, state: ControllerState, chosen: Sequence[Option], *, waits: bool) -> ControllerState:
-        """With a probe beside the next measures, where something waits for one, or soon would."""
+        """With a probe in the next step, where something waits for one, or soon would."""
         state = replace(state, awaited=state.awaited + 1 if waits else 0)
         is_light = FAR_MORE * sum(option.nbytes for option in chosen) < sum(option.nbytes for option in self.none)
         is_new = (self._sends_all or self._is_all_rival) and chosen != self.present and not self.collapsed

@@ -115,7 +115,7 @@ def _next_probe(state: ControllerState, took: Value, step: int) -> ControllerSta
 
 
 def probed_next(state: ControllerState, took: Value) -> ControllerState:
-    """A probe goes with the measures of the next decision, of what the link, as it is taken for, carries in a step.
+    """A probe goes with the next step, of what the link, as it is taken for, carries in a step.
 
     Args:
         took: seconds of a step.

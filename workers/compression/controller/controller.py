@@ -94,13 +94,18 @@ class Controller:
     # ------------------------------------------------------------------ a step
 
     def is_due(self, step: int) -> bool:
-        """Whether measures are reduced in this step."""
-        return self._hosts > 1 and is_decision_step(self.state, step, self._config)
+        """Whether something is reduced beside the gradients of this step: measures, or a probe of the link."""
+        return self._hosts > 1 and (self.state.probing > 0 or is_decision_step(self.state, step, self._config))
 
-    def vector(self) -> Tensor:
-        """What is reduced, to the largest of each element, in a step that measures are due in: float32 [n]. Behind the
-        measures are zeros where the link is to be probed."""
-        found = self.measures.vector(self._latest or None)
+    def _only_probes(self, step: int) -> bool:
+        """So that what a probe has found is known in the next decision, it goes by itself, in the step after the one that
+        asked for it."""
+        return self.state.probing > 0 and not is_decision_step(self.state, step, self._config)
+
+    def vector(self, step: int) -> Tensor:
+        """What is reduced, to the largest of each element, in a step that something is due in: float32 [n]. Measures, and
+        behind them, or instead of them, zeros where the link is to be probed."""
+        found = torch.empty(0) if self._only_probes(step) else self.measures.vector(self._latest or None)
         receivers = (self._hosts - 1) * self._local_ranks
         if not self.state.probing or not receivers:
             return found
@@ -116,9 +121,13 @@ class Controller:
             world: of the generation that has committed.
             alarmed: whether a rank has found its link collapsed.
         """
+        only_probed = self._only_probes(step)
         if alarmed:
             self.state = replace(self.state, alarmed=True)
         if not len(reduced):
+            return []
+        if only_probed:
+            self.state = replace(self.state, probing=0)
             return []
         facts, before = self.facts(*world), self.state
         measured = self._layout.read(reduced[: self._layout.length])

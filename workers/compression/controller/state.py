@@ -90,7 +90,7 @@ class ControllerState:
         comparisons: made one after the other that spoke for the plan.
         collapses: of the link that followed each other soon, and `small_until`: the step until which therefore no more is
             sent than now for the sake of time.
-        probing: bytes that each rank sends over the link beside the next measures, to see what it carries; 0 for none.
+        probing: bytes that each rank sends over the link in the next step, to see what it carries; 0 for none.
         probes: made one after the other that have found the link as it was, and `probe_after`: the step before which there
             is no other.
         awaited: windows in which what sends far more has waited for a probe of the link, one after the other.

@@ -228,13 +228,30 @@ def test_cc17_a_probe_is_told_apart_from_what_the_exchange_sends() -> None:
 def test_cc17_a_controller_sends_as_much_beside_its_measures_as_the_probe_is_long() -> None:
     controller = Controller(plan_buckets([("a", Size([300, 200]))], tail=1), ControllerConfig(), planned_steps=100)
     controller.begin_generation(((0, 1), (2, 3), (4, 5)))
-    length = len(controller.vector())
+    length = len(controller.vector(20))
     controller.state = replace(controller.state, probing=100_000)
-    padded = controller.vector()
+    padded = controller.vector(20)
     assert 4 * (len(padded) - length) * 4 == pytest.approx(100_000, abs=16)  # to four ranks on other hosts
     assert not padded[length:].any()
     controller.decide(20, padded, controller.world, alarmed=False)
     assert controller.state.step == 20 and controller.state.probing == 0
+
+
+def test_cc17_a_probe_goes_by_itself_in_the_next_step_and_is_told_in_the_next_decision() -> None:
+    controller = Controller(plan_buckets([("a", Size([300, 200]))], tail=1), ControllerConfig(), planned_steps=100)
+    controller.begin_generation(((0,), (1,)))
+    length = len(controller.vector(20))
+    assert not controller.is_due(21)
+    controller.state = before = replace(controller.state, step=20, probing=100_000)
+    assert controller.is_due(21)
+    probe = controller.vector(21)
+    assert 4 * len(probe) == 100_000 and not probe.any()
+    controller.measures.transfer("hosts", 100_000, 1.0, 1.5)
+    assert controller.decide(21, probe, controller.world, alarmed=True) == []
+    assert controller.state == replace(before, probing=0, alarmed=True)
+    assert controller.is_due(22)
+    told = controller.vector(22)
+    assert len(told) == length and controller.measures.read(told).probe == pytest.approx(0.5 / 100_000)
 
 
 @pytest.mark.parametrize(("takes", "alarmed"), [(0.25, False), (7.0, True)])
@@ -260,7 +277,7 @@ def test_cc21_after_a_change_of_plan_steps_that_are_far_longer_than_before_are_a
     before, after = controller.state, replace(controller.state, buckets=(BucketState(Choice("int8")),))
     changed = iter([after, after])
     monkeypatch.setattr("workers.compression.controller.controller.decide", lambda *_: (next(changed), []))
-    reduced = controller.vector()
+    reduced = controller.vector(step)
     assert controller.measures.read(reduced).step_seconds == pytest.approx(0.1)
     assert not controller.alarm and before.plan != after.plan
     controller.decide(step, reduced, controller.world, alarmed=False)
@@ -269,7 +286,7 @@ def test_cc21_after_a_change_of_plan_steps_that_are_far_longer_than_before_are_a
     train(1, takes)
     assert controller.alarm is alarmed
     train(18, takes)
-    controller.decide(step, controller.vector(), controller.world, alarmed=False)
+    controller.decide(step, controller.vector(step), controller.world, alarmed=False)
     train(5, 7.0)
     assert not controller.alarm, "the plan is as it was: another reason"
 

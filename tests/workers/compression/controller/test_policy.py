@@ -256,9 +256,9 @@ def test_cc20_equal_inputs_give_the_same_bytes_and_a_restored_state_goes_on_alik
     assert json.dumps([s.as_dict() for s in states]) == json.dumps([s.as_dict() for s in again])
     assert json.dumps(records, allow_nan=False) == json.dumps(records_again, allow_nan=False)
     state = initial_state(DEFAULT, 2, 100)
-    for number, reduced in enumerate(windows, start=1):
-        state = ControllerState.from_dict(json.loads(json.dumps(state.as_dict(), allow_nan=False)))
-        state, _ = decide(state, reduced, 20 * number, BUCKETS)
+    for reduced in windows:
+        restored = ControllerState.from_dict(json.loads(json.dumps(state.as_dict(), allow_nan=False)))
+        [state], _ = run([reduced], state=restored)
     assert state == states[-1]
     assert plan_hash(state.plan) == plan_hash(states[-1].plan)
 
@@ -589,7 +589,7 @@ def test_cc18_what_sends_far_more_waits_for_a_probe_where_little_is_sent(probe: 
     if probe is SLOW:
         assert not tried and states[-1].seconds_per_byte == SLOW.seconds_per_byte and sent == 3
     else:
-        assert tried[0] == 2
+        assert tried[0] == (2 if probe else 3)
     assert ControllerState.from_dict(states[1].as_dict()) == states[1]
 
 
