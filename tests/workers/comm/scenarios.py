@@ -18,8 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.workers.comm.ranks import Known, digest, flat, hooked, wanted
 from workers.collectives.device import DeviceExchange
 from workers.comm import CommState, devices, neighbours
+from workers.compression.controller import controller
 from workers.compression.controller.controller import Controller
+from workers.compression.controller.layout import Measured
 from workers.compression.controller.records import Record
+from workers.compression.controller.state import ControllerState
 from workers.memory_file import MemoryShortage
 
 STEPS = 30
@@ -130,21 +133,20 @@ def train_modes(modes: list[tuple[str, dict[str, Any]]]) -> list[tuple[Outcome, 
 
 
 def train_alarmed(whom: int, steps: Sequence[int]) -> tuple[Outcome, list[int]]:
-    """`whom` finds its link collapsed in some steps. With those after which there were measures of all to decide by."""
-    begun, decide, decided = 0, Controller.decide, []
+    """`whom` finds its link collapsed in some steps. With those after which was decided, by measures of all."""
+    begun, decide, decided = 0, controller.decide, []
 
     def begin_step(self: Controller, step: int) -> None:
         nonlocal begun
         begun = step
         began(self, step)
 
-    def counted(self: Controller, step: int, reduced: Tensor, *args: Any, **kwargs: Any) -> list[Record]:
-        if len(reduced):
-            decided.append(step)
-        return decide(self, step, reduced, *args, **kwargs)
+    def counted(before: ControllerState, reduced: Measured, step: int, *rest: Any) -> tuple[ControllerState, list[Record]]:
+        decided.append(step)
+        return decide(before, reduced, step, *rest)
 
     began, Controller.begin_step = Controller.begin_step, begin_step  # type: ignore[method-assign]
-    Controller.decide = counted  # type: ignore[method-assign]
+    controller.decide = counted  # type: ignore[assignment]
     Controller.alarm = property(lambda _: dist.get_rank() == whom and begun in steps)  # type: ignore[assignment]
     return train({}, 45), decided
 
