@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.request import Request, urlopen
 
+import pytest
+
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "bucket"
 READ_SECONDS = 2
@@ -68,6 +70,15 @@ class ObjectStore:
                 "retries": {"max_attempts": 1, "mode": "standard"},
             },
         }
+
+
+@contextmanager
+def known_store() -> Iterator[ObjectStore]:
+    """Runs inside `with`, and the environment has its credentials."""
+    with object_store() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        yield store
 
 
 @contextmanager

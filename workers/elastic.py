@@ -47,6 +47,7 @@ from workers.keeper import Keeper
 from workers.page import Signals
 from workers.randomness import sample_keys, seed_torch
 from workers.rank import Rank
+from workers.resuming import Finder
 from workers.rounds import EVALUATE, Largest, Part, Sums, accuracy, fingerprint, is_common, to_rows
 from workers.solo import SoloRank
 from workers.steplog import StepLog
@@ -188,6 +189,7 @@ class Job:
         self._log = StepLog(self.folder / "steps.jsonl")
         self._engine.describe = lambda: {"recent": self._log.recent}
         self._keeper = Keeper(self._rank, self._engine, self.config)
+        self._finder = Finder(binding.rank, self._engine.replica, self.config) if binding else None
         self._turn: _Turn | None = None
         self._refused: StateId | None = None
         self._again = 0  # the step that is computed once more in this generation, as a gradient was not finite
@@ -656,7 +658,7 @@ class Job:
     # ------------------------------------------------------------------ what the rank asks of us
 
     def found(self, at_most: int | None) -> Snapshot | None:
-        return self._keeper.found(at_most)
+        return self._finder.find(at_most) if self._finder else None
 
     def restore(self, snapshot: Snapshot) -> None:
         lost = self._engine.restore(snapshot)

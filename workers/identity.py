@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 
 class Generation(NamedTuple):
@@ -30,6 +31,16 @@ class StateId(NamedTuple):
     round: int
     generation: Generation
     lineage: int
+
+    @property
+    def values(self) -> list[int]:
+        """For JSON; `of` makes the id of them."""
+        return [self.step, self.round, *self.generation, self.lineage]
+
+    @classmethod
+    def of(cls, values: Sequence[int]) -> Self:
+        step, round_, incarnation, counter, lineage = (int(value) for value in values)
+        return cls(step, round_, Generation(incarnation, counter), lineage)
 
     @property
     def position(self) -> tuple[int, int]:

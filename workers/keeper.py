@@ -1,4 +1,4 @@
-"""What outlives the processes: checkpoints while training, the state a job begins with, the task's result."""
+"""What outlives the processes: checkpoints while training, and the task's result."""
 
 from __future__ import annotations
 
@@ -8,32 +8,27 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from hashlib import blake2b
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from quantarion.v1 import control_pb2 as pb
 
-from workers.checkpoint import BackgroundWriter, CheckpointError, Entry, check_fits, load_newest, set_aside
+from workers.checkpoint import BackgroundWriter, CheckpointError
 from workers.checkpoint.background import Outcome
 from workers.checkpoint.errors import StaleWriter, StorageError
 from workers.checkpoint.joint import HandedIn, Joint
 from workers.checkpoint.manifest import EXACT
-from workers.checkpoint.places import MANIFEST, Where, checkpoints_of, read_bytes
+from workers.checkpoint.places import checkpoints_of
 from workers.checkpoint.shares import divide, num_writers, writer_at
-from workers.collectives.exchange import Abandoned
 from workers.config import TrainingConfig
 from workers.engine import Engine
-from workers.errors import TaskError
-from workers.identity import NOWHERE, Generation, StateId, next_lineage
+from workers.identity import Generation, StateId
 from workers.joint_saves import JointSaves
-from workers.paths import DISTRUSTED
 from workers.rank import Rank
 from workers.solo import SoloRank
 from workers.staging import Staging
-from workers.state import Captured
+from workers.training_plan import plan_of
 from workers.transfer import Snapshot
 from workers.votes import NO_VOTES, Votes
 
@@ -41,26 +36,8 @@ logger = logging.getLogger("quantarion.keeper")
 
 SAVE_SECONDS = 600.0
 
-PAUSES = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-"""Seconds between looks for a checkpoint in storage that refuses."""
-
-Found = TypeVar("Found")
-
 TELL_AGAIN_SECONDS = 3.0
 """Who still asks then for a checkpoint that lies on disk has not heard of it."""
-
-_PLAN = {
-    "": ("seed", "global_batch"),
-    "sync.": ("every",),
-    "task.data.": ("source", "validation"),
-    "task.text.": ("limit", "context"),
-    "phases.": ("fp32_epochs", "qat_epochs"),
-    "qat.": (
-        *("weight_bits", "bits_before", "activation_bits", "state_bits"),
-        *("activations_from", "state_from", "freeze_from"),
-    ),
-}
-"""Parts of the JobSpec that decide which step reads what, and when what is quantized."""
 
 
 class Keeper:
@@ -74,7 +51,6 @@ class Keeper:
         self._staging = Staging()
         self._joint = JointSaves(config.checkpoint, self._is_busy)
         engine.vote = self._vote
-        self._skipped_told: set[str] = set()
         self._phase = ""
         self._begun: StateId | None = None  # the state with which the present phase began
         self._exact: tuple[StateId, int] | None = None  # the last one saved exactly, and how often this rank was healed
@@ -240,7 +216,8 @@ class Keeper:
         self, snapshot: Snapshot, tier: str, joint: Joint | None = None, on_done: Callable[[Outcome], None] | None = None
     ) -> BackgroundWriter:
         writer, state = self._open(), snapshot.state
-        snapshot.captured.meta.update({**_ids(snapshot), "plan": plan_of(self._config)})
+        ids = {"state_id": state.values, "previous_id": snapshot.previous.values}
+        snapshot.captured.meta.update({**ids, "plan": plan_of(self._config)})
         self._rank.faults.hit("in_publish")
         if tier == EXACT and (joint is None or joint.leads):  # until it turns out otherwise
             self._exact = state, self._engine.restores
@@ -309,93 +286,6 @@ class Keeper:
             self._told = report, time.monotonic()
         self._rank.post(report)
 
-    def found(self, at_most: int | None = None) -> Snapshot | None:
-        """The newest sound checkpoint of this job's folder, or None where there is none (a fresh start).
-
-        Args:
-            at_most: those of later steps are wrong, and put aside.
-
-        Raises:
-            TaskError: it does not fit the model or the plan.
-        """
-        if not isinstance(self._rank, Rank):
-            return None
-        at_most = self._trusted(at_most)
-        tier = "exact" if self._exact_only() else None
-
-        def look() -> tuple[Entry[Any], Captured] | None:
-            if at_most is not None:
-                set_aside(self._root, at_most)
-            return load_newest(self._root, tier, lambda entry: self._skipped(str(entry.reason)), at_most)
-
-        self._rank.page.set_busy(True)  # for as long as the storage takes
-        try:
-            newest = self._patiently(look)
-        finally:
-            self._rank.page.set_busy(False)
-        if newest is None:
-            return None
-        entry, captured = newest
-        if (other := another_plan(captured.meta.get("plan"), plan_of(self._config))) is not None:
-            raise TaskError(f"{entry.path.name} {other}, or start afresh without --resume", exit_code=5)
-        if "groups" not in captured.meta:
-            raise TaskError(f"{entry.path.name} holds weights, but no training; start afresh without --resume", exit_code=5)
-        try:
-            attached = tuple(f"{prefix}." for prefix in self._engine.replica.attached)
-            check_fits(captured, self._engine.replica.expected(), optional=("optimizer.", "kept.", *attached))
-            self._engine.replica.check_settings(captured)
-        except (CheckpointError, ValueError) as error:
-            raise TaskError(f"{entry.path.name}: {error}; start afresh without --resume", exit_code=5) from None
-        meta = captured.meta
-        fields = {"path": entry.path.name, "tier": entry.tier, "step": entry.step}
-        note = pb.Note(kind="resumed", json=json.dumps(fields))
-        self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
-        if entry.tier != EXACT:
-            rounded = self._patiently(lambda: _rounded(_state(meta["state_id"]), entry.path))
-            return Snapshot(rounded, NOWHERE, captured)
-        return Snapshot(_state(meta["state_id"]), _state(meta["previous_id"]), captured)
-
-    def _patiently(self, look: Callable[[], Found]) -> Found:
-        """What `look` finds, once the storage answers. Raises TaskError where it does not for a minute: a fresh start, or
-        one from an older checkpoint, is not what was asked for."""
-        for pause in (*PAUSES, None):
-            try:
-                return look()
-            except StorageError as error:
-                self._skipped(str(error))
-                if pause is None:
-                    raise TaskError(f"{error}; start again with --resume once it answers", exit_code=4) from None
-                until = time.monotonic() + pause
-                while time.monotonic() < until:
-                    if self._rank.must_stop():
-                        raise Abandoned from None  # the next generation looks again
-                    time.sleep(min(0.05, pause))
-        raise AssertionError
-
-    def _trusted(self, at_most: int | None) -> int | None:
-        """The last step whose checkpoint may be taken, if an earlier start of the job has left word of that too."""
-        try:
-            after = int(json.loads((self._rank.folder / "control" / DISTRUSTED).read_text())["after"])
-        except (OSError, ValueError, KeyError):
-            return at_most
-        return after if at_most is None else min(after, at_most)
-
-    def _exact_only(self) -> bool:
-        if self._config.reproducible:  # a rounded state leads to other bits
-            return True
-        try:
-            return bool(json.loads((self._rank.folder / "job.json").read_text()).get("exact"))
-        except (OSError, ValueError):
-            return False
-
-    def _skipped(self, reason: str) -> None:
-        """Once for each: a gang that is formed again looks through the same folder."""
-        if reason in self._skipped_told:
-            return
-        self._skipped_told.add(reason)
-        note = pb.Note(kind="checkpoint_skipped", json=json.dumps({"reason": reason}))
-        self._rank.post(pb.RankReport(worker=self._rank.worker, note=note))
-
     def write_file(self, name: str, write: Callable[[Path], None]) -> None:
         """A file of the job's folder; a failure is reported, not raised (CK-7)."""
         path = self._rank.folder / name
@@ -423,45 +313,3 @@ class Keeper:
 def _as_it_is(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """No copy: for those that are needed."""
     return tensor.detach()
-
-
-def plan_of(config: TrainingConfig) -> dict[str, Any]:
-    """What a job must have in common with the checkpoint it goes on from, by its key in the JobSpec.
-
-    Of a recipe: which one, and what was quantized when. A script has its own plan, of which only what a step is, and the
-    model, is checked.
-    """
-    if config.task.recipe is None:
-        return {"task.recipe": None, "sync.every": config.sync.every}
-    owners = {part: attrgetter(part[:-1])(config) if part else config for part in _PLAN}
-    return {"task.recipe": config.task.recipe} | {
-        part + key: getattr(owners[part], key) for part, keys in _PLAN.items() for key in keys
-    }
-
-
-def another_plan(saved: dict[str, Any] | None, ours: dict[str, Any]) -> str | None:
-    """What is said of a checkpoint that was `saved` under another plan than `ours`; None where it fits, or is not known."""
-    for key, value in ours.items():
-        if saved is not None and saved.get(key, value) != value:
-            theirs = json.dumps(saved.get(key))
-            return f"is of a job with {key} {theirs}, but the JobSpec says {json.dumps(value)}; write {key}: {theirs}"
-    return None
-
-
-def _rounded(state: StateId, path: Where) -> StateId:
-    """The id of what a lossy checkpoint made of `state`: equal ids mean equal bytes, and these are others."""
-    content = int.from_bytes(blake2b(read_bytes(path / MANIFEST), digest_size=8).digest(), "big")
-    return state._replace(lineage=next_lineage(state, state.step, state.round, state.generation, content))
-
-
-def _ids(snapshot: Snapshot) -> dict[str, Any]:
-    return {"state_id": _flat(snapshot.state), "previous_id": _flat(snapshot.previous)}
-
-
-def _flat(state: StateId) -> list[int]:
-    return [state.step, state.round, *state.generation, state.lineage]
-
-
-def _state(values: list[int]) -> StateId:
-    step, round_, incarnation, counter, lineage = values
-    return StateId(step, round_, Generation(incarnation, counter), lineage)

@@ -102,7 +102,7 @@ class StateServer:
                         self._take_over(peer, int(request["owed"]))
                         continue
                     generation = Generation(*map(int, request["generation"]))
-                    offer = self._wait_for_offer(peer, _state_from_list(request["have"]), generation)
+                    offer = self._wait_for_offer(peer, StateId.of(request["have"]), generation)
                     _send_offer(peer, offer)
         except (OSError, ValueError, TypeError, KeyError, TransferError) as error:
             logger.debug("state peer left: %s", error)
@@ -158,7 +158,7 @@ class StateClient:
         Raises TransferError; `poll` may raise to abandon.
         """
         try:
-            payload = json.dumps({"have": _state_to_list(have), "generation": list(generation)}).encode()
+            payload = json.dumps({"have": have.values, "generation": list(generation)}).encode()
             self._socket.sendall(_HEADER.pack(len(payload)) + payload)
             header = plain.loads(self._receive(self._length()).decode())
             return self._read_offer(header)
@@ -172,13 +172,13 @@ class StateClient:
         commits = []
         for item in header["commits"]:
             tensors = [self._tensor(*description) for description in item["tensors"]]
-            commits.append(Commit(_state_from_list(item["before"]), _state_from_list(item["after"]), item["meta"], tensors))
+            commits.append(Commit(StateId.of(item["before"]), StateId.of(item["after"]), item["meta"], tensors))
         snapshot = None
         if header["snapshot"] is not None:
             item = header["snapshot"]
             tensors_by_name = {name: self._tensor(*description) for name, description in item["tensors"]}
             captured = Captured(tensors_by_name, item["meta"])
-            snapshot = Snapshot(_state_from_list(item["state"]), _state_from_list(item["previous"]), captured)
+            snapshot = Snapshot(StateId.of(item["state"]), StateId.of(item["previous"]), captured)
         if self._receive(1) != b"\x01":
             raise TransferError("the donor's state moved on while it was being copied")
         return commits, snapshot
@@ -257,8 +257,8 @@ def _send_offer(peer: socket.socket, offer: Offer) -> None:
     header = {
         "commits": [
             {
-                "before": _state_to_list(c.before),
-                "after": _state_to_list(c.after),
+                "before": c.before.values,
+                "after": c.after.values,
                 "meta": c.meta,
                 "tensors": [_describe(t) for t in c.tensors],
             }
@@ -267,8 +267,8 @@ def _send_offer(peer: socket.socket, offer: Offer) -> None:
         "snapshot": None
         if snapshot is None
         else {
-            "state": _state_to_list(snapshot.state),
-            "previous": _state_to_list(snapshot.previous),
+            "state": snapshot.state.values,
+            "previous": snapshot.previous.values,
             "meta": snapshot.captured.meta,
             "tensors": [[name, _describe(t)] for name, t in snapshot.captured.tensors.items()],
         },
@@ -304,12 +304,3 @@ def _receive_exactly(peer: socket.socket, size: int) -> bytes:
             raise TransferError("closed")
         data += chunk
     return data
-
-
-def _state_to_list(state: StateId) -> list[int]:
-    return [state.step, state.round, *state.generation, state.lineage]
-
-
-def _state_from_list(values: list[int]) -> StateId:
-    step, round_, incarnation, counter, lineage = (int(v) for v in values)
-    return StateId(step, round_, Generation(incarnation, counter), lineage)

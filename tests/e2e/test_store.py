@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.gang import Gang, is_alive, wait_for
-from tests.object_store import BUCKET, CREDENTIALS, ObjectStore, object_store
+from tests.object_store import BUCKET, CREDENTIALS, ObjectStore, known_store
 from workers.checkpoint import list_checkpoints
 from workers.checkpoint.remote import Remote
 
@@ -21,9 +21,7 @@ NAME = "stored"
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[ObjectStore]:
-    with object_store() as found, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with known_store() as found:
         yield found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.object_store import CREDENTIALS, ObjectStore, object_store
+from tests.object_store import ObjectStore, known_store
 from workers.checkpoint import Published, save
 from workers.state import Captured
 
@@ -54,9 +54,7 @@ def publish(state: Captured, tmp_path: Path) -> Callable[..., Published]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ObjectStore]:
-    with object_store() as store, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with known_store() as store:
         yield store
 
 

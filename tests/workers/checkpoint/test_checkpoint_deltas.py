@@ -274,7 +274,7 @@ def test_ck2_between_whole_ones_there_are_differences(chained: Publish) -> None:
             assert torch.equal(back.tensors[name], state.tensors[name])
         for name in codecs_of(state.tensors):
             error = float((back.tensors[name] - state.tensors[name]).norm() / state.tensors[name].norm())
-            rough = 0.15 if each.base is not None else 0.01  # of first moments, which are forgotten
+            rough = 0.12 if each.base is not None else 0.01  # of first moments, which are forgotten
             assert error < (rough if name.endswith("exp_avg") else 0.04 if name.endswith("exp_avg_sq") else 0.01)
     assert all(2.5 * each.bytes < published[0].bytes for each in published[1:4])
     assert codec_in(published[1].path, "parameter.a.weight") == DELTAS[INT8]

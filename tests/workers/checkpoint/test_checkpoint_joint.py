@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -110,10 +109,15 @@ def test_ck4_what_several_write_is_what_one_writes(
 
 def test_ck4_nobody_sees_it_before_all_shares_are_there(state: Captured, root: Where) -> None:
     given = parts(state, 3)
+    given_up = given[0][1]._given_up
+    looked, pause = threading.Semaphore(0), given_up.wait
+    given_up.wait = lambda timeout=None: looked.release() or pause(timeout)  # type: ignore[func-returns-value,method-assign]
     with ThreadPoolExecutor(3) as pool:
         first = [pool.submit(write, root, *part) for part in given[:2]]
         first[1].result(60)
-        time.sleep(0.2)
+        while looked.acquire(blocking=False):  # those of before
+            pass
+        assert all(looked.acquire(timeout=60) for _ in range(5))
         assert not first[0].done() and list_checkpoints(root) == [] and names(root) in ([], [".tmp-step-10-gen-1.2.joint"])
         pool.submit(write, root, *given[2]).result(60)
         assert isinstance(first[0].result(60), Published)
