@@ -37,6 +37,7 @@ from benchmarks.links.cells import (
 )
 from benchmarks.links.change import ChangeCell, change_cells, draw_change, measure_change
 from benchmarks.links.gang import CellFailed, Hosts
+from benchmarks.links.kept import KeptCell, kept_cells, measure_kept
 from benchmarks.links.limit import LimitCell, limit_cells, measure_limit
 from benchmarks.links.methods import COMM, METHODS, NONE
 from benchmarks.links.page import page
@@ -56,7 +57,7 @@ def chosen(options: argparse.Namespace) -> list[Cell]:
     if options.limit:
         cells: list[Cell] = list(limit_cells())
     elif options.change:
-        cells = list(change_cells(options.model))
+        cells = [*kept_cells(options.model), *change_cells(options.model)]
     elif options.accuracy:
         cells = list(accuracy_cells(options.model, options.seeds, options.accuracy_layout))
     else:
@@ -82,6 +83,8 @@ def measure_alone(hosts: Hosts, cell: Cell, options: argparse.Namespace) -> Reco
     try:
         if isinstance(cell, LimitCell):
             return measure_limit(hosts, cell)
+        if isinstance(cell, KeptCell):
+            return measure_kept(cell, options.folder)
         if isinstance(cell, ChangeCell):
             return measure_change(hosts, cell)
         return measure_accuracy(hosts, cell, options.train_steps or TASKS[cell.model].steps)
@@ -94,6 +97,8 @@ def progress(done: int, total: int, record: Record) -> str:
     words = [f"{done}/{total}", *(str(record[key]) for key in ("kind", "number", "model", "layout", "rate", "method"))]
     if "error" in record:
         words.append(f"FAILED: {record['error']}")
+    elif "left" in record:
+        words.append(f"{record['left']:.4f} of the energy left behind")
     elif "accuracy" in record:
         words.append(f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}")
     else:

@@ -74,7 +74,7 @@ def page(records: Records, accuracy_layout: str) -> str:
         for layout in layouts_of(timed, model):
             lines += _section(timed, trained, model, layout)
         lines += _learning(trained, model)
-    lines += change_section(changed)
+    lines += change_section(changed, records.of("kept"))
     lines += _limit(limited)
     lines += _failed(records.failed())
     lines += _commits(timed)

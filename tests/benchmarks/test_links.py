@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.links.cells import LAYOUTS, RATES, Cell, Effort, accuracy_cells, contests, timing_cells
 from benchmarks.links.change import STEPS, change_cells, change_section, spent
+from benchmarks.links.kept import kept_cells, measure_kept
 from benchmarks.links.limit import duration, least_seconds
 from benchmarks.links.methods import ADAPTIVE, ALONE, FP16, FP32, METHODS, NONE, PEERS, POWERSGD, START
 from benchmarks.links.page import page
@@ -214,10 +215,26 @@ def test_cc21_a_change_counts_every_step_of_what_reacts_and_compares_it_with_the
     assert spent(record(ADAPTIVE.key, [0.5, 1.0])) == pytest.approx([0.5 + (STEPS - 1) * 1.0])
     text = "\n".join(change_section([adaptive, none, int8]))
     ratio = sum(spent(adaptive)) / (0.7 * STEPS)
-    assert f"Adaptive: {ratio:.3f} of the best, met (1.10)." in text
+    assert f"- ours, adaptive: {ratio:.3f} of the best, met (1.10)\n" in text
     assert "MISSED" in "\n".join(change_section([record(ADAPTIVE.key, fast, [1.0] * STEPS, fast), none, int8]))
+    kept = [{"model": "mlp", "method": key, "left": left} for key, left in ((NONE.key, 0.0), ("ours-int8", 0.2))]
+    text = "\n".join(change_section([adaptive, none, int8], kept))
+    admissible = sum(spent(adaptive)) / sum(spent(none))
+    assert (
+        f"{ratio:.3f} of the best, met (1.10); of those that leave 0.1 at most: {admissible:.3f} of the best, met" in text
+    )
+    assert "| ours, int8 | 150.0 | 250.0 | 150.0 | 550.0 | 1.57 | 0.200 |" in text
     cells = list(change_cells(["mlp"]))
     assert {cell.method for cell in cells} == {*METHODS} - {ALONE.key} and len({*cells}) == len(cells)
+
+
+def test_cc19_what_codecs_leave_of_the_gradients_of_a_training() -> None:
+    """bf16 next to nothing; sign what it leaves of any gradient; and more rank, or bits, less."""
+    cells = {cell.method: cell for cell in kept_cells(["mlp"])}
+    assert {*cells} == {key for key, method in METHODS.items() if method.ours and not method.reacts}
+    left = {key: measure_kept(cells[f"ours-{key}"], None)["left"] for key in ("none", "bf16", "int4", "sign", "powersgd")}
+    assert left["none"] == 0.0 < left["bf16"] < left["int4"] < left["powersgd"] < left["sign"] < 1.0
+    assert left["bf16"] < 1e-2 and left["sign"] > 0.3
 
 
 def test_cc8_the_limit_is_that_of_a_ring() -> None:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from workers.collectives.buckets import BucketPlan
 from workers.collectives.exchange import Groups, Hosts
-from workers.compression.choice import Choice, Plan
-from workers.compression.codec import Codec
+from workers.compression.choice import Plan
 from workers.compression.controller.config import ControllerConfig
 from workers.compression.controller.layout import Layout
 from workers.compression.controller.measures import Measures
@@ -21,9 +20,8 @@ from workers.compression.controller.policy import decide, is_decision_step
 from workers.compression.controller.records import Record
 from workers.compression.controller.shadows import Pair
 from workers.compression.controller.state import VERSION, ControllerState, initial_state
+from workers.compression.controller.trials import Trials
 from workers.compression.controller.wire import BucketFacts
-from workers.compression.powersgd import PowerSGD
-from workers.compression.registry import codec_of
 
 LEVEL = "hosts"
 EDGES = 2
@@ -43,7 +41,7 @@ class Controller:
     """
 
     def __init__(self, plan: BucketPlan, config: ControllerConfig, planned_steps: int, seed: int = 0) -> None:
-        self._plan, self._config, self._planned_steps, self._seed = plan, config, planned_steps, seed
+        self._plan, self._config, self._planned_steps = plan, config, planned_steps
         self.state = self._initial()
         self._hosts, self._local_ranks = 1, 1
         self.measures = Measures(self.facts(1, 1), (LEVEL,))
@@ -60,8 +58,7 @@ class Controller:
         self._usual: float | None = None
         """Seconds of a step before the plan changed, until the next window ends."""
         self._copies: dict[int, Tensor] = {}
-        self._shadow_codecs: dict[int, PowerSGD] = {}
-        self._shapes = {slot.name: slot.shape for slot in plan.slots}
+        self._trials = Trials(plan.slots, seed)
 
     def choices(self, step: int) -> Plan:
         """In force for a step, which is the one after the last that this state knows of."""
@@ -191,39 +188,11 @@ class Controller:
         self._copies.clear()
 
     def _try(self, pair: Pair, gradient: Tensor) -> None:
-        energy = float(torch.dot(gradient, gradient))
-        if not 0.0 < energy < float("inf"):
-            return
-        encode, decode, decoded = (
-            self._low_rank(pair, gradient) if pair.choice.is_low_rank else _coded(pair.choice, gradient)
-        )
-        self.measures.encoded(pair.choice, len(gradient), encode)
-        self.measures.decoded(pair.choice, len(gradient), decode)
-        self.measures.gain(pair.bucket, pair.choice, float(torch.dot(decoded, decoded)) / energy, energy)
-
-    def _low_rank(self, pair: Pair, gradient: Tensor) -> tuple[float, float, Tensor]:
-        rank, factors = pair.choice.rank, codec_of(pair.choice)
-        codec = self._shadow_codecs.setdefault(rank, PowerSGD(self._shapes, rank, self._seed))
-        decoded = torch.empty_like(gradient)
-        views, room = self._views(pair.bucket, gradient), self._views(pair.bucket, decoded)
-        if not codec.state_dict().keys() & views.keys():
-            _turn(codec, views, room)  # in use, Q comes from the step before
-        begun = time.perf_counter()
-        iteration = codec.start(views, alike=self.alike)
-        p = _through(factors, iteration.p)
-        left_p = iteration.p.sub_(p)
-        q = iteration.middle(p)
-        sent = _through(factors, q)
-        iteration.rest(left_p, q.sub_(sent), room)
-        between = time.perf_counter()
-        iteration.finish(sent, room)
-        ended = time.perf_counter()
-        codec.commit()
-        return between - begun, ended - between, decoded
-
-    def _views(self, bucket: int, flat: Tensor) -> dict[str, Tensor]:
-        slots = (slot for slot in self._plan.slots if slot.bucket == bucket)
-        return {slot.name: flat[slot.start : slot.start + slot.numel].view(slot.shape) for slot in slots}
+        trial = self._trials.try_on(pair.bucket, gradient, pair.choice, alike=self.alike)
+        if trial is not None:
+            self.measures.encoded(pair.choice, len(gradient), trial.encode)
+            self.measures.decoded(pair.choice, len(gradient), trial.decode)
+            self.measures.gain(pair.bucket, pair.choice, trial.gain, trial.energy)
 
     # ------------------------------------------------------------------ replicated state
 
@@ -241,25 +210,3 @@ class Controller:
 
     def _initial(self) -> ControllerState:
         return initial_state(self._config, len(self._plan.sizes), self._planned_steps)
-
-
-def _coded(choice: Choice, gradient: Tensor) -> tuple[float, float, Tensor]:
-    """Seconds to encode and to decode, and what came out."""
-    codec = codec_of(choice)
-    begun = time.perf_counter()
-    payload = codec.encode(gradient)
-    between = time.perf_counter()
-    decoded = codec.decode(payload, len(gradient))
-    return between - begun, time.perf_counter() - between, decoded
-
-
-def _turn(codec: PowerSGD, views: Mapping[str, Tensor], room: Mapping[str, Tensor]) -> None:
-    """A step of this rank alone, for the sake of its Q."""
-    iteration = codec.start(views, alike=True)
-    iteration.finish(iteration.middle(iteration.p), room)
-    codec.commit()
-
-
-def _through(codec: Codec, values: Tensor) -> Tensor:
-    """What comes out at the other end."""
-    return codec.decode(codec.encode(values), len(values))
