@@ -21,8 +21,8 @@ from workers.compression.controller.trials import Trials
 
 WORLD = 4
 """Ranks that share a global batch; a codec has the gradient of the first one."""
-STEPS, EVERY, TRIALS = 100, 5, 10
-"""Of a training without any codec; the last `TRIALS` of its steps, `EVERY` apart, are tried on."""
+STEPS, EVERY = 1500, 150
+"""Of a training without any codec, as long as that over links that change; each `EVERY`th of its steps is tried on."""
 
 
 @dataclass(frozen=True)
@@ -43,32 +43,37 @@ def measure_kept(cell: KeptCell, folder: Path | None) -> Record:
     median of all trials."""
     choice = Choice.parse(str(METHODS[cell.method].settings["codec"]))
     plan, found = _gradients(cell.model, folder)
-    trials = Trials(plan.slots)
-    left = [_left(trials, gradients, choice) for gradients in found] if choice != NONE else [0.0]
+    left = [_left(Trials(plan.slots), *pair, choice) for pair in found] if choice != NONE else [0.0]
     return {"left": median(left), "seconds": [], "payload": 0.0}
 
 
-def _left(trials: Trials, gradients: Sequence[Tensor], choice: Choice) -> float:
+def _left(trials: Trials, before: Sequence[Tensor], gradients: Sequence[Tensor], choice: Choice) -> float:
+    """Of a step, after the one `before`: a low rank has its Q from there."""
+    for bucket, gradient in enumerate(before):
+        trials.try_on(bucket, gradient, choice)
     tried = [trials.try_on(bucket, gradient, choice) for bucket, gradient in enumerate(gradients)]
     known = [trial for trial in tried if trial is not None]
     return sum(abs(1.0 - trial.gain) * trial.energy for trial in known) / sum(trial.energy for trial in known)
 
 
 @lru_cache(maxsize=1)
-def _gradients(model_key: str, folder: Path | None) -> tuple[BucketPlan, list[list[Tensor]]]:
-    """The buckets of each step that is tried on."""
+def _gradients(model_key: str, folder: Path | None) -> tuple[BucketPlan, list[tuple[list[Tensor], list[Tensor]]]]:
+    """The buckets of each step that is tried on, behind those of the step before."""
     task = TASKS[model_key]
     data, model = task.load(folder), task.build(1)
     optimizer = task.optimizer(model)
     parameters = dict(model.named_parameters())
     plan, found = plan_buckets([(name, each.shape) for name, each in parameters.items()], 0), []
+    before: list[Tensor] = []
     for step in range(STEPS):
         optimizer.zero_grad()
         for rank in range(WORLD):
             inputs, targets = batch(task, data, 1, step, rank, WORLD)
             loss_of(model(inputs), targets).backward()
-            if rank == 0 and step >= STEPS - TRIALS * EVERY and step % EVERY == EVERY - 1:
-                found.append(_buckets(plan, parameters))
+            if rank == 0 and (step + 2) % EVERY == 0:
+                before = _buckets(plan, parameters)
+            elif rank == 0 and (step + 1) % EVERY == 0:
+                found.append((before, _buckets(plan, parameters)))
         for parameter in parameters.values():
             if parameter.grad is not None:
                 parameter.grad /= WORLD

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.links import kept as kept_module
 from benchmarks.links.cells import LAYOUTS, RATES, Cell, Effort, accuracy_cells, contests, timing_cells
 from benchmarks.links.change import STEPS, change_cells, change_section, spent
 from benchmarks.links.kept import kept_cells, measure_kept
@@ -228,8 +229,10 @@ def test_cc21_a_change_counts_every_step_of_what_reacts_and_compares_it_with_the
     assert {cell.method for cell in cells} == {*METHODS} - {ALONE.key} and len({*cells}) == len(cells)
 
 
-def test_cc19_what_codecs_leave_of_the_gradients_of_a_training() -> None:
+def test_cc19_what_codecs_leave_of_the_gradients_of_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """bf16 next to nothing; sign what it leaves of any gradient; and more rank, or bits, less."""
+    monkeypatch.setattr(kept_module, "STEPS", 40)
+    monkeypatch.setattr(kept_module, "EVERY", 20)
     cells = {cell.method: cell for cell in kept_cells(["mlp"])}
     assert {*cells} == {key for key, method in METHODS.items() if method.ours and not method.reacts}
     left = {key: measure_kept(cells[f"ours-{key}"], None)["left"] for key in ("none", "bf16", "int4", "sign", "powersgd")}
