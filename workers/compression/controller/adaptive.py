@@ -377,7 +377,7 @@ class _Window:
     def outcome(self) -> tuple[ControllerState, list[Record]]:
         trial, doubt = self.tries_rival, None if self.back else self._doubt
         chosen = self.rival if trial else self.back or (self.choose() if doubt is None else self.none)
-        waits = self._must_be_probed(chosen)
+        waits = self._must_be_probed(chosen, is_tried=trial or doubt is not None)
         if waits:
             trial, doubt, chosen = False, None, self.present
         after, decisions = [], []
@@ -392,7 +392,7 @@ class _Window:
             self.state,
             buckets=tuple(after),
             step=self.step,
-            chosen=not self.collapsed and not trial and (self.state.chosen or self._has_decided(chosen)),
+            chosen=not self.collapsed and not trial and (self.state.chosen or (not waits and self._has_decided(chosen))),
             seconds_per_byte=self._smoothed(),
             gradient_norm=_or(self.measured.gradient_norm, self.state.gradient_norm),
             coherence=_or(self.measured.coherence, self.state.coherence),
@@ -414,10 +414,10 @@ class _Window:
             state = self._probed_next(state, chosen, waits=waits)
         return state, [*decisions, self._plan(chosen)]
 
-    def _must_be_probed(self, chosen: Sequence[Option]) -> bool:
+    def _must_be_probed(self, chosen: Sequence[Option], *, is_tried: bool) -> bool:
         """Nothing tells whether the link bears what would be sent. Where probes that were asked for did not come, as with a
-        new generation, it is sent for all that."""
-        if not self.is_whole or self.collapsed or self.over or self.bears:
+        new generation, it is sent for all that, and so is what keeps the error budget, where it is not only to be tried."""
+        if not self.is_whole or self.collapsed or self.bears or (self.over and not is_tried):
             return False
         now, then = (sum(option.nbytes for option in options) for options in (self.present, chosen))
         return then > FAR_MORE * now and not (self.state.awaited > 1 and self.measured.probe is None)

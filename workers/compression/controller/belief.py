@@ -22,6 +22,9 @@ PROBE_STEPS = 100
 """Between two probes of a link that may only seem faster; twice as many after each that finds it as it was."""
 
 MOST_PROBE_STEPS = 1600
+IMMEDIATE = 1e-12
+"""Seconds per byte of a link at most, of which measures say that it takes no time at all."""
+
 LEAST_PROBE_BYTES, MOST_PROBE_BYTES = 1 << 16, 1 << 20
 
 FASTER = 2.0
@@ -95,12 +98,13 @@ def _probed(
     before, now = state.seconds_per_byte, measured.probe
     if now is None or before is None:
         return state, belief
-    if not belief.bears and now > config.collapse * before:
-        if state.awaited < SLOW_PROBES:
-            return state, belief
-        slower = replace(state, seconds_per_byte=now, awaited=0)
+    latency = belief.line.latency / max(state.probed, LEAST_PROBE_BYTES)  # per byte: it is in a probe's time too
+    if not belief.bears and now > config.collapse * (before + latency):
+        if state.slow_probes + 1 < SLOW_PROBES:
+            return replace(state, slow_probes=state.slow_probes + 1), belief
+        slower = replace(state, seconds_per_byte=now, slow_probes=0)
         return slower, Belief(belief.line._replace(seconds_per_byte=now), seems_faster=False, bears=True)
-    belief = belief._replace(bears=True)
+    state, belief = replace(state, slow_probes=0), belief._replace(bears=True)
     if not belief.seems_faster:
         return state, belief
     if now * FASTER > before:
@@ -120,5 +124,5 @@ def probed_next(state: ControllerState, took: Value) -> ControllerState:
     Args:
         took: seconds of a step.
     """
-    carries = (took or 0.0) / state.seconds_per_byte if state.seconds_per_byte else 0.0
+    carries = (took or 0.0) / max(state.seconds_per_byte or 0.0, IMMEDIATE)
     return replace(state, probing=round(min(max(carries, LEAST_PROBE_BYTES), MOST_PROBE_BYTES)))

@@ -81,6 +81,7 @@ class Controller:
         """Of the units between which gradients are encoded: hosts, or groups of hosts; with groups, what is said of hosts
         here and in `BucketFacts` is meant of groups."""
         self._hosts, self._local_ranks = len(units), min(map(len, units))
+        self._forget_steps()
         self.measures.begin_generation(self.facts(self._hosts, self._local_ranks))
 
     @property
@@ -102,7 +103,8 @@ class Controller:
     def vector(self, step: int) -> Tensor:
         """What is reduced, to the largest of each element, in a step that something is due in: float32 [n]. Measures, and
         behind them, or instead of them, zeros where the link is to be probed."""
-        found = torch.empty(0) if self._only_probes(step) else self.measures.vector(self._latest or None)
+        is_whole = step % self._config.every == 0
+        found = torch.empty(0) if self._only_probes(step) else self.measures.vector(self._latest or None, is_whole=is_whole)
         receivers = (self._hosts - 1) * self._local_ranks
         if not self.state.probing or not receivers:
             return found
@@ -124,7 +126,7 @@ class Controller:
         if not len(reduced):
             return []
         if only_probed:
-            self.state = replace(self.state, probing=0)
+            self.state = replace(self.state, probing=0, probed=self.state.probing)
             return []
         facts, before = self.facts(*world), self.state
         measured = self._layout.read(reduced[: self._layout.length])
@@ -145,6 +147,10 @@ class Controller:
             return False
         longer = self._usual is not None and self._latest > self._config.collapse * self._usual
         return longer or self.measures.alarm(self._config.collapse)
+
+    def _forget_steps(self) -> None:
+        """Those to come have other ranks, or are of another run."""
+        self._begun, self._last, self._usual = None, 0.0, None
 
     @property
     def _latest(self) -> float:
@@ -203,6 +209,7 @@ class Controller:
     def restore(self, plain: Mapping[str, Any] | None) -> None:
         """Take over `as_dict`; begin anew where there is none, or one of another policy, version or of other buckets."""
         self.state = self._initial()
+        self._forget_steps()
         if not plain or plain["policy"] != self._config.policy or plain["state"]["version"] != VERSION:
             return
         if len(plain["state"]["buckets"]) == len(self._plan.sizes):

@@ -144,8 +144,9 @@ def _without_rival(state: ControllerState, step: int) -> ControllerState:
 
 
 def forgotten(state: ControllerState) -> ControllerState:
-    """What was measured of steps, which is no measure any more."""
-    return replace(state, none_step_seconds=None, rival_saves=0.0, doubt=None, compare_after=0, comparisons=0)
+    """What was measured of steps, and by probes, which is no measure any more."""
+    state = replace(state, none_step_seconds=None, rival_saves=0.0, doubt=None, compare_after=0, comparisons=0)
+    return replace(state, awaited=0, slow_probes=0)
 
 
 def of_world(state: ControllerState, hosts: int, local_ranks: int, step: int) -> ControllerState:

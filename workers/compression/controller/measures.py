@@ -155,15 +155,17 @@ class Measures:
 
     # ------------------------------------------------------------------ for the decision
 
-    def vector(self, latest: Value = None) -> Tensor:
+    def vector(self, latest: Value = None, *, is_whole: bool = True) -> Tensor:
         """float32 [K], to be reduced to the largest of each element over all ranks, in the steps of a decision.
 
         Args:
             latest: seconds of the last step, or of the one under way until now, whichever is more.
+            is_whole: a window ends here. Others do not go by what a probe has found: it is kept for the next that does.
         """
-        found = self._layout.write(self._measured(latest))
-        self._probe = None
-        return found
+        probe = self._probe if is_whole else None
+        if is_whole:
+            self._probe = None
+        return self._layout.write(self._measured(latest, probe))
 
     def alarm(self, factor: float) -> bool:
         """Whether a link is `factor` times slower than the last `vector` said. Cheap: for every step.
@@ -176,13 +178,13 @@ class Measures:
         """The reduced `vector`, the same on all ranks."""
         return self._layout.read(reduced)
 
-    def _measured(self, latest: Value) -> Measured:
+    def _measured(self, latest: Value, probe: Value) -> Measured:
         return Measured(
             lines={level: link.settle() for level, link in self._links.items()},
             round_trip=_mean(self._round_trips),
             step_seconds=_midmean(self._steps) if len(self._steps) >= ENOUGH_STEPS else None,
             latest_seconds=latest,
-            probe=self._probe,
+            probe=probe,
             gradient_norm=_mean(self._norms),
             coherence=_mean(self._coherence),
             encode=tuple(_rate(self._encode.get(choice)) for choice in CANDIDATES),

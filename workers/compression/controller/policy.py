@@ -49,4 +49,5 @@ def decide(
         )
     if not is_decision_step(state, step, config):
         raise ValueError(f"nothing is decided in step {step}; a window has {config.every} steps")
-    return POLICIES[config.policy](replace(state, alarmed=False, probing=0), reduced, step, buckets, config)
+    state = replace(state, alarmed=False, probing=0, probed=state.probing or state.probed)
+    return POLICIES[config.policy](state, reduced, step, buckets, config)

@@ -11,7 +11,7 @@ from workers.compression.choice import NONE, Choice, Plan
 from workers.compression.controller.candidates import RIVAL
 from workers.compression.controller.config import ControllerConfig
 
-VERSION = 10
+VERSION = 11
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class ControllerState:
         collapses: of the link that followed each other soon, and `small_until`: the step until which therefore no more is
             sent than now for the sake of time.
         probing: bytes that each rank sends over the link in the next step, to see what it carries; 0 for none.
+        probed: bytes of the last probe that went.
+        slow_probes: those in a row that have found the link far slower than it is taken for.
         probes: made one after the other that have found the link as it was, and `probe_after`: the step before which there
             is no other.
         awaited: windows in which what sends far more has waited for a probe of the link, one after the other.
@@ -120,6 +122,8 @@ class ControllerState:
     collapses: int = 0
     small_until: int = 0
     probing: int = 0
+    probed: int = 0
+    slow_probes: int = 0
     probes: int = 0
     probe_after: int = 0
     awaited: int = 0
@@ -155,6 +159,8 @@ class ControllerState:
             "collapses": self.collapses,
             "small_until": self.small_until,
             "probing": self.probing,
+            "probed": self.probed,
+            "slow_probes": self.slow_probes,
             "probes": self.probes,
             "probe_after": self.probe_after,
             "awaited": self.awaited,

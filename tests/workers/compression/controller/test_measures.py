@@ -248,9 +248,11 @@ def test_cc17_a_probe_goes_by_itself_in_the_next_step_and_is_told_in_the_next_de
     assert 4 * len(probe) == 100_000 and not probe.any()
     controller.measures.transfer("hosts", 100_000, 1.0, 1.5)
     assert controller.decide(21, probe, controller.world, alarmed=True) == []
-    assert controller.state == replace(before, probing=0, alarmed=True)
+    assert controller.state == replace(before, probing=0, probed=100_000, alarmed=True)
     assert controller.is_due(22)
-    told = controller.vector(22)
+    assert controller.measures.read(controller.vector(22)).probe is None, "an alarm's decision does not go by it"
+    told = controller.vector(40)
+    assert controller.measures.read(controller.vector(60)).probe is None, "it is told once"
     assert len(told) == length and controller.measures.read(told).probe == pytest.approx(0.5 / 100_000)
 
 

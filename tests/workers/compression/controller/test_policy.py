@@ -23,6 +23,7 @@ from tests.workers.compression.controller.conftest import (
     mlp,
 )
 from workers.compression.choice import NONE, Choice, Plan, plan_hash
+from workers.compression.controller import lessons
 from workers.compression.controller.adaptive import TOLERATED
 from workers.compression.controller.candidates import CANDIDATES, RIVAL, is_late
 from workers.compression.controller.config import ControllerConfig
@@ -571,8 +572,8 @@ def test_cc18_a_link_of_which_traffic_tells_nothing_is_probed() -> None:
 @pytest.mark.parametrize("probe", [FAST, SLOW, None])
 def test_cc18_what_sends_far_more_waits_for_a_probe_where_little_is_sent(probe: Line | None) -> None:
     """What little is sent crosses a link that has become slow as it always did. A window of `none` would be steps of
-    seconds: a link is slow after three probes that say so, and where a probe says that it is not, or does not come, the
-    plan is compared."""
+    seconds: a link is slow after two probes that say so, and a third then asks whether it is faster again; where a probe
+    says that it is not slow, or does not come, the plan is compared."""
     low_rank = Choice("powersgd-int8", 4)
     loose = DEFAULT.model_copy(update={"error_budget": 0.5})
     state = replace(in_force(low_rank, line=FAST), none_step_seconds=0.1, none_seconds_per_byte=FAST.seconds_per_byte)
@@ -593,15 +594,57 @@ def test_cc18_what_sends_far_more_waits_for_a_probe_where_little_is_sent(probe: 
     assert ControllerState.from_dict(states[1].as_dict()) == states[1]
 
 
-def test_cc18_a_slow_probe_may_have_waited_for_a_core() -> None:
-    low_rank = Choice("powersgd-int8", 4)
+def waiting() -> tuple[ControllerState, ControllerConfig, Measured]:
+    """What was to be compared with `none`, and sends too little to tell whether the link bears that; and its windows."""
     loose = DEFAULT.model_copy(update={"error_budget": 0.5})
-    state = replace(in_force(low_rank, line=FAST), none_step_seconds=0.1, none_seconds_per_byte=FAST.seconds_per_byte)
-    window = measured(FAST, step_seconds=0.1)
+    state = in_force(Choice("powersgd-int8", 4), line=FAST)
+    state = replace(state, none_step_seconds=0.1, none_seconds_per_byte=FAST.seconds_per_byte)
+    return state, loose, measured(FAST, step_seconds=0.1)
+
+
+def test_cc18_a_slow_probe_may_have_waited_for_a_core() -> None:
+    state, loose, window = waiting()
     slow, fast = (replace(window, probe=each.seconds_per_byte) for each in (SLOW, FAST))
     states, _ = run([window, slow, fast, window], state=state, config=loose)
-    assert [all_are(each.plan) for each in states[:3]] == [False, False, True] and not states[2].awaited
+    assert [all_are(each.plan) for each in states[:3]] == [False, False, True]
+    assert not states[2].awaited and not states[2].slow_probes
     assert states[2].seconds_per_byte == pytest.approx(FAST.seconds_per_byte)
+
+
+def test_cc18_two_probes_say_that_a_link_is_slow_and_one_that_was_lost_says_nothing() -> None:
+    state, loose, window = waiting()
+    slow, states = replace(window, probe=SLOW.seconds_per_byte), [state]
+    for number, each in enumerate((window, window, slow, slow), start=51):
+        states.append(decide(states[-1], each, 20 * number, BUCKETS, loose)[0])
+    states = states[1:]
+    assert [each.awaited for each in states[:3]] == [1, 2, 3]
+    assert [each.slow_probes for each in states] == [0, 0, 1, 0]
+    assert states[2].seconds_per_byte == pytest.approx(FAST.seconds_per_byte), "of one slow probe"
+    assert states[3].seconds_per_byte == SLOW.seconds_per_byte
+    assert not any(all_are(each.plan) for each in states)
+    assert ControllerState.from_dict(states[2].as_dict()) == states[2]
+
+
+@pytest.mark.parametrize("line", [FAST, FAST._replace(seconds_per_byte=0.0)], ids=["fast", "immediate"])
+def test_cc18_the_latency_in_a_probes_time_makes_no_link_slow(line: Line) -> None:
+    """A link that is so fast that most of a probe's time is latency."""
+    state, loose, window = waiting()
+    state, line = replace(state, seconds_per_byte=line.seconds_per_byte), line._replace(latency=0.03)
+    window = replace(window, lines={"hosts": line})
+    states, _ = run([window], state=state, config=loose)
+    assert states[0].probing == 1 << 20 and states[0].plan == state.plan
+    probe = line.seconds(states[0].probing) / states[0].probing
+    assert probe > DEFAULT.collapse * line.seconds_per_byte, "or it would not have been taken for a slow one"
+    after, _ = run([replace(window, probe=probe)], state=states[0], config=loose)
+    assert all_are(after[0].plan) and not after[0].slow_probes
+
+
+def test_cc18_hosts_that_are_others_know_nothing_of_the_probes_before() -> None:
+    state, loose, window = waiting()
+    states, _ = run([window, replace(window, probe=SLOW.seconds_per_byte)], state=state, config=loose)
+    assert states[-1].awaited == 2 and states[-1].slow_probes == 1
+    met = lessons.of_world(states[-1], states[-1].hosts + 1, states[-1].local_ranks, states[-1].step)
+    assert not met.awaited and not met.slow_probes
 
 
 def test_cc18_a_link_that_is_used_is_not_probed() -> None:
