@@ -79,7 +79,8 @@ def change_section(records: Sequence[Record], kept: Sequence[Record] = ()) -> li
         f"{STEPS}. *Best* is the sum over the stretches of whichever fixed choice of ours was the fastest there; adaptive "
         f"may take {BOUND:.2f} times that. *Left* is the share of a gradient's energy that a codec leaves to error "
         "feedback in a step, of one rank of a training without any; adaptive's budget for it is "
-        f"{ControllerConfig().error_budget:g}, and what leaves more is none of its choices.",
+        f"{ControllerConfig().error_budget:g}, and what leaves more is none of its choices; what "
+        "a model learns with it is in the tables of trainings above.",
         "",
     ]
     for model in dict.fromkeys(record["model"] for record in records):
@@ -92,9 +93,9 @@ def change_section(records: Sequence[Record], kept: Sequence[Record] = ()) -> li
         for key in METHODS:
             if key in mine:
                 lines.append(_row(METHODS[key].label, mine[key], best, left.get(key)))
-        rows, verdicts = [_row("best fixed choice of each stretch", best, best)], []
+        rows, verdicts = [_row("best fixed choice of each stretch", best, best)] if best else [], []
         for method, budget in ((ADAPTIVE, ControllerConfig().error_budget), (ADAPTIVE_LOOSE, LOOSE)):
-            if method.key not in mine:
+            if method.key not in mine or not best:
                 continue
             verdicts.append(f"- {method.label}: {_verdict(mine[method.key], best)}")
             within = _best(times for key, times in fixed.items() if left.get(key, math.inf) <= budget)

@@ -218,6 +218,10 @@ def test_cc21_a_change_counts_every_step_of_what_reacts_and_compares_it_with_the
     ratio = sum(spent(adaptive)) / (0.7 * STEPS)
     assert f"- ours, adaptive: {ratio:.3f} of the best, met (1.10)\n" in text
     assert "MISSED" in "\n".join(change_section([record(ADAPTIVE.key, fast, [1.0] * STEPS, fast), none, int8]))
+    alone = "\n".join(change_section([adaptive]))
+    assert "ours, adaptive" in alone and "best fixed" not in alone and "MISSED" not in alone, (
+        "with nothing to compare it with"
+    )
     kept = [{"model": "mlp", "method": key, "left": left} for key, left in ((NONE.key, 0.0), ("ours-int8", 0.2))]
     text = "\n".join(change_section([adaptive, none, int8], kept))
     admissible = sum(spent(adaptive)) / sum(spent(none))
