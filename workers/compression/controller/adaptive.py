@@ -377,7 +377,7 @@ class _Window:
     def outcome(self) -> tuple[ControllerState, list[Record]]:
         trial, doubt = self.tries_rival, None if self.back else self._doubt
         chosen = self.rival if trial else self.back or (self.choose() if doubt is None else self.none)
-        waits = self._must_be_probed(chosen, is_tried=trial or doubt is not None)
+        waits = self._must_be_probed(chosen)
         if waits:
             trial, doubt, chosen = False, None, self.present
         after, decisions = [], []
@@ -414,10 +414,10 @@ class _Window:
             state = self._probed_next(state, chosen, waits=waits)
         return state, [*decisions, self._plan(chosen)]
 
-    def _must_be_probed(self, chosen: Sequence[Option], *, is_tried: bool) -> bool:
+    def _must_be_probed(self, chosen: Sequence[Option]) -> bool:
         """Nothing tells whether the link bears what would be sent. Where probes that were asked for did not come, as with a
-        new generation, it is sent for all that, and so is what keeps the error budget, where it is not only to be tried."""
-        if not self.is_whole or self.collapsed or self.bears or (self.over and not is_tried):
+        new generation, it is sent for all that, and so is what the error budget asks for."""
+        if not self.is_whole or self.collapsed or self.over or self.bears:
             return False
         now, then = (sum(option.nbytes for option in options) for options in (self.present, chosen))
         return then > FAR_MORE * now and not (self.state.awaited > 1 and self.measured.probe is None)
